@@ -1,0 +1,67 @@
+# make demo    six devices on this machine learn spoken digits together
+# make test    everything that must hold: checks, generated code, all tests
+# make check   format, lint, types, who may import whom
+# make proto   regenerate peer/wire from proto/peer.proto
+# make bench   footprint and speed, as tables; never part of the tests
+# make soak    the long story of tests/lan again and again; make fuzz: hypothesis with many more examples
+#
+# The first target that needs it makes .venv. PYTHON names the interpreter (3.11 or newer); torch is installed
+# once: that interpreter's own, else $PEERD_TORCH (a requirement or a wheel), else the pin below.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: venv demo test check format proto wire-is-fresh bench soak fuzz clean
+
+TORCH_PIN := torch==2.13.0
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+RUN := .venv/bin/python -P -m
+SOAK_TIMES ?= 10
+
+venv: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one with make PYTHON=/path/to/python3"; exit 1; }
+	@test -x .venv/bin/python || { echo "making .venv with $(PYTHON)"; \
+	  $(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') .venv; }
+	@.venv/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || { \
+	  echo "installing $${PEERD_TORCH:-$(TORCH_PIN)}"; .venv/bin/python -m pip install --quiet "$${PEERD_TORCH:-$(TORCH_PIN)}"; }
+	@echo "installing peerd and what it needs"
+	@.venv/bin/python -m pip install --quiet --editable '.[demo,dev]'
+	@touch $@
+
+demo: venv
+	.venv/bin/peerd demo --json demo.json
+
+check: venv
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+	.venv/bin/python -P -c 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-cache"])'
+
+format: venv
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+proto: venv
+	.venv/bin/python proto/generate.py
+
+wire-is-fresh: proto
+	@git diff --exit-code --stat -- peer/wire || { \
+	  echo "peer/wire is not what proto/peer.proto generates; run 'make proto' and commit the result"; exit 1; }
+
+test: check wire-is-fresh
+	$(RUN) pytest
+
+bench: venv
+	PYTHONPATH=tests .venv/bin/python bench/footprint.py
+
+soak: venv
+	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
+
+fuzz: venv
+	HYPOTHESIS_PROFILE=fuzz $(RUN) pytest -q -x tests --ignore=tests/lan
+
+clean:
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

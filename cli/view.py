@@ -1,0 +1,121 @@
+"""`peerd status` for people: the same rows as plain text, or as a rich picture on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cli.text import UNKNOWN, clean, count, figure, size, span, times
+from peer.status import DeviceStatus, LinkStatus, SessionStatus
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Row = Sequence[str]
+_STATE_STYLE = {"training": "green", "waiting": "yellow", "alone": "yellow", "failed": "red"}
+_LINK_STYLE = {"alive": "green", "suspect": "yellow", "dead": "red"}
+_LINK_HEAD = ("", "peer", "state", "address", "sent", "received", "parcels", "heard", "rtt")
+_ARROWS = {"out": "→", "in": "←"}
+
+
+def headline(status: DeviceStatus) -> str:
+    """Which device this is."""
+    memory = f", {status.rss_mb:.0f} MB" if status.rss_mb is not None else ""
+    return (
+        f"{clean(status.device or UNKNOWN)}  {clean(status.peer)}  peerd {clean(status.version or UNKNOWN)}, "
+        f"up {span(status.uptime_s)}{memory}"
+    )
+
+
+def session_lines(session: SessionStatus) -> list[str]:
+    """What a session is, how well it does, and what that costs."""
+    metrics = "".join(f", {clean(name)} {figure(value)}" for name, value in session.metrics.items())
+    about = (
+        f"{clean(session.task or UNKNOWN)} by {clean(session.algorithm or UNKNOWN)} on "
+        f"{clean(session.topology or UNKNOWN)}, every {count(session.local_steps, 'local step')}"
+    )
+    progress = f"round {figure(session.round)}, loss {figure(session.loss)}{metrics}"
+    cost = (
+        f"{count(session.members, 'member')}, sent {size(session.bytes_sent)} "
+        f"({times(session.reduction)} less than dense), received {size(session.bytes_received)}"
+    )
+    pace = (
+        f"step {span(session.step_s)}, round {span(session.round_s)}, checkpoint "
+        f"{span(session.checkpoint_age_s)} old"
+    )
+    alone = [f"{count(session.rounds_alone, 'round')} closed alone"] if session.rounds_alone else []
+    return [about, progress, cost, pace, *alone]
+
+
+def link_rows(links: Sequence[LinkStatus]) -> list[Row]:
+    """One row per directed link, under `_LINK_HEAD`."""
+    return [
+        (
+            _ARROWS.get(link.direction, "?"),
+            clean(link.device or link.peer[:10]),
+            clean(link.state),
+            clean(link.address or UNKNOWN),
+            size(link.bytes_sent),
+            size(link.bytes_received),
+            figure(link.parcels) + (f" ({link.unacked} out)" if link.unacked else ""),
+            f"{span(link.last_heard_s)} ago" if link.last_heard_s is not None else UNKNOWN,
+            f"{link.rtt_ms:.0f} ms" if link.rtt_ms is not None else UNKNOWN,
+        )
+        for link in sorted(links, key=lambda link: (link.direction != "out", link.device or "", link.peer))
+    ]
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """The rows with aligned columns."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def plain(status: DeviceStatus) -> str:
+    """The whole status as text without colors; sentences that want something done come first."""
+    lines = [f"! {clean(sentence)}" for sentence in status.health]
+    lines.append(headline(status))
+    for session in status.sessions:
+        lines += ["", f"{clean(session.name)}: {clean(session.state)}"]
+        lines += [f"  {line}" for line in session_lines(session)]
+        if session.links:
+            lines += [f"    {line}" for line in columns([_LINK_HEAD, *link_rows(session.links)])]
+    if not status.sessions:
+        lines.append("no sessions; 'peerd create NAME' makes one, 'peerd join NAME' joins one")
+    return "\n".join(lines)
+
+
+def rich_view(status: DeviceStatus) -> Group:
+    """The whole status for a terminal. Foreign words are Text, never markup."""
+    from rich.console import Group, RenderableType
+    from rich.padding import Padding
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    if status.health:
+        parts.append(
+            Panel(Text("\n".join(clean(sentence) for sentence in status.health)), border_style="yellow")
+        )
+    parts.append(Text(headline(status), style="dim"))
+    for session in status.sessions:
+        title = Text(f"\n{clean(session.name)}  ", style="bold")
+        title.append(clean(session.state), style=_STATE_STYLE.get(session.state, ""))
+        parts += [title, Text("\n".join(f"  {line}" for line in session_lines(session)))]
+        if not session.links:
+            continue
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in _LINK_HEAD:
+            right = name in ("sent", "received", "parcels", "heard", "rtt")
+            table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        for row in link_rows(session.links):
+            cells = [Text(cell) for cell in row]
+            cells[2].stylize(_LINK_STYLE.get(row[2], "dim"))
+            table.add_row(*cells)
+        parts.append(Padding(table, (0, 0, 0, 4)))
+    if not status.sessions:
+        parts.append(Text("no sessions; 'peerd create NAME' makes one, 'peerd join NAME' joins one"))
+    return Group(*parts)

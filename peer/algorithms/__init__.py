@@ -1,0 +1,139 @@
+"""The algorithms, one file per paper, and `make`, which builds one from a session's descriptor.
+
+base.py is the protocol they follow, push_sum.py what those share whose mass moves along links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from peer import catalogue
+from peer.algorithms.base import Algorithm
+from peer.algorithms.difference_push import Budget, DifferencePush
+from peer.algorithms.push_sum import MIN_WEIGHT
+from peer.algorithms.replicas import REPLICA_MB
+from peer.algorithms.sgp import SGP
+from peer.algorithms.sparse_push import SparsePush
+from peer.compression.bodies import Layout
+from peer.compression.compressor import Compressor, compressor
+from peer.compression.quantize import quantize
+from peer.errors import UsageError
+from peer.grammar import MAX_BITS, Compression
+
+_KNOWN = {
+    "sgp": ("min-weight",),
+    "sparse-push": ("gamma", "reference", "min-weight"),
+    "difference-push": ("preset", "bits", "final-bits", "share", "replicas", "replica-mb", "min-weight"),
+}
+
+
+def make(
+    name: str,
+    options: Mapping[str, str],
+    layout: Layout,
+    dtype: torch.dtype,
+    compression: str = "",
+    *,
+    lockstep: bool = True,
+) -> Algorithm:
+    """The algorithm of that name. Raises UsageError.
+
+    options: its own, with bare keys. compression: as in `--compression`, "" for the algorithm's default.
+    lockstep: False for pace "free".
+    """
+    spec = catalogue.compression_of(name, compression)
+    unknown = set(options) - set(_KNOWN[name])
+    if unknown:
+        known = ", ".join(_KNOWN[name])
+        raise UsageError(f"{name} has no option '{min(unknown)}'; there are {known}")
+    build = {"sgp": _sgp, "sparse-push": _sparse_push, "difference-push": _difference_push}[name]
+    return build(_Request(options, layout, dtype, spec, lockstep))
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What `make` was asked for."""
+
+    options: Mapping[str, str]
+    layout: Layout
+    dtype: torch.dtype
+    spec: Compression
+    lockstep: bool
+
+    def number(self, key: str, default: float, least: float, most: float) -> float:
+        text = self.options.get(key)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            raise UsageError(f"option {key} is a number from {least:g} to {most:g}, not '{text}'")
+        return value
+
+    def word(self, key: str, *words: str) -> str:
+        """One of `words`; the first is the default."""
+        text = self.options.get(key, words[0])
+        if text not in words:
+            raise UsageError(f"option {key} is one of {', '.join(words)}, not '{text}'")
+        return text
+
+    @property
+    def min_weight(self) -> float:
+        return self.number("min-weight", MIN_WEIGHT, 0.0, 1.0)
+
+    @property
+    def compressor(self) -> Compressor:
+        return compressor(self.spec, self.layout, self.dtype)
+
+
+def _sgp(asked: _Request) -> Algorithm:
+    Q = None if asked.spec == Compression() else asked.compressor
+    return SGP(asked.layout, asked.dtype, Q, lockstep=asked.lockstep, min_weight=asked.min_weight)
+
+
+def _sparse_push(asked: _Request) -> Algorithm:
+    C = asked.compressor
+    if asked.options.get("gamma", "auto") == "auto":
+        kept = C(torch.ones(asked.layout.d, dtype=asked.dtype)).dense()
+        gamma = int(kept.count_nonzero()) / asked.layout.d  # k/d, as in the authors' scripts
+    else:
+        gamma = asked.number("gamma", 1.0, 1e-6, 1.0)
+    return SparsePush(
+        asked.layout,
+        asked.dtype,
+        C,
+        gamma,
+        reference="zero" if asked.word("reference", "initial", "zero") == "zero" else "initial",
+        lockstep=asked.lockstep,
+        min_weight=asked.min_weight,
+    )
+
+
+def _difference_push(asked: _Request) -> Algorithm:
+    """`bits` is short for `--compression bits=R`; `preset` has been turned into one by whoever took it."""
+    plain = Budget()
+    replicas = asked.word("replicas", "on", "off") == "on"
+    asked_bits = "bits" in asked.options or asked.spec.bits not in (None, plain.R)
+    bits = asked.number("bits", asked.spec.bits or plain.R, 0.01, MAX_BITS)
+    budget = Budget(
+        R=bits,
+        final=asked.number("final-bits", max(bits, plain.final), 0.01, MAX_BITS),
+        fixed=bits if asked_bits and not replicas else max(bits, plain.fixed),
+        share=asked.number("share", plain.share, 0.0, plain.share),
+    )
+    return DifferencePush(
+        asked.layout,
+        asked.dtype,
+        lambda v, bits: quantize(v, bits, asked.layout),
+        compressor(Compression(values="int8"), asked.layout, asked.dtype),
+        budget,
+        replicas=replicas,
+        replica_mb=asked.number("replica-mb", REPLICA_MB, 0.0, 1e6),
+        lockstep=asked.lockstep,
+        min_weight=asked.min_weight,
+    )

@@ -1,0 +1,122 @@
+"""What every algorithm follows: pure state machines over flat tensors, one file and one class per paper.
+
+    step(u, lr, links, now)   u is the model's change since mix() last gave one; what does each neighbor get?
+    receive(src, message)     fold one in
+    returned(dst, message)    the link gives this message back: un-apply it
+    ready()                   may the round close?
+    mix()                     close it: the model to train from next
+
+No clock, no socket, no global randomness. Nothing that came in or went out is changed in place.
+`learner.exchange` is the only caller.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from peer.compression.codec import Message as Message
+from peer.events import Key, LinkDown, LinkUp, PeerId
+
+SNAPSHOT, SHARE = 0, 1  # meanings every algorithm knows; an algorithm's own start at 16
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """One round as its node sees it.
+
+    out: out-neighbors with mixing weights p_ji; this node keeps 1 - sum(out). clear: those of them whose
+    last parcel is acknowledged; to the others nothing is sent, their share stays home. expected:
+    in-neighbors that will send. mean_weight: w̄ over live members.
+    """
+
+    key: Key
+    out: Mapping[PeerId, float]
+    expected: frozenset[PeerId]
+    n: int = 1
+    mean_weight: float = 1.0
+    clear: frozenset[PeerId] = field(default_factory=frozenset)
+
+
+class Algorithm(ABC):
+    """The protocol, as `learner.exchange` speaks it."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def model(self) -> Tensor | None:
+        """The de-biased model (flat); None before there is one."""
+
+    @property
+    @abstractmethod
+    def weight(self) -> float:
+        """Push-sum weight held; 0 before there is a model."""
+
+    @property
+    @abstractmethod
+    def heard(self) -> frozenset[PeerId]:
+        """In-neighbors whose message of the open round has come."""
+
+    @property
+    @abstractmethod
+    def bases(self) -> tuple[bytes, ...]:
+        """Digests of the models held that a message may name instead of sending them."""
+
+    @abstractmethod
+    def know(self, initial: Tensor) -> None:
+        """The model that every member derives from the session's seed. Comes before everything else."""
+
+    @abstractmethod
+    def begin(self, model: Tensor, weight: float) -> None:
+        """Start with this model and weight: as founder, or from a checkpoint."""
+
+    @abstractmethod
+    def open(self, links: Links) -> None:
+        """A round opens, or its links have changed before step()."""
+
+    @abstractmethod
+    def sponsor(self, dst: PeerId, key: Key, bases: tuple[bytes, ...]) -> Message:
+        """Half of the mass for a newcomer, as a SNAPSHOT. bases: digests of models the newcomer holds."""
+
+    @abstractmethod
+    def hand_over(self, key: Key) -> Message:
+        """All of the mass, exactly, as a SHARE; nothing is left here."""
+
+    @abstractmethod
+    def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]: ...
+
+    @abstractmethod
+    def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]: ...
+
+    @abstractmethod
+    def returned(self, dst: PeerId, message: Message) -> None: ...
+
+    def settled(self, dst: PeerId, message: Message) -> None:  # noqa: B027 - most keep nothing for it
+        """The message is acknowledged: what was kept to un-apply it can go."""
+
+    @abstractmethod
+    def mass(self) -> tuple[Tensor, float]:
+        """(x, w) this node holds, mail that waits for its round included: what the invariants sum up."""
+
+    @abstractmethod
+    def ready(self) -> bool: ...
+
+    @abstractmethod
+    def mix(self) -> Tensor: ...
+
+    @abstractmethod
+    def estimate(self) -> Tensor: ...
+
+    def wake(self, now: float) -> tuple[dict[PeerId, Message], float | None]:
+        """For algorithms that meet on their own clock: messages due, and when to be called again."""
+        return {}, None
+
+    def on_links(self, change: LinkUp | LinkDown) -> None:  # noqa: B027 - most algorithms keep nothing per link
+        """A link has a new epoch, or is gone: state kept per link starts anew."""
+
+    def expect(self, expected: frozenset[PeerId]) -> None:  # noqa: B027
+        """The in-neighbors still worth waiting for this round have changed."""

@@ -1,0 +1,168 @@
+"""Difference-push, our own: push-sum of models that both ends of a link already know nearly.
+
+    x_i <- x_i + w̄ u_i            z_i = x_i / w_i
+    v = z_i - h_ij                 q = C_R(v)                   at R bits per parameter
+    D = |v - q|^2 / |v|^2          p = min(p_ji, 1 - sqrt D)    clamped to [0, 1/2]
+    h_ij <- h_ij + q               at i now, at j when it takes the parcel, in number order
+    u = p w_i                      x_i <- x_i - u h_ij,  w_i <- w_i - u
+                                   x_j <- x_j + u h_ij,  w_j <- w_j + u    at j
+
+x_i, w_i: numerator and push-sum weight; u_i: the change of z_i by local steps; h_ij: what j knows of z_i.
+
+A parcel is "u units of weight of the model h_ij", so the sums of x and w are exact for any C, D, p, link
+pattern and delay. The error v - q stays in z_i and is offered again: error feedback without a buffer. p <=
+1 - sqrt D, since the debit leaves z_i = h + (v - q)/(1 - p) at home: the residue must not grow. Kin:
+quantized push-sum (Taheri, Mokhtari, Hassani, Pedarsani, ICML 2020), here per edge, with p adapted and a
+quantizer at a budget. Final rounds are the same with more bits.
+
+h starts anew with each link epoch: from a base that both ends name by digest (the initial model while it
+is recent, or a snapshot that one has served the other), else from a dense parcel without weight. A link
+without replicas uses h = x0, the initial model, throughout: u units of weight of x0 + q, with q at more
+bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peer.algorithms.base import Links, Message
+from peer.algorithms.push_sum import MIN_WEIGHT, PushSum
+from peer.algorithms.replicas import REPLICA_MB, Replicas
+from peer.compression.bodies import Body, Empty, Layout
+from peer.compression.compressor import Compressor
+from peer.errors import UnknownBaseError
+from peer.events import FINAL, Key, LinkDown, LinkUp, PeerId
+
+DIFFERENCE = 16  # h += body, from the model `base` if one is named; weight units of h
+REPLICA = 17  # h = body, weight 0
+DEVIATION = 18  # weight units of x0 + body, base names x0; no replica
+
+MOST = 0.5  # of the weight in one parcel: more would leave the residue amplified even where D = 0 (guess)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bits per parameter. R: rounds with local steps; final: final rounds; fixed: links without replicas.
+
+    share: cap on p. Defaults measured with 8 peers on Fashion-MNIST, 54k parameters: the number of exchanges
+    counts more than their bits, hence R = 1; R = 2 at the end; without replicas 3 bits were best.
+    """
+
+    R: float = 1.0
+    final: float = 2.0
+    fixed: float = 3.0
+    share: float = MOST
+
+
+class DifferencePush(PushSum):
+    """C(v, R): quantizer at R bits per parameter. opening: compressor of a new link's first, dense parcel.
+
+    replicas: False keeps none; replica_mb: megabytes for all of them, after which links do without.
+    """
+
+    name = "difference-push"
+
+    def __init__(
+        self,
+        layout: Layout,
+        dtype: torch.dtype,
+        C: Callable[[Tensor, float], Body],
+        opening: Compressor,
+        budget: Budget = Budget(),
+        *,
+        replicas: bool = True,
+        replica_mb: float = REPLICA_MB,
+        lockstep: bool = True,
+        min_weight: float = MIN_WEIGHT,
+    ) -> None:
+        super().__init__(layout, dtype, lockstep=lockstep, min_weight=min_weight)
+        self.C, self.opening, self.budget = C, opening, budget
+        self.replicas = Replicas(self.held, allowed=replicas, mb=replica_mb)
+
+    # --- the update ------------------------------------------------------------------------------
+
+    def push(self, links: Links) -> dict[PeerId, Message]:
+        z, w = self.estimate(), self.w  # all out-links of a round see the same model
+        return {j: self._parcel(j, p, z, w, links.key) for j, p in self.shares(links).items()}
+
+    def _parcel(self, j: PeerId, p: float, z: Tensor, w: float, key: Key) -> Message:
+        if not self.replicas.keeps(j, z):
+            return self._without_replica(j, p, z, w, key)
+        h, base = self.replicas.link_to(j).h, b""
+        if h is None:
+            common = self.replicas.opening(j)
+            if common is None:
+                body = self.opening(z)
+                self.replicas.keep(j, body.dense(), key.round)
+                return Message(key, REPLICA, body)
+            h, base = common
+        body, q, p = self._difference(z - h, p, self._bits(key))
+        h = h + q
+        self.replicas.keep(j, h, key.round)
+        self.lend(j, h, p * w)
+        return Message(key, DIFFERENCE, body, p * w, base)
+
+    def _without_replica(self, j: PeerId, p: float, z: Tensor, w: float, key: Key) -> Message:
+        h = self.initial_model()
+        body, q, p = self._difference(z - h, p, max(self._bits(key), self.budget.fixed))
+        self.lend(j, h + q, p * w)
+        return Message(key, DEVIATION, body, p * w, self.x0_digest)
+
+    def _difference(self, v: Tensor, p: float, bits: float) -> tuple[Body, Tensor, float]:
+        """q as it travels and as a tensor, and the share p that goes with it."""
+        body = self.C(v, bits) if v.any() else Empty(self.d, self.dtype)
+        q = body.dense()
+        return body, q, max(0.0, min(p, self.budget.share, MOST, 1 - lost(v, q)))
+
+    def _bits(self, key: Key) -> float:
+        return self.budget.final if key.phase == FINAL else self.budget.R
+
+    # --- mail ------------------------------------------------------------------------------------
+
+    def mass_of(self, src: PeerId, message: Message) -> Tensor | None:
+        meaning, q = message.meaning, message.body
+        if meaning == REPLICA:
+            self.replicas.into[src] = q.dense()
+            return None
+        if meaning == DIFFERENCE:
+            h = self.replicas.into[src] = self._replica_of(src, message) + q.dense()
+            return message.weight * h
+        if meaning == DEVIATION:
+            return message.weight * (self.initial_model(message.base) + q.dense())
+        return super().mass_of(src, message)
+
+    def _replica_of(self, src: PeerId, message: Message) -> Tensor:
+        if message.base:
+            return self.held.get(message.base)
+        if src not in self.replicas.into:
+            raise UnknownBaseError(f"no replica of the link from {src} is held here; open the link anew")
+        return self.replicas.into[src]
+
+    def returned(self, dst: PeerId, message: Message) -> None:
+        super().returned(dst, message)
+        self.replicas.forget(dst)
+
+    def on_links(self, change: LinkUp | LinkDown) -> None:
+        self.replicas.on_links(change)
+
+    # --- joining ---------------------------------------------------------------------------------
+
+    def sponsor(self, dst: PeerId, key: Key, bases: tuple[bytes, ...]) -> Message:
+        message = super().sponsor(dst, key, bases)
+        self.replicas.served(dst, self.held.hold(self._lent[dst], key.round))
+        return message
+
+    def take_snapshot(self, message: Message) -> Tensor:
+        z = super().take_snapshot(message)
+        self.held.hold(z, message.key.round)
+        return z
+
+
+def lost(v: Tensor, q: Tensor) -> float:
+    """sqrt D = |v - q| / |v|; 0 where v = 0, since then nothing is lost."""
+    size = float(v.norm())
+    return float((v - q).norm()) / size if size > 0 else 0.0

@@ -1,0 +1,97 @@
+"""Sparse-Push and SCSP (Aketi, Singh, Rabaey, arXiv 2102.05715): SGP with error-compensated top-k.
+
+    x_i <- x_i + w̄ u_i
+    s_i = x_i + e_i        q_i = C(s_i)        e_i <- s_i - q_i
+    x_i <- x_i + gamma (sum_j p_ij q_j - q_i)
+    w_i <- w_i + gamma (sum_j p_ij w_j - w_i)          z_i = x_i / w_i
+    SCSP, the final rounds:   x_i <- sum_j p_ij x_j,   w_i <- sum_j p_ij w_j
+
+x_i: numerator, w_i: push-sum weight; u_i: the change of z_i by local steps; p_ji: the share that i gives
+to j; e_i: what is still owed, private, no mass; C: top-k by magnitude inside every tensor; gamma:
+consensus step, about k/d, the fraction kept.
+
+The paper's (rebuilt from its abstract and its first author's public code, not from its text): all of the
+above, with one local step per round. Ours: it is written per parcel, so that mass is exact on links that
+lose and delay: j gets (gamma p_ji q_i, gamma p_ji w_i), the sender debits the sum of what went out, and
+the share of a link that is not clear stays home; C rounds what it keeps to the type on the wire, and that
+error goes into e as well. Also ours: `reference` "initial" applies C to y_i = x_i - w_i x0, the deviation
+from the initial model. The paper's s holds the whole model, which leaves a spread of about gamma d/k |x|
+between nodes (on quadratics of ring 5, d = 40, k/d = 10 %: 1.0, and 0.19 on deviations).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from peer.algorithms.base import SHARE, Links, Message
+from peer.algorithms.push_sum import MIN_WEIGHT, PushSum
+from peer.compression.bodies import Body, Empty, Layout
+from peer.compression.compressor import Compressor
+from peer.events import FINAL, PeerId
+
+DEVIATION = 16  # body is y, mass less weight units of the initial model
+
+Reference = Literal["zero", "initial"]
+
+
+class SparsePush(PushSum):
+    """C: top-k compressor; gamma: consensus step in (0, 1]."""
+
+    name = "sparse-push"
+
+    def __init__(
+        self,
+        layout: Layout,
+        dtype: torch.dtype,
+        C: Compressor,
+        gamma: float,
+        *,
+        reference: Reference = "zero",
+        lockstep: bool = True,
+        min_weight: float = MIN_WEIGHT,
+    ) -> None:
+        super().__init__(layout, dtype, lockstep=lockstep, min_weight=min_weight)
+        self.C, self.gamma, self.reference = C, gamma, reference
+        self.e = torch.zeros_like(self.x)
+
+    def push(self, links: Links) -> dict[PeerId, Message]:
+        if links.key.phase == FINAL:
+            return self.average(links, self.exactly)
+        shares = {j: self.gamma * p for j, p in self.shares(links, self.gamma).items()}
+        bodies, w = self._compressed(set(shares.values())), self.w
+        zero = self.reference == "zero"
+        meaning, base = (SHARE, b"") if zero else (DEVIATION, self.x0_digest)
+        messages = {j: Message(links.key, meaning, bodies[p], p * w, base) for j, p in shares.items()}
+        for message in messages.values():
+            self.debit(self._mass(message), message.weight)
+        return messages
+
+    def _compressed(self, shares: set[float]) -> dict[float, Body]:
+        """Body of the parcel for each gamma p_ji; e <- s - q, unless nothing goes out at all."""
+        largest = max(shares, default=0.0)
+        if largest == 0:
+            return {p: Empty(self.d, self.dtype) for p in shares}
+        s = self._deviation() + self.e
+        body = self.C(largest * s)  # top-k does not care about scale, and what is rounded is what travels
+        q = body.dense() / largest
+        self.e = s - q
+        return {p: body if p == largest else self.C(p * q) for p in shares}
+
+    def _deviation(self) -> Tensor:
+        return self.x if self.reference == "zero" else self.x - self.w * self.initial_model()
+
+    def mass_of(self, src: PeerId, message: Message) -> Tensor | None:
+        if message.meaning != DEVIATION:
+            return super().mass_of(src, message)
+        self.initial_model(message.base)
+        return self._mass(message)
+
+    def debited(self, dst: PeerId, message: Message) -> Tensor:
+        return self._mass(message) if message.meaning == DEVIATION else super().debited(dst, message)
+
+    def _mass(self, message: Message) -> Tensor:
+        y = message.body.dense()
+        return y if message.meaning == SHARE else y + message.weight * self.initial_model()

@@ -1,0 +1,240 @@
+"""Names and what goes with them: algorithms, options, topologies, tasks, compressions. Standard library only.
+
+The CLI and the daemon check a user's words here without loading torch; the learner builds from the same
+entries. What is planned and not built is an error that says what exists. Where to look next:
+peer/algorithms/, peer/tasks/, peer/compression/.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from peer.errors import UsageError
+from peer.grammar import Compression, Option, Shard, ShardKind, parse_compression, parse_shard
+
+__all__ = ["Compression", "Option", "Shard", "parse_compression", "parse_shard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What a preset stands for when the user does not say otherwise."""
+
+    local_steps: int
+    compression: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlgorithmEntry:
+    """An algorithm without loading it. compression: its default; compressions: the kinds it can work with."""
+
+    name: str
+    about: str
+    compression: str
+    compressions: frozenset[Literal["dense", "topk", "bits"]]
+    options: Mapping[str, Option]
+    topologies: tuple[str, ...]
+    presets: Mapping[str, Preset]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEntry:
+    """What can be said about a built-in task without loading it. shards: the kinds of SHARD it takes."""
+
+    name: str
+    about: str
+    shards: frozenset[ShardKind]
+    options: Mapping[str, Option]
+    speakers: tuple[str, ...] = ()
+
+
+TOPOLOGIES = ("ring", "exponential", "random-K", "complete")
+MAX_RANDOM_K = 16  # out-neighbors a round; more is 'complete' in a house (guess)
+PACES = ("lockstep", "free")
+DEFAULT_ALGORITHM, DEFAULT_TOPOLOGY, DEFAULT_TASK = (
+    "difference-push",
+    "exponential",
+    "spoken-digits",
+)  # cli.md
+DEFAULT_LOCAL_STEPS = 16  # cli.md
+
+# Local steps and bits per exchange, and what they saved at which loss: sparse_push_experiments.md section 2.
+_PRESETS = {
+    "dense": Preset(4, "bits=1"),  # 123x at 0.5 points
+    "balanced": Preset(16, "bits=1"),  # 475x at 1.0 points
+    "frugal": Preset(32, "bits=1"),  # 951x at 0.5 points, twice the steps
+}
+
+ALGORITHMS: dict[str, AlgorithmEntry] = {
+    entry.name: entry
+    for entry in (
+        AlgorithmEntry(
+            "difference-push",
+            "sends what each neighbor does not know yet, quantized; the default",
+            compression="bits=1",
+            compressions=frozenset({"bits"}),
+            options={"preset": Option("balanced", "how many bytes to save", choices=tuple(_PRESETS))},
+            topologies=TOPOLOGIES,
+            presets=_PRESETS,
+        ),
+        AlgorithmEntry(
+            "sgp",
+            "stochastic gradient push: whole models (Assran et al. 2019)",
+            compression="none",
+            compressions=frozenset({"dense"}),
+            options={},
+            topologies=TOPOLOGIES,
+            presets={},
+        ),
+        AlgorithmEntry(
+            "sparse-push",
+            "top-k of the model with error feedback (Aketi et al. 2021)",
+            compression="topk=1%,fp16",
+            compressions=frozenset({"topk"}),
+            options={
+                "gamma": Option("auto", "consensus step; auto is the share of entries kept", words=("auto",)),
+                "reference": Option(
+                    "initial", "what the sparse difference is taken from", choices=("initial", "zero")
+                ),
+            },
+            topologies=TOPOLOGIES,
+            presets={},
+        ),
+    )
+}
+
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # of the spoken-digits data
+
+TASKS: dict[str, TaskEntry] = {
+    entry.name: entry
+    for entry in (
+        TaskEntry(
+            "spoken-digits",
+            "ten spoken digits by six speakers; the data comes with peerd",
+            shards=frozenset({"part", "dirichlet", "natural", "speaker"}),
+            options={},
+            speakers=SPEAKERS,
+        ),
+        TaskEntry(
+            "quadratic",
+            "a quadratic bowl per device; for trying things out",
+            shards=frozenset({"part"}),
+            options={
+                "dim": Option("1000", "number of parameters", least=1, most=1e8, whole=True),
+                "noise": Option("0", "deviation of the gradients' noise", most=1e6),
+            },
+        ),
+    )
+}
+
+
+# The learning rate over a session (peer/learner/schedule.py).
+TRAINING_OPTIONS = {
+    "schedule": Option(
+        "cosine", "of the learning rate; constant without an end", choices=("constant", "cosine", "step")
+    ),
+    "warmup": Option("50", "steps of rising learning rate", most=1e9, whole=True),
+    "lr-decay": Option("0.75:0.1,0.9:0.1", "of schedule=step", form=r"[0-9.]+:[0-9.]+(,[0-9.]+:[0-9.]+)*"),
+}
+
+
+# --- looking names up --------------------------------------------------------------------------------
+
+
+def algorithm(name: str) -> AlgorithmEntry:
+    """Raises UsageError that lists the algorithms there are."""
+    if name not in ALGORITHMS:
+        raise UsageError(f"no algorithm is called '{name}'; there are {', '.join(ALGORITHMS)}")
+    return ALGORITHMS[name]
+
+
+def task(name: str) -> TaskEntry:
+    """Raises UsageError that lists the tasks there are."""
+    if name not in TASKS:
+        raise UsageError(f"no task is called '{name}'; there are {', '.join(TASKS)}, or name a Python file")
+    return TASKS[name]
+
+
+def check_topology(text: str, algorithm_name: str = DEFAULT_ALGORITHM) -> str:
+    """The topology, if there is one of that name and the algorithm can run on it. Raises UsageError."""
+    entry = algorithm(algorithm_name)
+    kind = "random-K" if text.startswith("random-") else text
+    if kind not in TOPOLOGIES:
+        raise UsageError(f"no topology is called '{text}'; there are {', '.join(TOPOLOGIES)}")
+    if kind not in entry.topologies:
+        raise UsageError(f"{entry.name} runs on {', '.join(entry.topologies)}, not on '{text}'")
+    if kind == "random-K":
+        count = text.removeprefix("random-")
+        if not re.fullmatch(r"[1-9][0-9]?", count) or int(count) > MAX_RANDOM_K:
+            raise UsageError(
+                f"topology random-K has K out-neighbors, 1 to {MAX_RANDOM_K}, as in 'random-2', not '{text}'"
+            )
+    return text
+
+
+def compression_of(algorithm_name: str, text: str) -> Compression:
+    """The compression an algorithm is to work with; "" is its default. Raises UsageError if it cannot."""
+    entry = algorithm(algorithm_name)
+    found = parse_compression(text or entry.compression)
+    kind: Literal["dense", "topk", "bits"] = (
+        "bits" if found.bits is not None else "topk" if found.top_k is not None else "dense"
+    )
+    if kind not in entry.compressions:
+        examples = {"dense": "none, fp16 or int8", "topk": "topk=1%,fp16", "bits": "bits=1"}
+        can = " or ".join(examples[kind] for kind in sorted(entry.compressions))
+        raise UsageError(f"{entry.name} cannot work with compression '{text}'; it can with {can}")
+    return found
+
+
+def resolve_options(algorithm_name: str, task_name: str, pairs: Iterable[str]) -> dict[str, str]:
+    """`key=value` texts as {full key: value}: "algorithm.…", "task.…", or one of TRAINING_OPTIONS.
+
+    Bare keys may be used where they are unambiguous. A task file ("file") declares none.
+    Raises UsageError that lists the known keys.
+    """
+    known = dict(TRAINING_OPTIONS)
+    known |= {f"algorithm.{key}": option for key, option in algorithm(algorithm_name).options.items()}
+    if task_name != "file":
+        known |= {f"task.{key}": option for key, option in task(task_name).options.items()}
+    chosen: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"an option is given as key=value, not '{pair}'")
+        full = _full_key(key, known, f"{algorithm_name} with {task_name}")
+        if full in chosen:
+            raise UsageError(f"option {key} is given twice")
+        chosen[full] = known[full].check(key, value)
+    return chosen
+
+
+def _full_key(key: str, known: Mapping[str, Option], where: str) -> str:
+    found = [full for full in known if full == key or full.partition(".")[2] == key]
+    if len(found) > 1:
+        raise UsageError(f"option '{key}' could be {' or '.join(found)}; write one of them")
+    if not found:
+        listing = f"there are {', '.join(known)}" if known else "there are none"
+        raise UsageError(f"{where} has no option '{key}'; {listing}")
+    return found[0]
+
+
+def options_for(side: Literal["algorithm", "task"], options: Mapping[str, str]) -> dict[str, str]:
+    """The options of one side of a descriptor, with bare keys."""
+    prefix = side + "."
+    return {key.removeprefix(prefix): value for key, value in options.items() if key.startswith(prefix)}
+
+
+def check_shard(task_name: str, text: str) -> str:
+    """The shard, if the task can be split that way; a task file reads it as it likes. Raises UsageError."""
+    if task_name == "file":
+        return text
+    entry, shard = task(task_name), parse_shard(text)
+    if shard.kind not in entry.shards:
+        raise UsageError(
+            f"task {task_name} has no {shard.kind} shards; it has {', '.join(sorted(entry.shards))}"
+        )
+    if shard.kind == "speaker" and shard.speaker not in entry.speakers:
+        raise UsageError(f"no speaker is called '{shard.speaker}'; there are {', '.join(entry.speakers)}")
+    return text

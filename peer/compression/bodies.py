@@ -1,0 +1,154 @@
+"""What a message says about one flat vector of d parameters, and how to read it back as a tensor.
+
+`dense()` is elementwise (one cast, at most one multiplication, in the session's dtype), so that sender and
+receiver get the same bits out of the same body on any machine. `blocks` are the tensors of the model where
+they are scaled or coded each on its own; None: the whole vector is one block. Bytes are `codec`'s matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+MAX_SYMBOL = 2**15 - 1  # of a Quantized body; guess: 16 bits per parameter, and exact in float32
+VALUE_TYPES = (torch.float32, torch.float16, torch.int8, torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes (parameter counts) of the model's tensors, in the order of the flat vector."""
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert self.sizes and min(self.sizes) > 0, f"a layout has tensors of at least 1 entry: {self.sizes}"
+
+    @property
+    def d(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Where tensors start, and d."""
+        return tuple(accumulate(self.sizes, initial=0))
+
+
+class _Comparable:
+    """Equality field by field, tensors bit for bit in value and dtype."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # every subclass is a dataclass
+        return all(_same(getattr(self, name), getattr(other, name)) for name in names)
+
+    __hash__ = None  # type: ignore[assignment]  # tensors have no value hash
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Empty(_Comparable):
+    """Nothing: the zero vector, or "the model of that digest" if the message's meaning says so."""
+
+    size: int
+    dtype: torch.dtype = torch.float32
+
+    def dense(self) -> Tensor:
+        return torch.zeros(self.size, dtype=self.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense(_Comparable):
+    """All d values: float32, float16, float64 (`dtype` too, then), or int8 with one scale per block."""
+
+    values: Tensor
+    dtype: torch.dtype = torch.float32
+    scales: Tensor | None = None
+    blocks: Layout | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.dtype == torch.float64:
+            object.__setattr__(self, "dtype", torch.float64)
+        _check_values(self.values, self.scales, self.blocks, self.size)
+
+    @property
+    def size(self) -> int:
+        return self.values.numel()
+
+    def dense(self) -> Tensor:
+        values = self.values.to(self.dtype)
+        if self.scales is None:
+            return values
+        if self.blocks is None:
+            return values * self.scales
+        return values * self.scales.repeat_interleave(torch.tensor(self.blocks.sizes), output_size=self.size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse(_Comparable):
+    """Values at strictly increasing int64 `indices`, zero elsewhere. Value types as in `Dense`."""
+
+    size: int
+    indices: Tensor
+    values: Tensor
+    dtype: torch.dtype = torch.float32
+    scales: Tensor | None = None
+    blocks: Layout | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.dtype == torch.float64:
+            object.__setattr__(self, "dtype", torch.float64)
+        _check_values(self.values, self.scales, self.blocks, self.size)
+        assert self.indices.dtype == torch.int64 and self.indices.shape == self.values.shape
+
+    def dense(self) -> Tensor:
+        values = self.values.to(self.dtype)
+        if self.scales is not None:
+            values = values * (self.scales if self.blocks is None else self.scales[self._block_of_index()])
+        return torch.zeros(self.size, dtype=self.dtype).index_copy_(0, self.indices, values)
+
+    def _block_of_index(self) -> Tensor:
+        assert self.blocks is not None
+        return torch.searchsorted(torch.tensor(self.blocks.bounds), self.indices, right=True) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized(_Comparable):
+    """symbols * step; symbols int32, |symbol| <= MAX_SYMBOL; `step` a normal number of `dtype`."""
+
+    symbols: Tensor
+    step: float
+    dtype: torch.dtype = torch.float32
+    blocks: Layout | None = None
+
+    def __post_init__(self) -> None:
+        assert self.symbols.dtype == torch.int32 and self.symbols.dim() == 1
+        assert torch.finfo(self.dtype).tiny <= self.step <= torch.finfo(self.dtype).max, f"step {self.step}"
+        assert self.blocks is None or self.blocks.d == self.size
+
+    @property
+    def size(self) -> int:
+        return self.symbols.numel()
+
+    def dense(self) -> Tensor:
+        return self.symbols.to(self.dtype) * torch.tensor(self.step, dtype=self.dtype)
+
+
+Body = Empty | Dense | Sparse | Quantized
+
+
+def _check_values(values: Tensor, scales: Tensor | None, blocks: Layout | None, size: int) -> None:
+    assert values.dim() == 1 and values.dtype in VALUE_TYPES, f"values: {values.dtype}, {tuple(values.shape)}"
+    assert (values.dtype == torch.int8) == (scales is not None), "int8 values have scales, others have none"
+    assert blocks is None or blocks.d == size, "the blocks do not add up to the vector"
+    assert scales is None or scales.numel() == (1 if blocks is None else len(blocks.sizes))

@@ -1,0 +1,83 @@
+"""Messages as bytes, and back: the only thing peers exchange besides control.
+
+    magic "pd"  version u8  generation u32  round u32  phase u8  meaning u8  delivery u8  weight f64
+    base length u8, base  body kind u8  d u32  body (see packing)                       little-endian
+
+A receiver knows the model, so nothing in a message can make it take more memory than the model warrants:
+`decode` checks d, every length, count, index and number before using it, and raises CodecError alone.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+
+import torch
+
+from peer.compression.bodies import Body, Layout
+from peer.compression.packing import KINDS, Cursor, read_body, write_body
+from peer.errors import CodecError
+from peer.events import Delivery, Key
+
+VERSION = 1
+MAX_BASE_BYTES = 32  # SHA-256
+_MAGIC = b"pd"
+_HEAD = struct.Struct("<2sBIIBBBdB")
+_BODY = struct.Struct("<BI")
+_DELIVERIES: tuple[Delivery, ...] = ("mass", "latest")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What travels on a link. `weight` and `base` mean what `meaning` says.
+
+    SNAPSHOT  body is a model z: "weight units of push-sum weight of z"; base is its digest (an empty body
+              then says: the model of that digest, which you hold)
+    SHARE     body is numerator mass, weight the push-sum weight that goes with it
+    """
+
+    key: Key
+    meaning: int
+    body: Body
+    weight: float = 0.0
+    base: bytes = b""
+    delivery: Delivery = "mass"
+
+
+def encode(message: Message) -> bytes:
+    """Raises DivergedError if the body's values are not finite."""
+    key, base = message.key, message.base
+    assert 0 <= message.weight < math.inf, f"weight {message.weight}"
+    assert len(base) <= MAX_BASE_BYTES, f"base of {len(base)} bytes"
+    delivery = _DELIVERIES.index(message.delivery)
+    place = key.generation, key.round, key.phase
+    head = _HEAD.pack(_MAGIC, VERSION, *place, message.meaning, delivery, message.weight, len(base))
+    body = message.body
+    return b"".join((head, base, _BODY.pack(KINDS[type(body)], body.size), write_body(body)))
+
+
+def decode(
+    data: bytes | bytearray | memoryview, layout: Layout, dtype: torch.dtype = torch.float32
+) -> Message:
+    """The message in `data` about a model of this layout; raises CodecError. Shares no memory with `data`.
+
+    dtype: the session's, float32 or float64.
+    """
+    cursor = Cursor(memoryview(data).cast("B"))
+    head = _HEAD.unpack(cursor.take(_HEAD.size, "header"))
+    magic, version, generation, number, phase, meaning, delivery, weight, base_length = head
+    if magic != _MAGIC or version != VERSION:
+        raise CodecError(f"header: expected {_MAGIC!r} version {VERSION}, found {magic!r} version {version}")
+    if delivery >= len(_DELIVERIES):
+        raise CodecError(f"delivery: expected 0 or 1, found {delivery}")
+    if not 0 <= weight < math.inf:
+        raise CodecError(f"weight: expected a finite number from 0, found {weight}")
+    if base_length > MAX_BASE_BYTES:
+        raise CodecError(f"base: expected at most {MAX_BASE_BYTES} bytes, found {base_length}")
+    base = bytes(cursor.take(base_length, "base"))
+    kind, d = _BODY.unpack(cursor.take(_BODY.size, "body header"))
+    if d != layout.d:
+        raise CodecError(f"parameters: expected {layout.d}, found {d}")
+    body = read_body(kind, cursor.rest(), layout, dtype)
+    return Message(Key(generation, number, phase), meaning, body, weight, base, _DELIVERIES[delivery])

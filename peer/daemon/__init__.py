@@ -1,0 +1,13 @@
+"""The asyncio driver: it performs what the pure node (peer/mesh/node.py) asks for, and feeds it what happens.
+
+    app.py          Daemon: every session of this device, and what a user can ask for
+    control.py      the Unix socket: requests of the CLI, attachment of learners
+    session.py      SessionDriver: one session's node, transport, discovery and learner
+    learner_end.py  one learner's connection: frames <-> events
+    finding.py      sightings and --peer addresses -> Hello
+    figures.py      what `status` shows of one session; health.py: its sentences
+    supervisor.py   the learner process; store.py: the state folder; logs.py; notify.py
+    foreground.py   a daemon for one request, with a live view
+
+Payloads are opaque bytes here: no tensor library is ever imported, and the loop never waits for a training step.
+"""

@@ -1,0 +1,333 @@
+"""The daemon of one device: every session on it, and what a user can ask for. The composition root.
+
+`control.ControlServer` turns requests of the local socket into calls of `Daemon`, `foreground` makes them directly.
+Every method that cannot do what it is asked for raises the PeerdError whose exit code the command ends with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from peer.config import Descriptor, JoinOptions, check_name
+from peer.daemon import health
+from peer.daemon.learner_end import LearnerEnd
+from peer.daemon.logs import Recent
+from peer.daemon.notify import notify
+from peer.daemon.session import Seat, SessionDriver
+from peer.daemon.store import SessionFolder, Store
+from peer.daemon.supervisor import Supervisor, learner_command
+from peer.daemon.version import peerd_version
+from peer.errors import (
+    DataError,
+    NobodyFoundError,
+    PeerdError,
+    UnknownSessionError,
+    UsageError,
+    WrongKeyError,
+)
+from peer.keys import format_key, new_key, parse_key
+from peer.local import Connection, Frame
+from peer.mesh.identity import Device
+from peer.shared_buffer import SharedBuffer
+from peer.status import DeviceStatus
+
+log = logging.getLogger(__name__)
+
+EXPORT_S = 60.0  # the learner answers from its link thread, which never waits for a step (guess)
+LEARNER_S = (
+    120.0  # for a learner to attach and show its model, after a member was found: torch on a Pi (guess)
+)
+Say = Callable[[str], None]
+
+
+class Daemon:
+    """socket: where learners find it. `stopping` is set when it is to end; `sessions` are those that run, by name."""
+
+    def __init__(self, store: Store, socket: Path, recent: Recent) -> None:
+        self.store, self.socket, self.recent = store, socket, recent
+        self.stopping = asyncio.Event()
+        self.sessions: dict[str, SessionDriver] = {}
+        self.seat = Seat(Device.load_or_create(store.folder), store.device, store.next_boot())
+        self._lives = 0
+        self._loop = asyncio.get_running_loop()
+        self._started_at = self._loop.time()
+
+    async def resume(self) -> None:
+        """Take up every session that was not left."""
+        for folder in self.store.sessions():
+            if folder.problem:
+                log.error("%s", folder.problem)
+            if folder.note.over or folder.note.name in self.sessions:
+                continue
+            driver = self._driver(folder)
+            try:
+                await driver.start()
+            except PeerdError as error:
+                driver.fail(error)
+
+    async def stop(self) -> None:
+        """Pause every session politely: mass handed over, goodbye "back later"."""
+        await asyncio.gather(*(driver.leave(pause=True) for driver in self.sessions.values()))
+
+    # --- what a user can ask for -------------------------------------------------------------------------
+
+    async def create(self, descriptor: Descriptor, options: JoinOptions) -> str:
+        """Make a session and be its first member; the join key."""
+        self._refuse_taken(descriptor.name)
+        key = new_key()
+        folder = self.store.session(key, descriptor.name)
+        try:
+            folder.mark(founder=True)
+            folder.save_options(options)
+            folder.save_descriptor(descriptor)
+            await self._start(folder)
+        except PeerdError:
+            folder.forget()
+            raise
+        return format_key(key)
+
+    async def join(self, name: str, key: str | None, options: JoinOptions, say: Say) -> SessionDriver:
+        """Take part in a session; returns at the first link. Raises NobodyFoundError or WrongKeyError when
+        `options.timeout_s` is over (the session stays and waits), DataError when the model does not fit."""
+        check_name(name)
+        driver = self.sessions.get(name)
+        folder = await self._folder_to_join(name, key)
+        if driver is not None and driver.folder.path == folder.path and driver.failure is None:
+            return await self._wait_for_link(driver, options.timeout_s, say)
+        if driver is not None:
+            await self._drop(driver)
+        is_new = folder.descriptor is None
+        try:
+            folder.save_options(_merged(folder, options))
+            folder.mark(over=False, name=name)
+            driver = await self._start(folder)
+        except PeerdError:
+            if is_new:
+                folder.forget()
+            raise
+        return await self._wait_for_link(driver, options.timeout_s, say)
+
+    async def leave(self, name: str, forget: bool) -> None:
+        """Hand over, say goodbye, and keep checkpoint and key unless told to forget."""
+        folder = self._folder(name)
+        driver = self.sessions.get(name)
+        if driver is not None:
+            folder.mark(over=True)
+            await driver.leave(pause=False)
+            self.sessions.pop(name, None)
+        elif not forget:
+            raise UnknownSessionError(
+                f"this device is not in a session '{name}' now; 'peerd sessions' lists them"
+            )
+        if forget:
+            folder.forget()
+
+    def key(self, name: str) -> str:
+        return format_key(self._folder(name).key)
+
+    def status(self, name: str | None) -> DeviceStatus:
+        """The whole of `peerd status --json`."""
+        if name is not None and name not in self.sessions:
+            raise unknown(name)
+        now = self._loop.time()
+        chosen = [driver for key, driver in sorted(self.sessions.items()) if name in (None, key)]
+        sentences = [*health.of_device(self.store.folder)]
+        for driver in chosen:
+            sentences += health.of_session(driver, now)
+        return DeviceStatus(
+            peer=self.seat.device.id,
+            device=self.seat.name,
+            version=peerd_version(),
+            pid=os.getpid(),
+            uptime_s=now - self._started_at,
+            rss_mb=rss_mb(),
+            health=tuple(dict.fromkeys(sentences)),
+            sessions=tuple(driver.status() for driver in chosen),
+        )
+
+    def known_and_seen(self) -> list[Frame]:
+        """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known here."""
+        rows: list[Frame] = []
+        foreign: set[str] | None = None
+        for folder in self.store.sessions():
+            driver = self.sessions.get(folder.note.name)
+            described = folder.descriptor
+            status = driver.status() if driver is not None else None
+            rows.append({
+                "name": folder.note.name, "id": described.id if described is not None else None,
+                "state": status.state if status is not None else "left",
+                "members": status.members if status is not None else None,
+                "known": True, "seen": driver is not None and driver.has_met(),
+            })  # fmt: skip
+            if driver is not None:  # a stranger to one session may be a member of another
+                foreign = driver.finder.foreign if foreign is None else foreign & driver.finder.foreign
+        if foreign:
+            rows.append({
+                "name": None, "id": None, "state": None, "members": len(foreign), "known": False, "seen": True,
+            })  # fmt: skip
+        return rows
+
+    async def export(self, name: str) -> SharedBuffer:
+        """The model as a safetensors file; the buffer is the caller's."""
+        driver = self.sessions.get(name)
+        if driver is None:
+            raise unknown(name)
+        if driver.learner is None:
+            raise DataError(
+                f"session '{name}' has no learner at the moment; try again when 'peerd status' shows a loss"
+            )
+        try:
+            return await driver.learner.export(EXPORT_S)
+        except TimeoutError as error:
+            raise DataError(
+                f"the learner of '{name}' did not write its model within {EXPORT_S:.0f} s"
+            ) from error
+
+    def check_known(self, name: str) -> None:
+        """Raises UnknownSessionError unless a session of that name is on disk."""
+        self._folder(name)
+
+    async def attach(self, connection: Connection, request: Frame) -> None:
+        """Serve a learner of one of the sessions until it is gone."""
+        name = str(request.get("session"))
+        driver = self.sessions.get(name)
+        if driver is None:
+            raise unknown(name)
+        self._lives += 1
+        life = (self.seat.boot << 20) + self._lives
+        pid, _ = connection.credentials()
+        await driver.attach(connection, LearnerEnd(connection, life, bool(request.get("child")), pid))
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _driver(self, folder: SessionFolder) -> SessionDriver:
+        driver = SessionDriver(folder, self.seat, self._supervisor)
+        self.sessions[driver.name] = driver
+        return driver
+
+    def _supervisor(self, driver: SessionDriver) -> Supervisor:
+        return Supervisor(
+            learner_command(self.socket, driver.name), lambda: len(self.sessions), driver.on_learner_died
+        )
+
+    async def _start(self, folder: SessionFolder) -> SessionDriver:
+        driver = self._driver(folder)
+        try:
+            await driver.start()
+        except PeerdError:
+            await self._drop(driver)
+            raise
+        notify(f"STATUS={len(self.sessions)} session(s)")
+        return driver
+
+    async def _drop(self, driver: SessionDriver) -> None:
+        """Take a session down that is not worth a goodbye: it failed, or has not begun."""
+        self.sessions.pop(driver.name, None)
+        await driver.leave(pause=True)
+
+    def _folder(self, name: str) -> SessionFolder:
+        driver = self.sessions.get(name)
+        if driver is not None:
+            return driver.folder
+        for folder in self.store.sessions():
+            if folder.note.name == name:
+                return folder
+        raise unknown(name)
+
+    def _refuse_taken(self, name: str) -> None:
+        with suppress(UnknownSessionError):
+            self._folder(name)
+            raise UsageError(
+                f"this device knows a session '{name}' already; choose another name, or forget that one with "
+                f"'peerd leave {name} --forget'"
+            )
+
+    async def _folder_to_join(self, name: str, key: str | None) -> SessionFolder:
+        """The folder of the session meant, by its key if there is one. Another session in its place that never got
+        anywhere makes room: its key was probably wrong."""
+        if key is None:
+            return self._folder(name)
+        raw = parse_key(key)
+        with suppress(UnknownSessionError):
+            known = self._folder(name)
+            if known.key != raw:
+                if known.descriptor is not None:
+                    raise UsageError(
+                        f"this device knows another session '{name}', with another key; forget it first with "
+                        f"'peerd leave {name} --forget'"
+                    )
+                if name in self.sessions:
+                    await self._drop(self.sessions[name])
+                known.forget()
+        return self.store.session(raw, name)
+
+    async def _wait_for_link(self, driver: SessionDriver, timeout_s: float, say: Say) -> SessionDriver:
+        """Until the first link, the session's failure, or the timeout."""
+        say(f"looking for members of '{driver.name}'")
+        deadline = self._loop.time() + timeout_s
+        found = False
+        while not driver.linked.is_set():
+            if driver.failure is not None:
+                raise driver.failure
+            if driver.has_met() and not found:
+                found = True
+                say("found a member; the learner is starting")
+                deadline = max(deadline, self._loop.time() + LEARNER_S)
+            driver.changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(0.25, max(0.0, deadline - self._loop.time()))):
+                    await driver.changed.wait()
+            if self._loop.time() >= deadline and not driver.linked.is_set() and driver.failure is None:
+                raise nobody(driver, timeout_s)
+        return driver
+
+
+def nobody(driver: SessionDriver, timeout_s: float) -> PeerdError:
+    """Why there is no link yet: a wrong key, if all that is seen are strangers, else nobody."""
+    finder = driver.finder
+    if not driver.has_met() and (finder.foreign or finder.wrong_key):
+        where = f"the peerd on {', '.join(sorted(finder.wrong_key))}" if finder.wrong_key else (
+            f"{len(finder.foreign)} peerd device(s) on this network"
+        )  # fmt: skip
+        return WrongKeyError(
+            f"{where} answered and did not recognise this key; compare it with 'peerd key {driver.name}' on a "
+            "member (the session stays, and waits for one with this key)"
+        )
+    if driver.has_met():
+        return NobodyFoundError(
+            f"a member of '{driver.name}' was found and no link came up within {timeout_s:.0f} s; the session stays "
+            f"and goes on trying, 'peerd status {driver.name}' says how it is"
+        )
+    tried = "".join(f"; {address}: {problem}" for address, problem in sorted(finder.unanswered.items()))
+    return NobodyFoundError(
+        f"no member of '{driver.name}' was found within {timeout_s:.0f} s; the session stays and goes on looking; "
+        f"is a member on this network? if so, name it with --peer HOST:PORT{tried}"
+    )
+
+
+def unknown(name: str) -> UnknownSessionError:
+    return UnknownSessionError(
+        f"this device knows no session '{name}'; 'peerd sessions' lists those it knows"
+    )
+
+
+def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
+    """Options of a join; a session known already keeps those that are not given anew."""
+    if folder.descriptor is None or options != JoinOptions(timeout_s=options.timeout_s):
+        return options
+    return folder.options
+
+
+def rss_mb() -> float:
+    """Resident memory of this process now, else its peak."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return pages * resource.getpagesize() / (1 << 20)

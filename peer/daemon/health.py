@@ -1,0 +1,123 @@
+"""Health sentences: what is wrong on this device or with one of its sessions, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peer.mesh.greeting import PROTOCOL_MAX
+
+if TYPE_CHECKING:
+    from peer.daemon.session import SessionDriver
+
+LONELY_S = (
+    15.0  # without any other peerd heard until it is said; mDNS answers within 2 s, a Pi boots in 60 (guess)
+)
+ALONE_ROUNDS = 3  # rounds closed alone in a row until it is said: one may be a Wi-Fi stall (guess)
+LOW_BYTES = 1 << 18  # free on the state folder's disk: less holds no checkpoint of any built-in task
+
+
+def of_device(state: Path) -> Iterator[str]:
+    """Sentences about the state folder."""
+    try:
+        disk = os.statvfs(state)
+    except OSError as error:
+        yield f"the state folder {state} cannot be looked at: {error.strerror}; is its disk still there?"
+        return
+    if disk.f_flag & os.ST_RDONLY:
+        yield f"{state} has become read-only: nothing is saved; a worn-out SD card does that, replace it"
+    elif not os.access(state, os.W_OK):
+        yield f"{state} cannot be written: nothing is saved; make it writable for user {os.getuid()}"
+    elif disk.f_bavail * disk.f_frsize < LOW_BYTES:
+        yield f"no space left on the disk of {state}: checkpoints are not saved; free some"
+
+
+def of_session(session: SessionDriver, now: float) -> Iterator[str]:
+    """Sentences about one session, each beginning with its name."""
+    for sentence in (
+        *_failure(session),
+        *_finding(session, now),
+        *_others(session),
+        *_learner(session),
+        *_rounds(session),
+    ):
+        yield f"{session.name}: {sentence}"
+
+
+def _failure(session: SessionDriver) -> Iterator[str]:
+    if session.failure is not None:
+        yield str(session.failure)
+    if session.folder.problem:
+        yield session.folder.problem
+
+
+def _finding(session: SessionDriver, now: float) -> Iterator[str]:
+    finder, discovery = session.finder, session.discovery
+    for address, problem in sorted(finder.unanswered.items()):
+        yield f"--peer {address}: {problem}"
+    if session.has_met():
+        return
+    if finder.foreign and session.descriptor is None:
+        yield (
+            f"{len(finder.foreign)} peerd device(s) are seen and none recognises this key; compare it with "
+            "'peerd key' on a member"
+        )
+    if discovery is None or session.options.insecure:
+        return
+    if discovery.problem:
+        yield discovery.problem
+    elif not discovery.multicast_heard and now - session.started_at > LONELY_S:
+        yield (
+            "no multicast of any other peerd is heard; if others run on this network, it may be blocked (AP "
+            "isolation, VLANs, a firewall on UDP 5353): name a member with --peer HOST:PORT"
+        )
+
+
+def _others(session: SessionDriver) -> Iterator[str]:
+    for peer, version in sorted(session.finder.other_versions.items()):
+        spoken = f"protocol {version}" if version else "another protocol"
+        yield f"{peer} speaks {spoken}, this device {PROTOCOL_MAX}; upgrade peerd on the one with the lower number"
+    if session.node is None:
+        return
+    mine = session.node.members.me.task_digest
+    for record in session.node.members.alive():
+        who = record.device or record.peer
+        if record.task_digest != mine:
+            yield (
+                f"{who} trains with another task file; give every device the same, unless this is on purpose"
+            )
+    rejections = {peer: (count, "") for peer, count in session.node.faults.items()}
+    for contact in session.transport.contacts:
+        if contact.rejected:
+            rejections[contact.peer] = (
+                contact.rejected + session.node.faults.get(contact.peer, 0),
+                contact.last_rejection,
+            )
+    for peer, (count, reason) in sorted(rejections.items()):
+        because = f" ({reason})" if reason else ""
+        yield f"{count} message(s) of {peer} broke a rule{because}; is it of another version, or broken?"
+
+
+def _learner(session: SessionDriver) -> Iterator[str]:
+    if session.figures.checkpoint_problem:
+        yield session.figures.checkpoint_problem
+    if session.failure is not None or session.state in ("stopped", "paused"):
+        return
+    if session.learner is None and session.supervisor.restarts:
+        yield (
+            f"the learner died with exit code {session.supervisor.last_code} and is started again (the "
+            f"{session.supervisor.restarts + 1}th time); 'peerd logs {session.name}' says why"
+        )
+    elif session.learner is None and session.scripted:
+        yield f"the script that trained has ended; start it again, or run 'peerd join {session.name}'"
+
+
+def _rounds(session: SessionDriver) -> Iterator[str]:
+    node = session.node
+    if node is not None and node.phase == "training" and node.rounds_alone >= ALONE_ROUNDS:
+        yield (
+            f"the last {node.rounds_alone} rounds were closed alone: nobody was heard in time; are the others on, "
+            "and is the network up?"
+        )

@@ -1,0 +1,108 @@
+"""One learner's connection to its session: frames become events and reports, commands become frames."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Protocol
+
+from peer.errors import DataError, NoDaemonError, PeerdError, by_exit_code
+from peer.event_frames import EventAssembler
+from peer.events import FromLearner, ToLearner
+from peer.local import Connection, Frame
+from peer.shared_buffer import SharedBuffer
+
+log = logging.getLogger(__name__)
+
+
+class LearnersSession(Protocol):
+    """What a learner's connection tells its session. Nothing here may wait."""
+
+    def on_learner_event(self, event: FromLearner) -> None: ...
+    def on_report(self, frame: Frame) -> None: ...
+    def on_learner_leaves(self) -> None: ...
+
+
+class LearnerEnd:
+    """One life of a learner. child: started by the daemon, else a user's script. `failure`: what it said it died of."""
+
+    def __init__(self, connection: Connection, life: int, child: bool, pid: int) -> None:
+        self.life, self.child, self.pid = life, child, pid
+        self.failure: PeerdError | None = None
+        self._connection = connection
+        self._assembler = EventAssembler()
+        self._export: asyncio.Future[SharedBuffer] | None = None
+
+    def send(self, command: ToLearner) -> None:
+        """A command of the node, with its payload, which stays the caller's."""
+        self._connection.send_event(command)
+
+    def ask_to_stop(self) -> None:
+        self._connection.send({"op": "stop"})
+
+    def close(self) -> None:
+        self._connection.close()
+
+    async def serve(self, session: LearnersSession) -> str:
+        """Hand what it says to the session until the connection ends; the reason of the end."""
+        try:
+            while True:
+                frame, fd = await self._connection.receive()
+                self._take(frame, fd, session)
+        except EOFError as error:
+            return str(error)
+        except PeerdError as error:
+            log.warning("the learner broke the local protocol: %s", error, extra={"pid": self.pid})
+            return str(error)
+        finally:
+            self._connection.close()
+            self._assembler.close()
+            if self._export is not None and not self._export.done():
+                self._export.set_exception(NoDaemonError("the learner ended before it wrote its model"))
+
+    async def export(self, timeout_s: float) -> SharedBuffer:
+        """The model as the bytes of a safetensors file; the buffer is the caller's."""
+        if self._export is None or self._export.done():
+            self._export = asyncio.get_running_loop().create_future()
+            self._connection.send({"op": "export"})
+        async with asyncio.timeout(timeout_s):
+            buffer = await asyncio.shield(self._export)
+        return SharedBuffer.from_fd(os.dup(buffer.fileno()), len(buffer))
+
+    def _take(self, frame: Frame, fd: int | None, session: LearnersSession) -> None:
+        match frame["op"]:
+            case "exported":
+                self._exported(frame, fd)
+            case "report" | "log" | "failed" | "leave" if fd is not None:
+                os.close(fd)
+                raise PeerdError(f"{frame['op']!r} came with a descriptor and has no use for one")
+            case "report":
+                session.on_report(frame)
+            case "log":
+                log.info("learner: %s", printable(frame.get("text")))
+            case "failed":
+                code = frame.get("code")
+                text = printable(frame.get("message"))
+                self.failure = by_exit_code(code, text) if isinstance(code, int) else DataError(text)
+            case "leave":
+                session.on_learner_leaves()
+            case _:
+                event = self._assembler.take(frame, fd)
+                if event is not None:
+                    session.on_learner_event(event)  # type: ignore[arg-type]  # checked by the session
+
+    def _exported(self, frame: Frame, fd: int | None) -> None:
+        size = frame.get("size")
+        if fd is None or not isinstance(size, int):
+            raise PeerdError("'exported' came without its model")
+        buffer = SharedBuffer.from_fd(fd, size)
+        if self._export is None or self._export.done():
+            buffer.close()
+        else:
+            self._export.set_result(buffer)
+
+
+def printable(text: object) -> str:
+    """Text from another process, fit for a log line."""
+    return "".join(c if c.isprintable() else " " for c in str(text))[:2000]

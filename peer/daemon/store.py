@@ -1,0 +1,208 @@
+"""What the daemon keeps on disk: who this device is, which sessions it knows, how often it has started.
+
+    STATE/                      0700
+      boot                      how often a daemon has started here
+      device.pem                the device's own key (peer/mesh/identity.py)
+      log/peerd.log             peer/daemon/logs.py
+      sessions/FINGERPRINT/     one per session key
+        key                     0600, 16 bytes
+        session.json            the name, and what became of the membership
+        descriptor.json         once a member has told it
+        options.json            this device's own
+        task.py                 the user's task file
+        leaf.pem, checkpoint…   of identity and learner
+
+Every file is written whole or not at all (peer/files.py). What cannot be written is a StateError that names
+the file and the remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peer.config import Descriptor, JoinOptions
+from peer.errors import ConfigError, DataError, StateError
+from peer.files import atomic_write
+
+MAX_DEVICE_NAME = 64  # characters, as peer/mesh/membership.py allows
+
+
+class Store:
+    """The state folder of one daemon. Raises StateError if it cannot be used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.device = socket.gethostname()[:MAX_DEVICE_NAME]
+        make_folder(folder)
+        make_folder(folder / "sessions")
+        make_folder(folder / "log")
+
+    def next_boot(self) -> int:
+        """How often a daemon has started here, this one included."""
+        path = self.folder / "boot"
+        try:
+            boot = int(path.read_text()) + 1 if path.exists() else 1
+        except (OSError, ValueError) as error:
+            raise StateError(
+                f"{path} cannot be read ({error}); write a number into it that is above every earlier one"
+            ) from error
+        write(path, str(boot).encode())
+        return boot
+
+    def sessions(self) -> list[SessionFolder]:
+        """Every session known to this device, those left included, sorted by name."""
+        found = [SessionFolder(path) for path in (self.folder / "sessions").iterdir() if path.is_dir()]
+        return sorted((f for f in found if f.is_whole()), key=lambda f: f.note.name)
+
+    def session(self, key: bytes, name: str) -> SessionFolder:
+        """The folder of the session with this key, made if need be."""
+        fingerprint = hashlib.sha256(b"peerd session folder" + key).hexdigest()[:32]
+        folder = SessionFolder(self.folder / "sessions" / fingerprint)
+        if not folder.is_whole():
+            make_folder(folder.path)
+            write(folder.path / "key", key)
+            folder.save_note(Note(name))
+        return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What became of a membership. founder: created here and never yet trained with others.
+    over: left, or finished: not taken up at the daemon's next start."""
+
+    name: str
+    founder: bool = False
+    over: bool = False
+
+
+class SessionFolder:
+    """One session's part of the state folder. Attributes: `note`, `descriptor`, `options` as on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.note = Note("")
+        self.descriptor: Descriptor | None = None
+        self.options = JoinOptions()
+        self.problem = ""
+        if self.is_whole():
+            self._load()
+
+    def is_whole(self) -> bool:
+        """A folder without these was being made when the power failed, or being forgotten."""
+        return all((self.path / name).exists() for name in ("key", "session.json"))
+
+    @property
+    def key(self) -> bytes:
+        return read(self.path / "key")
+
+    @property
+    def task_file(self) -> Path | None:
+        path = self.path / "task.py"
+        return path if path.exists() else None
+
+    @property
+    def task_digest(self) -> bytes:
+        """SHA-256 of the task file this device trains with; b"" for a built-in task."""
+        return hashlib.sha256(read(self.task_file)).digest() if self.task_file is not None else b""
+
+    def save_note(self, note: Note) -> None:
+        self.note = note
+        write(
+            self.path / "session.json",
+            _json({"name": note.name, "founder": note.founder, "over": note.over}),
+        )
+
+    def mark(self, **changes: Any) -> None:
+        """Change fields of the note, and save it if that is news."""
+        note = replace(self.note, **changes)
+        if note != self.note:
+            self.save_note(note)
+
+    def save_descriptor(self, descriptor: Descriptor) -> None:
+        write(self.path / "descriptor.json", descriptor.canonical())
+        self.descriptor = descriptor
+
+    def save_options(self, options: JoinOptions) -> None:
+        """Keep the options; the task file's text goes into a file of its own."""
+        if options.task_file_text is not None:
+            write(self.path / "task.py", options.task_file_text.encode())
+        self.options = replace(options, task_file_text=None)
+        write(self.path / "options.json", _json(self.options.to_dict()))
+
+    def forget(self) -> None:
+        """Delete everything, the key first."""
+        try:
+            (self.path / "key").unlink(missing_ok=True)
+            shutil.rmtree(self.path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def _load(self) -> None:
+        try:
+            note = json.loads(read(self.path / "session.json"))
+            self.note = Note(str(note["name"]), bool(note.get("founder")), bool(note.get("over")))
+            if (self.path / "descriptor.json").exists():
+                self.descriptor = Descriptor.from_dict(json.loads(read(self.path / "descriptor.json")))
+            if (self.path / "options.json").exists():
+                self.options = JoinOptions.from_dict(json.loads(read(self.path / "options.json")))
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
+            self.note = replace(self.note, name=self.note.name or self.path.name, over=True)
+            self.problem = (
+                f"{self.path} cannot be understood ({error}); leave the session with --forget, and join again"
+            )
+
+
+def check_task(descriptor: Descriptor, folder: SessionFolder) -> None:
+    """Raises DataError if the session's task is a file and this device was given none."""
+    if descriptor.task == "file" and folder.task_file is None:
+        raise DataError(
+            f"the task of '{descriptor.name}' is a Python file that does not travel between devices; "
+            f"join with --task FILE, the file whose SHA-256 begins with {descriptor.task_digest[:12]}"
+        )
+
+
+def make_folder(path: Path, mode: int = 0o700) -> None:
+    """A folder of ours; one that is there already keeps its mode. Raises StateError."""
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a private file whole or not at all. Raises StateError."""
+    try:
+        atomic_write(path, data)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}; does it belong to this user?") from error
+
+
+def cannot_write(path: Path, error: OSError) -> StateError:
+    """What to tell the user about a file that could not be written."""
+    remedy = {
+        errno.ENOSPC: "free some space there, or name another folder with --state",
+        errno.EROFS: "the disk is read-only: check it (a worn-out SD card turns itself read-only)",
+        errno.EACCES: f"make it writable for user {os.getuid()}, or name another folder with --state",
+    }
+    known = remedy.get(error.errno or 0, "or name another folder with --state")
+    return StateError(f"cannot write {path}: {error.strerror or error}; {known}")
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"

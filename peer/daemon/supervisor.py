@@ -1,0 +1,141 @@
+"""Keeps one learner process running: spawns it, reads what it prints into the log, starts it again when it dies.
+
+A learner is `python -m peer.learner`, always a fresh program: a fork of a process that has used gRPC may
+deadlock (grpc#18075). It gets no key and no NOTIFY_SOCKET, and ends by itself when its socket closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 30.0  # doubling; guess: a crash at once does not wear out the SD card
+HEALTHY_S = 60.0  # one that lived this long starts the pauses anew (guess)
+STOP_S, TERM_S = 10.0, 5.0  # for a last checkpoint after "stop", then after SIGTERM (guess)
+HOPELESS = frozenset({2, 65, 78})  # exit codes that a restart does not help: usage, model or data, config
+SECRETS = ("PEERD_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS")
+MAX_LINE = 4096  # bytes of a printed line that reach the log
+
+
+def environment(source: Mapping[str, str], learners: int) -> dict[str, str]:
+    """A learner's environment: without secrets, and with its share of the cores unless the user says otherwise."""
+    kept = {name: value for name, value in source.items() if name not in SECRETS}
+    cores = len(os.sched_getaffinity(0))
+    kept.setdefault("OMP_NUM_THREADS", str(max(1, cores // max(1, learners))))
+    kept["PYTHONUNBUFFERED"] = "1"
+    return kept
+
+
+class Supervisor:
+    """One session's child. `start` and `stop` may be called any number of times.
+
+    command: the program and its arguments. learners(): how many run on this device. on_death(code): called when it
+    died without being stopped; false means: do not start it again.
+    """
+
+    def __init__(
+        self, command: list[str], learners: Callable[[], int], on_death: Callable[[int], bool]
+    ) -> None:
+        self.command = command
+        self.restarts = 0
+        self.last_code: int | None = None
+        self._learners = learners
+        self._on_death = on_death
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def running(self) -> bool:
+        """A child is alive or will be started again."""
+        return self._keeper is not None and not self._keeper.done()
+
+    def start(self) -> None:
+        if not self.running:
+            self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self, grace_s: float = STOP_S) -> None:
+        """Wait `grace_s` for it to end by itself (it has been told), then SIGTERM, then SIGKILL."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        process = self._process
+        if process is not None:
+            for wait_s, then in ((grace_s, process.terminate), (TERM_S, process.kill), (TERM_S, None)):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await process.wait()
+                if process.returncode is not None:
+                    break
+                if then is not None:
+                    with suppress(ProcessLookupError):
+                        then()
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        self._process = None
+
+    async def _keep(self) -> None:
+        pause = BACKOFF_FIRST_S
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            self.last_code = await self._run_once()
+            if self._keeper is not asyncio.current_task() or not self._on_death(self.last_code):
+                return
+            pause = BACKOFF_FIRST_S if clock() - began > HEALTHY_S else pause
+            log.warning("the learner ended with %d; starting it again in %.0f s", self.last_code, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, BACKOFF_MOST_S)
+            self.restarts += 1
+
+    async def _run_once(self) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *self.command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment(os.environ, self._learners()),
+            cwd="/",
+            limit=MAX_LINE,
+        )
+        self._process = process
+        try:
+            assert process.stdout is not None
+            await _copy_to_log(process.stdout)
+            return await process.wait()
+        finally:
+            if process.returncode is None and self._keeper is not None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+            self._process = None
+
+
+async def _copy_to_log(stream: asyncio.StreamReader) -> None:
+    """Every line a learner prints, without control characters."""
+    while True:
+        try:
+            line = await stream.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            line = error.partial
+            if not line:
+                return
+        except asyncio.LimitOverrunError as error:
+            line = await stream.readexactly(error.consumed)
+        text = "".join(c if c.isprintable() else " " for c in line.decode("utf-8", "replace")).strip()
+        if text:
+            log.info("learner: %s", text)
+
+
+def learner_command(socket: Path, session: str) -> list[str]:
+    """`-P`: a folder the daemon happens to run in must not shadow our modules."""
+    return [sys.executable, "-P", "-m", "peer.learner", "--socket", str(socket), "--session", session]

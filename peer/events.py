@@ -1,0 +1,470 @@
+"""What goes into and comes out of the pure state machines. Standard library only.
+
+Two machines share these words. `mesh.node.Node` lives in the daemon: membership, topology, links, rounds.
+`learner.exchange.Exchange` lives in the learner: algorithm, codec. Between them stands the local socket
+(or, in a rehearsal, nothing). Payloads are opaque here: anything with a length. A driver feeds events and
+performs effects; nothing in this file does anything.
+
+    training thread --submit--> Exchange --FromLearner--> Node --Send, Connect, Tell--> driver --> network
+    training thread <---take--- Exchange <--ToLearner---- Node <--FrameHeard, Told, ...-- driver <-- network
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass, field
+from typing import Literal
+
+PeerId = str
+Direction = Literal["out", "in"]  # seen from this node: "out" carries what it sends
+Delivery = Literal["mass", "latest"]
+Payload = Sized  # bytes in a rehearsal, a shared buffer in the daemon
+
+TRAIN, FINAL = 0, 1  # phases of a round: with local steps; averaging alone, at the end of a bounded session
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Which exchange something belongs to. Orders by generation, then round, then phase."""
+
+    generation: int = 0
+    round: int = 0
+    phase: int = TRAIN
+
+
+# --- on the wire between two nodes: frames of one directed link ---------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Sender to receiver, first on every stream: my learner's life, and the epoch of this link."""
+
+    life: int
+    epoch: int
+    replicas: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Receiver's answer: its learner's life, how far it has applied this epoch, models it holds by digest."""
+
+    life: int
+    epoch: int
+    applied: int
+    bases: tuple[bytes, ...] = ()
+    replicas: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A numbered message. Applied once, whole, in order of `number` within (life, epoch)."""
+
+    epoch: int
+    number: int
+    key: Key
+    payload: Payload
+    delivery: Delivery = "mass"
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Receiver: everything up to `number` of this epoch is applied."""
+
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Receiver: parcel `number` is not applied and never will be; the link needs a new epoch."""
+
+    epoch: int
+    number: int
+    reason: str
+
+
+Frame = Open | Opened | Parcel | Ack | Refuse
+
+
+# --- on the wire between two nodes: control messages --------------------------------------------------
+
+MemberState = Literal["alive", "dead", "left", "paused"]
+MemberPhase = Literal["idle", "seeking", "training", "leaving", "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What every member knows of one member. Only its owner raises `incarnation`; the higher one wins.
+
+    boot: the daemon's boot count. life: its learner's life, 0 without one. phase: has it push-sum mass?
+    round: the last round closed, or while seeking the round of its checkpoint (-1: none).
+    weight: its push-sum weight, rounded; mean over live members gives the w̄ that scales local updates.
+    """
+
+    peer: PeerId
+    boot: int
+    incarnation: int
+    state: MemberState = "alive"
+    phase: MemberPhase = "idle"
+    life: int = 0
+    round: int = -1
+    weight: float = 0.0
+    device: str = ""
+    addresses: tuple[str, ...] = ()
+    task_digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """I am here; `view` is a hash of my records, `records` those the receiver seems not to have."""
+
+    view: bytes
+    records: tuple[Record, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SponsorMe:
+    """A learner without mass asks for half of the receiver's."""
+
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """I go, for good ("left") or for now ("paused"); of your link to me (life, epoch) I applied up to `applied`."""
+
+    record: Record
+    life: int = 0
+    epoch: int = 0
+    applied: int = 0
+
+
+Control = Probe | SponsorMe | Goodbye
+
+
+# --- events a driver feeds into a Node ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """Hello succeeded with this peer (in either role): it is a member, and can be reached by control calls."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class StreamUp:
+    """A stream for the directed link is open; whoever sends on it has not said Open yet."""
+
+    peer: PeerId
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDown:
+    peer: PeerId
+    direction: Direction
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHeard:
+    """A whole frame came in on the stream of a directed link. Parcels are whole and their checksum holds."""
+
+    peer: PeerId
+    direction: Direction
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes of a parcel are moving to or from this peer: a sign of life."""
+
+    peer: PeerId
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A control message came in from this peer, as a call of its or as the answer to ours."""
+
+    peer: PeerId
+    message: Control
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed. Drivers send one at least every `Node.tick_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerGone:
+    """The learner's process or connection is gone; its mass is lost with it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The user (or SIGTERM) wants out: hand over, say goodbye. `pause`: back later."""
+
+    pause: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """This device's own addresses changed."""
+
+    addresses: tuple[str, ...]
+
+
+# --- learner -> node (also frames of the local socket) -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The learner has built its model, and has no mass yet.
+
+    life: this learner's life, given to it by the daemon. round: of the newest good checkpoint, -1 for none.
+    bases: digests of models it holds and could name as the base of a link.
+    """
+
+    life: int
+    round: int = -1
+    bases: tuple[bytes, ...] = ()
+    replicas: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A message for one out-neighbor, composed for this epoch of the link; for another it comes back."""
+
+    dst: PeerId
+    epoch: int
+    key: Key
+    payload: Payload
+    delivery: Delivery = "mass"
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Everything this round sends is out; the learner waits for its in-neighbors."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The round is mixed. heard: in-neighbors whose message of this round counted. weight: push-sum weight now."""
+
+    key: Key
+    heard: tuple[PeerId, ...]
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The learner has taken this parcel over: it may be acknowledged."""
+
+    src: PeerId
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The parcel broke a rule or builds on an unknown base; nothing of it was applied."""
+
+    src: PeerId
+    epoch: int
+    number: int
+    reason: str
+    fault: bool = True  # False: an honest miss (a base that is gone), not the neighbor's fault
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """The digests of the models this learner holds have changed, or its weight outside of a round has."""
+
+    bases: tuple[bytes, ...]
+    weight: float
+
+
+FromLearner = Ready | Push | Pushed | Closed | Taken | Rejected | Holds
+
+
+# --- node -> learner (also frames of the local socket) -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """No member with mass is about, and this device is the one to begin: weight 1, from its checkpoint
+    (resume) or the initial model."""
+
+    resume: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRound:
+    """The round to work on. out: mixing weights of out-neighbors; expected: in-neighbors that will send.
+    Sent again for the same key when membership changes before the learner has pushed."""
+
+    key: Key
+    out: dict[PeerId, float]
+    expected: tuple[PeerId, ...]
+    n: int
+    mean_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """After Pushed: the in-neighbors still worth waiting for, all of them, heard ones included."""
+
+    key: Key
+    expected: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Close this round with what has come."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    src: PeerId
+    epoch: int
+    number: int
+    key: Key
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    dst: PeerId
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The parcel was never applied in a life that counts: un-apply it."""
+
+    dst: PeerId
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """A directed link has a new epoch: state kept per link starts anew, at both ends together."""
+
+    peer: PeerId
+    direction: Direction
+    epoch: int
+    bases: tuple[bytes, ...] = ()  # out: what the receiver holds
+    replicas: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The link's epoch is over; forget its state. An unacknowledged parcel is settled separately."""
+
+    peer: PeerId
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Sponsor:
+    """Give half of the mass to this newcomer, as units of weight of a snapshot."""
+
+    dst: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Give all mass to this neighbor and stop; None: nobody is left to take it, only stop."""
+
+    dst: PeerId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The bounded session is done: every round and final round is closed. Stop."""
+
+
+ToLearner = Found | OpenRound | Expect | Deadline | Deliver | Acked | Returned | LinkUp | LinkDown | Sponsor | HandOver | Finish
+
+
+# --- effects of a Node for its driver ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ForLearner:
+    command: ToLearner
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open the stream of this directed link and keep trying, with back-off, until Disconnect."""
+
+    peer: PeerId
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where this member says it can be reached: candidates for the driver's dialer, nothing more."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    peer: PeerId
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put a frame on the stream of this directed link. Dropped when the stream is down: the node re-sends."""
+
+    peer: PeerId
+    direction: Direction
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Call a peer with a control message; an answer comes back as `Told`. Failure is silence."""
+
+    peer: PeerId
+    message: Control
+
+
+@dataclass(frozen=True, slots=True)
+class Dispose:
+    """The driver may free this payload: it is acknowledged, returned, refused or written off."""
+
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Worth a log line. `fields` become key=value."""
+
+    text: str
+    fields: dict[str, object] = field(default_factory=dict)
+    level: Literal["debug", "info", "warning"] = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The node has finished leaving (or the bounded session is over): the driver may take everything down."""
+
+    reason: Literal["left", "paused", "finished"]
+
+
+Effect = ForLearner | Connect | Disconnect | Reach | Send | Tell | Dispose | Note | Gone

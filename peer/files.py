@@ -1,0 +1,36 @@
+"""Writing a file so that a power cut leaves the old one or the new one, never a part. Standard library
+only."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def atomic_write(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
+    """Put `data` at `path`: a temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Raises OSError; the old file is then still there, and the temporary one is not.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        try:
+            os.fchmod(fd, mode)  # the umask, or a temporary file left by a power cut
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the folder may be read-only by now; the error that matters is on its way
+            os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,356 @@
+"""`peer.attach`: makes a training script a member of a session. The built-in loop (loop.py) is written on it.
+
+    import peer
+    with peer.attach("home", model, optimizer) as swarm:
+        for batch in loader:
+            loss(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
+            swarm.step()                                   # one exchange every `local_steps` calls
+            if swarm.done: break
+
+`swarm.step()` is where the training thread meets the link thread (link.py). Let p be the model's parameters
+and b the point they are counted from, the last mixed model z or, in the pace "free", the last hand-over:
+
+    hand over  u = p - b          lockstep: wait for z;  p = b = z
+                                  free: go on with b = p; when z comes, p += z - b, b = z
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from peer import algorithms, catalogue
+from peer.compression.bodies import Layout
+from peer.errors import DivergedError
+from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
+from peer.learner.dial import Attachment, dial
+from peer.learner.exchange import Exchange
+from peer.learner.export import exported
+from peer.learner.flat import FlatModel, signature_bytes
+from peer.learner.link import Duties, Link, Resume
+from peer.learner.pulse import Pulse
+from peer.local import default_socket
+
+log = logging.getLogger("peerd.learner")
+Pace = Literal["lockstep", "free"]
+PATIENCE = 3  # losses in a row that are not finite before training counts as diverged (guess)
+LEAVE_S = 10.0  # for the hand-over of a script that ends (guess)
+SIGNATURE_MAX = 256 * 1024  # bytes of the list that devices show each other; of a longer one only the digest
+
+
+def attach(
+    session: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    socket: str | Path | None = None,
+    pace: Pace = "free",
+    local_steps: int | None = None,
+) -> Swarm:
+    """Train `model` with the other devices of `session`, which this device's daemon has created or joined.
+
+    Blocks until there is a model to train from (as founder, from a member's snapshot, or after a power cut
+    from this device's checkpoint) and loads it into `model`, in place. Use the result in a `with` statement
+    and call its `step()` after each `optimizer.step()`.
+
+    socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others,
+    "lockstep" waits in every exchange. local_steps: calls of `step()` per exchange; None: the session's.
+    Raises NoDaemonError, UnknownSessionError, or DataError when the model does not fit the session.
+    """
+    path = Path(socket) if socket is not None else default_socket(None, os.environ)
+    attached = dial(path, session, child=False)
+    swarm = Swarm(
+        attached, model, optimizer, Terms(path, pace, local_steps or attached.descriptor.local_steps)
+    )
+    swarm.begin()
+    return swarm
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How this learner takes part. child: started by the daemon, and ending with it."""
+
+    socket: Path
+    pace: Pace
+    local_steps: int
+    child: bool = False
+
+
+class Swarm:
+    """This script's membership. Attributes: `round`, `finished` (the session's rounds are done), `stopped`
+    (this device leaves, or its daemon says stop), `done` (either)."""
+
+    def __init__(
+        self, attached: Attachment, model: nn.Module, optimizer: torch.optim.Optimizer, terms: Terms
+    ) -> None:
+        self.descriptor, self.options, self.terms = attached.descriptor, attached.options, terms
+        self._flat, self._optimizer = FlatModel(model), optimizer
+        self._keeper = CheckpointKeeper(attached.folder, self.descriptor.id, self._flat.signature)
+        self._base = self._flat.read()
+        self._initial = self._base
+        self._since = 0  # local steps since the last hand-over
+        self._mass = False
+        self._bad = 0
+        self._pulse = Pulse()
+        found = self._keeper.found
+        self._link = Link(attached, Duties(
+            self._exchange, self._export, self._redial, self._introduction(),
+            resume=None if found is None else (found.model, found.round), child=terms.child,
+        ))  # fmt: skip
+        for problem in self._keeper.problems:
+            self.log(problem)
+
+    # --- what a script reads ---------------------------------------------------------------------
+
+    @property
+    def round(self) -> int:
+        """The last exchange that closed; -1 before there was one."""
+        return self._link.round
+
+    @property
+    def steps(self) -> int:
+        """Local steps of the session so far, those before this device joined included."""
+        return max(self._link.position, 0) * self.descriptor.local_steps + self._since
+
+    @property
+    def finished(self) -> bool:
+        return self._link.state == "finished"
+
+    @property
+    def stopped(self) -> bool:
+        return self._link.over and not self.finished
+
+    @property
+    def done(self) -> bool:
+        """No more steps are wanted; leave the loop."""
+        return self._link.over
+
+    # --- training --------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Wait until there is a model to train from, and load it."""
+        link = self._link
+        with link.met:
+            link.wait(lambda: link.has_mixed() or link.over)
+        if self._take() and link.resumed and (problem := self._keeper.restore(self._optimizer)):
+            self.log(problem)
+        if self._mass:
+            self._checkpoint()
+        self._pulse.start()
+
+    def step(self, loss: float | None = None) -> bool:
+        """One local step is done; exchange when it is time. True if the model is now a newly mixed one.
+
+        loss: of this step, for `status`. Raises DivergedError when the model is not finite again and again,
+        and whatever ended the link thread.
+        """
+        self._pulse.step(loss)
+        self._since += 1
+        try:
+            mixed = self._meet_lockstep() if self.terms.pace == "lockstep" else self._meet_free()
+            if mixed:
+                self._keep_and_tell()
+        finally:
+            self._pulse.start()
+        return mixed
+
+    def roll_back(self, found: float) -> None:
+        """A loss or gradient was not finite: back to the last exchange, with a fresh optimizer state.
+
+        Raises DivergedError at the third time in a row; a finite exchange in between starts the count anew.
+        """
+        self._bad += 1
+        if self._bad >= PATIENCE:
+            raise DivergedError(
+                f"training diverged in round {self.round + 1}: the loss was {found}, {PATIENCE} times "
+                f"in a row; lower --lr (it was {self._lr():g}), or look for infinite numbers in the data"
+            )
+        log.warning("the loss was %s; back to the model of round %d", found, self.round)
+        self._flat.write(self._base)
+        self._optimizer.state.clear()
+        self._since = 0
+
+    def _meet_lockstep(self) -> bool:
+        link = self._link
+        link.check()
+        if link.over or link.final or link.has_mixed():
+            with link.met:  # the session ends, or a new life has begun: these local steps are not part of it
+                link.wait(lambda: link.has_mixed() or link.over or not link.connected)
+            return self._take()
+        if self._since < self.terms.local_steps:
+            return False
+        if not link.connected or link.state == "seeking":
+            self._since = 0  # alone until the daemon is back
+            return False
+        here = self._flat.read()
+        if not self._is_finite(here):
+            return False
+        with link.met:
+            link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
+            if link.is_open():
+                link.hand_over(here - self._base, self._lr())
+                link.wait(lambda: link.has_mixed() or link.over or not link.connected)
+        self._since = 0
+        return self._take()
+
+    def _meet_free(self) -> bool:
+        link = self._link
+        link.check()
+        if link.final and not link.over:
+            with link.met:
+                link.wait(lambda: link.has_mixed() or link.over or not link.connected)
+        mixed = self._take()
+        if self._since >= self.terms.local_steps and link.is_open() and not link.over:
+            here = self._flat.read()
+            if not self._is_finite(here):
+                return mixed
+            with link.met:
+                if link.is_open() and not link.has_mixed():
+                    link.hand_over(here - self._base, self._lr())
+                    self._base, self._since = here, 0
+        return mixed
+
+    def _take(self) -> bool:
+        """Take the mixed model over, if there is one."""
+        with self._link.met:
+            taken = self._link.take()
+        if taken is None:
+            return False
+        z, anew = taken
+        if anew or self.terms.pace == "lockstep":
+            self._flat.write(z)
+            self._since = 0
+        else:
+            self._flat.write(self._flat.read() + (z - self._base))
+        self._base, self._mass = z, True
+        return True
+
+    def _is_finite(self, here: Tensor) -> bool:
+        """May this model be handed over? If not, the model is rolled back."""
+        peak = float(here.abs().max())
+        if not math.isfinite(peak):
+            self.roll_back(peak)
+            return False
+        self._bad = 0
+        return True
+
+    def _lr(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    # --- checkpoints and reports -----------------------------------------------------------------
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Show these figures in `status`; ones that are not finite are left out."""
+        self._pulse.metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._tell()
+
+    def log(self, text: str) -> None:
+        """Say something in this session's log, and in an attached script's own."""
+        if not self.terms.child:  # what a child prints is in the session's log already
+            log.info("%s", text)
+        self._link.post({"op": "log", "text": text})
+
+    def _keep_and_tell(self) -> None:
+        if self._keeper.due():
+            self._checkpoint()
+        if self._pulse.due():
+            self._tell()
+
+    def _tell(self) -> None:
+        kept = {"checkpoint_round": self._keeper.round, "checkpoint_problem": self._keeper.problem}
+        self._link.post({"op": "report", **self._pulse.report(), **kept})
+
+    def _checkpoint(self) -> None:
+        model, round_ = self._link.estimate()
+        before = self._keeper.problem
+        self._keeper.save(
+            Checkpoint(
+                session=self.descriptor.id,
+                algorithm=self.descriptor.algorithm,
+                round=max(round_, 0),
+                weight=self._link.weight,
+                signature=self._flat.signature,
+                model=model,
+                optimizer=save_plain(self._optimizer.state_dict()),
+            )
+        )
+        if self._keeper.problem and self._keeper.problem != before:
+            self.log(self._keeper.problem)
+        self._tell()
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask the loop to end after the current call. A signal handler may call it."""
+        self._link.stop()
+
+    def fail(self, code: int, message: str) -> None:
+        """Tell the daemon why this learner ends."""
+        self._link.post({"op": "failed", "code": code, "message": message})
+
+    def settle(self) -> None:
+        """Load the final model of a finished session, if `step()` has not seen it yet."""
+        if self.finished:
+            self._take()
+
+    def close(self) -> None:
+        """Leave: hand the mass over, keep a checkpoint, let go of the daemon. Safe to call twice."""
+        link = self._link
+        self.settle()
+        if self._mass:
+            if not link.over and link.connected:
+                self._hand_mass_over()
+            self._mass = False
+            self._checkpoint()
+        link.close()
+
+    def _hand_mass_over(self) -> None:
+        link = self._link
+        link.post({"op": "leave"})
+        with link.met:
+            link.wait(lambda: link.over or not link.connected, LEAVE_S)
+
+    def linger(self, timeout_s: float) -> None:
+        """After the last step, answer the daemon until it says stop or closes: what is on its way arrives."""
+        link = self._link
+        with link.met:
+            link.wait(lambda: link.stopping or not link.connected, timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- what the link thread asks for -----------------------------------------------------------
+
+    def _exchange(self, resume: Resume | None) -> Exchange:
+        session, lockstep = self.descriptor, self.terms.pace == "lockstep"
+        layout = Layout(self._flat.sizes)
+        options = catalogue.options_for("algorithm", session.options)
+        algorithm = algorithms.make(
+            session.algorithm, options, layout, self._flat.dtype, session.compression, lockstep=lockstep
+        )
+        return Exchange(algorithm, layout, self._initial, lockstep=lockstep, resume=resume)
+
+    def _export(self, model: Tensor, round_: int) -> bytes:
+        return exported(model, self._flat.signature, self.descriptor.name, round_, self.descriptor.algorithm)
+
+    def _redial(self) -> Attachment:
+        return dial(self.terms.socket, self.descriptor.name, child=False)
+
+    def _introduction(self) -> dict[str, Any]:
+        signature = signature_bytes(self._flat.signature)
+        return {
+            "op": "report", "parameters": self._flat.parameters, "checkpoint_round": self._keeper.round,
+            "signature": hashlib.sha256(signature).digest(),
+            "signature_list": signature if len(signature) <= SIGNATURE_MAX else b"",
+        }  # fmt: skip

@@ -1,0 +1,224 @@
+"""Checkpoints: what a power cut leaves is always one generation that loads.
+
+    "peerd-ck" | format u32 | serial u64 | length u64 | SHA-256 of all before and after it | payload
+    (torch.save)
+
+Written through atomic_write; the last two generations are kept, as ckpt-<round>.peerd. `serial` orders
+them: rounds may go backwards when a device joins a younger session, and a Pi has no clock. Nothing is
+unpickled: torch.load with weights_only, and only of what this device wrote itself, its digest checked
+first.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peer.errors import DataError, StateError
+from peer.files import atomic_write
+from peer.learner.flat import Signature
+
+MAGIC, FORMAT = b"peerd-ck", 1
+_HEADER = struct.Struct(">8sIQQ")
+_DIGEST = 32
+KEPT = 2  # generations
+EVERY_S = 60.0  # at most this much work is lost to a power cut; a full disk is tried again as often (guess)
+MARGIN = 16 << 20  # bytes left free beyond twice a checkpoint's size (guess)
+_NAME = re.compile(r"ckpt-(\d+)\.peerd")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One learner's state at the end of a round. model: flat, as `signature` cuts it. optimizer: its
+    state_dict as bytes of its own, since a user's optimizer may hold what does not load back."""
+
+    session: str
+    algorithm: str
+    round: int
+    weight: float
+    signature: Signature
+    model: Tensor
+    optimizer: bytes = b""
+    rng: Tensor = field(default_factory=torch.get_rng_state)
+
+
+def pack(checkpoint: Checkpoint, serial: int) -> bytes:
+    """A checkpoint as the bytes of its file."""
+    plain = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint)}
+    plain["optimizer"] = _as_tensor(checkpoint.optimizer)  # torch writes bytes as text, or not at all
+    payload = save_plain(plain)
+    header = _HEADER.pack(MAGIC, FORMAT, serial, len(payload))
+    return header + hashlib.sha256(header + payload).digest() + payload
+
+
+def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:
+    """The checkpoint in the bytes of a file, and its serial number. Raises DataError that says what is
+    wrong."""
+    if len(data) < _HEADER.size + _DIGEST:
+        raise DataError(f"{where}: {len(data)} bytes are too few for a checkpoint")
+    magic, version, serial, length = _HEADER.unpack_from(data)
+    digest, payload = data[_HEADER.size :][:_DIGEST], data[_HEADER.size + _DIGEST :]
+    if magic != MAGIC:
+        raise DataError(f"{where} is no checkpoint of peerd")
+    if version != FORMAT:
+        raise DataError(f"{where} has checkpoint format {version}; this peerd reads format {FORMAT}")
+    if length != len(payload) or hashlib.sha256(data[: _HEADER.size] + payload).digest() != digest:
+        raise DataError(f"{where} is damaged: its contents do not have the digest written with them")
+    plain = load_plain(payload, where)
+    try:
+        plain["optimizer"] = plain["optimizer"].numpy().tobytes()
+        plain["signature"] = [(name, list(shape), dtype) for name, shape, dtype in plain["signature"]]
+        return Checkpoint(**plain), serial
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise DataError(f"{where} does not hold what a checkpoint holds ({error})") from error
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def save_plain(plain: object) -> bytes:
+    """Tensors, numbers, strings, lists and dicts as bytes."""
+    buffer = io.BytesIO()
+    torch.save(plain, buffer)
+    return buffer.getvalue()
+
+
+def load_plain(data: bytes, where: str) -> Any:
+    """What `save_plain` saved. Raises DataError; executes nothing."""
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no class for what a damaged or foreign file raises
+        raise DataError(
+            f"{where} cannot be read back ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
+class CheckpointKeeper:
+    """When a learner's checkpoints are due, and what became of them.
+
+    found: the newest whole one of this session and model, or None. problems: sentences about what was not
+    whole or does not fit. round: of the newest one there is, -1 without one.
+    """
+
+    def __init__(self, folder: Path, session: str, signature: Signature) -> None:
+        self._folder = CheckpointFolder(folder)
+        self._tried = time.monotonic()
+        found, self.problems = self._folder.load()
+        if found is not None and (found.session != session or found.signature != signature):
+            self.problems.append(f"the checkpoint of round {found.round} is of another model; not used")
+            found = None
+        self.found = found
+        self.problem = ""
+        self.round = found.round if found is not None else -1
+
+    def due(self) -> bool:
+        """Has the last one, or the last try, been long enough ago?"""
+        return time.monotonic() >= self._tried + EVERY_S
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; sets `problem`."""
+        self._tried, self.problem = time.monotonic(), ""
+        try:
+            self._folder.save(checkpoint)
+        except StateError as error:
+            self.problem = str(error)
+        else:
+            self.round = checkpoint.round
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> str:
+        """Put optimizer and random state back as they were in `found`. A sentence when the former cannot
+        be."""
+        assert self.found is not None
+        torch.set_rng_state(self.found.rng)
+        try:
+            optimizer.load_state_dict(load_plain(self.found.optimizer, "the optimizer's state"))
+        except (DataError, ValueError, KeyError) as error:
+            return f"the optimizer starts anew: {error}"
+        return ""
+
+
+class CheckpointFolder:
+    """The checkpoints of one session on this device."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and a sentence for every newer one that is not, which is
+        removed. Leftovers of an interrupted write are removed too."""
+        for leftover in self._folder.glob(".ckpt-*.tmp"):
+            with suppress(OSError):  # a read-only folder can still be read from
+                leftover.unlink()
+        problems: list[str] = []
+        for path in self._paths():
+            try:
+                return unpack(path.read_bytes(), str(path))[0], problems
+            except OSError as error:
+                problems.append(
+                    f"the checkpoint {path} cannot be read: {error.strerror}; using the one before it"
+                )
+            except DataError as error:
+                problems.append(f"{error}; using the one before it")
+                with suppress(OSError):
+                    path.unlink()
+        return None, problems
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a new generation and drop all but the last two. Raises StateError with a sentence when the
+        disk is full or read-only; what was there before is then still there."""
+        paths = self._paths()
+        data = pack(checkpoint, _serial(paths[0]) + 1 if paths else 1)
+        target = self._folder / f"ckpt-{checkpoint.round}.peerd"
+        try:
+            free = shutil.disk_usage(self._folder).free
+            if free < 2 * len(data) + MARGIN:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            atomic_write(target, data)
+        except OSError as error:
+            raise _cannot_write(target, len(data), error) from error
+        for old in [path for path in paths if path != target][KEPT - 1 :]:
+            with suppress(OSError):  # it is removed with the next one
+                old.unlink()
+
+    def _paths(self) -> list[Path]:
+        """Checkpoint files, newest first; those without a readable serial number last."""
+        found = [path for path in self._folder.glob("ckpt-*.peerd") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: (_serial(path), path.name), reverse=True)
+
+
+def _serial(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER.size)
+    except OSError:
+        return 0
+    if len(header) < _HEADER.size:
+        return 0
+    magic, _, serial, _ = _HEADER.unpack(header)
+    return int(serial) if magic == MAGIC else 0
+
+
+def _cannot_write(target: Path, size: int, error: OSError) -> StateError:
+    advice = {
+        errno.ENOSPC: f"the disk is full; free at least {(2 * size + MARGIN) >> 20} MiB",
+        errno.EDQUOT: "the disk quota is used up; free some of it",
+        errno.EROFS: "the file system is read-only; an SD card that fails does this, replace it",
+        errno.EACCES: "this user may not write there; check the folder's owner",
+    }.get(error.errno or 0, f"{error.strerror or error}")
+    return StateError(
+        f"the checkpoint {target} cannot be written: {advice}. Training goes on; tried again in a minute"
+    )

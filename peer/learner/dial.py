@@ -1,0 +1,62 @@
+"""The learner's first words to its daemon: which session it takes part in, and what that session is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peer.config import Descriptor, JoinOptions
+from peer.errors import NoDaemonError, PeerdError
+from peer.local import Client, connect
+
+ANSWER_S = 30.0  # a daemon that is starting a session may take a while to answer `attach` (guess)
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What the daemon answered to `attach`. folder: this session's state on this device."""
+
+    client: Client
+    life: int
+    descriptor: Descriptor
+    options: JoinOptions
+    folder: Path
+    task_file: Path | None
+
+
+def dial(socket: Path, session: str, *, child: bool) -> Attachment:
+    """Attach to a session of the daemon on `socket`. Raises NoDaemonError, UnknownSessionError,
+    ConfigError."""
+    client = connect(socket, role="learner")
+    try:
+        asked = {"op": "attach", "session": session, "child": child, "pid": os.getpid()}
+        try:
+            answer, _ = client.ask(asked, ANSWER_S)
+        except TimeoutError as error:
+            raise NoDaemonError(
+                f"the daemon on {socket} did not attach session '{session}': {error}"
+            ) from error
+        return attachment(client, answer)
+    except BaseException:
+        client.close()
+        raise
+
+
+def attachment(client: Client, frame: dict[str, Any]) -> Attachment:
+    """The "attached" frame, checked. Raises PeerdError."""
+    try:
+        task_file = frame.get("task_file")
+        return Attachment(
+            client,
+            int(frame["life"]),
+            Descriptor.from_dict(frame["descriptor"]),
+            JoinOptions.from_dict(frame["options"]),
+            Path(frame["folder"]),
+            Path(task_file) if task_file else None,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise PeerdError(
+            f"the daemon's answer to 'attach' lacks something ({error!r}); restart it"
+        ) from error

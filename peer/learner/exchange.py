@@ -1,0 +1,265 @@
+"""The learner's half of a session: algorithm and codec, as a pure state machine.
+
+It answers its node at once, whatever the training thread does, and meets the training thread in two calls:
+`submit` takes the model's change of the last local steps, `take` gives the mixed model once the round has
+closed. The daemon's node sits behind the local socket for `attach`, or in the same process in a rehearsal.
+
+    seeking --Found, or any mass--> training --HandOver--> left
+                                       |--Finish--> finished
+
+Nothing here reads a clock or draws a random number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from peer.algorithms.base import Algorithm, Links, Message
+from peer.compression import codec
+from peer.compression.bodies import Layout
+from peer.errors import CodecError, RemoteError, UnknownBaseError
+from peer.events import (
+    FINAL,
+    Acked,
+    Closed,
+    Deadline,
+    Deliver,
+    Delivery,
+    Expect,
+    Finish,
+    Found,
+    FromLearner,
+    HandOver,
+    Holds,
+    Key,
+    LinkDown,
+    LinkUp,
+    OpenRound,
+    PeerId,
+    Push,
+    Pushed,
+    Rejected,
+    Returned,
+    Sponsor,
+    Taken,
+    ToLearner,
+)
+
+State = Literal["seeking", "training", "finished", "left"]
+
+
+class Exchange:
+    """One learner's exchanges. `initial` is the flat model every member derives from the session's seed.
+
+    `resume`, when set, is the model of this device's own checkpoint: what `Found(resume=True)` begins with.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        layout: Layout,
+        initial: Tensor,
+        *,
+        lockstep: bool = True,
+        resume: tuple[Tensor, int] | None = None,
+    ) -> None:
+        self.algorithm, self.layout = algorithm, layout
+        self.initial, self.resume, self.lockstep = initial, resume, lockstep
+        self.state: State = "seeking"
+        algorithm.know(initial)
+        self.key = Key()  # the round being worked on, or the last one
+        self.open = False  # a round is open: submit() is allowed
+        self._final = False
+        self._pushed = False
+        self._round: OpenRound | None = None
+        self._mixed: Tensor | None = None
+        self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
+        self._out: dict[PeerId, Message] = {}  # sent and not acknowledged, by destination
+
+    # --- the training thread's two calls ---------------------------------------------------------
+
+    def submit(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
+        """Hand over the model's change since `take` last gave one; only while `open`.
+
+        u: flat, the session's dtype. lr: the learning rate of these steps. In lockstep the round closes
+        when the expected in-neighbors are heard; else at once.
+        """
+        if self._final or self.state != "training":
+            return []  # the session ended under this local step: its change is not part of it
+        if not self.open:
+            raise AssertionError(f"submit() with no round open (last key {self.key})")
+        return self._exchange(u, lr, now)
+
+    def take(self) -> Tensor | None:
+        """The mixed model of the round that closed, once; None while there is none."""
+        mixed, self._mixed = self._mixed, None
+        return mixed
+
+    def estimate(self) -> Tensor:
+        """The model a user would deploy now: flat, the session's dtype."""
+        return self.algorithm.estimate() if self.algorithm.model is not None else self.initial
+
+    def unacknowledged(self) -> dict[PeerId, Message]:
+        """What is sent and not yet acknowledged, by destination."""
+        return dict(self._out)
+
+    # --- the node's side -------------------------------------------------------------------------
+
+    def handle(self, command: ToLearner, now: float) -> Sequence[FromLearner]:
+        """Answer one command of the node. Never waits."""
+        match command:
+            case Found():
+                return self._begin(command)
+            case OpenRound():
+                return self._open(command, now)
+            case Expect(key, expected):
+                if key == self.key and self._pushed:
+                    self.algorithm.expect(frozenset(expected))
+                return self._try_close()
+            case Deadline(key):
+                return self._close() if key == self.key and self._pushed else []
+            case Deliver():
+                return self._deliver(command, now)
+            case Acked(dst):
+                self._acked(dst)
+            case Returned(dst):
+                return self._returned(dst)
+            case LinkUp() | LinkDown():
+                return self._on_link(command)
+            case Sponsor(dst):
+                return self._sponsor(dst)
+            case HandOver(dst):
+                return self._hand_over(dst)
+            case Finish():
+                self.state, self.open = "finished", False
+                self._mixed = self.estimate()
+        return []
+
+    def _begin(self, command: Found) -> Sequence[FromLearner]:
+        if self.state != "seeking":
+            return []
+        if command.resume and self.resume is not None:
+            model, round_ = self.resume
+            self.key = Key(round=round_)
+        else:
+            model = self.initial
+        self.algorithm.begin(model, 1.0)
+        return [self._now_training()]
+
+    def _now_training(self) -> Holds:
+        self.state = "training"
+        self._mixed = self.algorithm.mix()
+        return self._holds()
+
+    def _holds(self) -> Holds:
+        return Holds(self.algorithm.bases, self.algorithm.weight)
+
+    def _open(self, command: OpenRound, now: float) -> Sequence[FromLearner]:
+        if self.state != "training" or (command.key == self.key and self._pushed) or command.key < self.key:
+            return []
+        self._round, self.key = command, command.key
+        self._pushed, self.open = False, True
+        self.algorithm.open(self._links())
+        if command.key.phase == FINAL:
+            self._final = True
+            return self._exchange(torch.zeros_like(self.initial), 0.0, now)
+        return []
+
+    def _links(self) -> Links:
+        r = self._round
+        assert r is not None
+        clear = frozenset(dst for dst in self._epochs if dst not in self._out)
+        return Links(r.key, r.out, frozenset(r.expected), r.n, r.mean_weight, clear)
+
+    def _exchange(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
+        self.open, self._pushed = False, True
+        messages = self.algorithm.step(u, lr, self._links(), now)
+        sent: list[FromLearner] = [self._push(dst, message) for dst, message in messages.items()]
+        return [*sent, Pushed(self.key), *self._try_close()]
+
+    def _push(self, dst: PeerId, message: Message) -> Push:
+        assert dst in self._epochs and dst not in self._out, f"a message for {dst}, whose link is not clear"
+        self._out[dst] = message
+        delivery: Delivery = message.delivery
+        return Push(dst, self._epochs[dst].epoch, message.key, codec.encode(message), delivery)
+
+    def _try_close(self) -> Sequence[FromLearner]:
+        if self._pushed and (not self.lockstep or self.algorithm.ready()):
+            return self._close()
+        return []
+
+    def _close(self) -> Sequence[FromLearner]:
+        self._pushed = False
+        heard = tuple(sorted(self.algorithm.heard))
+        mixed = self.algorithm.mix()
+        if not self._final:
+            self._mixed = mixed
+        return [Closed(self.key, heard, self.algorithm.weight)]
+
+    def _deliver(self, command: Deliver, now: float) -> Sequence[FromLearner]:
+        src, name = command.src, (command.src, command.epoch, command.number)
+        if self.state in ("left", "finished"):
+            return [Rejected(*name, "this learner is leaving", fault=False)]
+        try:
+            message = codec.decode(_bytes(command.payload), self.layout, self.initial.dtype)
+            if message.key != command.key:
+                raise CodecError(f"parcel says round {command.key}, its message {message.key}")
+            replies = self.algorithm.receive(src, message, now)
+        except UnknownBaseError as error:
+            return [Rejected(*name, str(error), fault=False)]
+        except RemoteError as error:
+            return [Rejected(*name, str(error))]
+        answers: list[FromLearner] = [Taken(*name)]
+        answers += [self._push(dst, reply) for dst, reply in replies.items()]
+        if self.state == "seeking" and self.algorithm.weight > 0:
+            self.key = message.key
+            answers.append(self._now_training())
+        return [*answers, *self._try_close()]
+
+    def _acked(self, dst: PeerId) -> None:
+        message = self._out.pop(dst, None)
+        if message is not None:
+            self.algorithm.settled(dst, message)
+
+    def _returned(self, dst: PeerId) -> Sequence[FromLearner]:
+        message = self._out.pop(dst, None)
+        if message is None:
+            return []
+        self.algorithm.returned(dst, message)
+        return [self._holds()]
+
+    def _on_link(self, change: LinkUp | LinkDown) -> Sequence[FromLearner]:
+        if change.direction == "out":
+            if isinstance(change, LinkUp):
+                self._epochs[change.peer] = change
+            else:
+                self._epochs.pop(change.peer, None)
+        self.algorithm.on_links(change)
+        return []
+
+    def _sponsor(self, dst: PeerId) -> Sequence[FromLearner]:
+        link = self._epochs.get(dst)
+        if self.state != "training" or link is None or dst in self._out:
+            return []
+        message = self.algorithm.sponsor(dst, self.key, link.bases)
+        return [self._push(dst, message), self._holds()]
+
+    def _hand_over(self, dst: PeerId | None) -> Sequence[FromLearner]:
+        had_mass = self.algorithm.weight > 0
+        self.state, self.open = "left", False
+        if dst is None or not had_mass or dst not in self._epochs or dst in self._out:
+            return [Holds((), 0.0)]
+        message = self.algorithm.hand_over(self.key)
+        return [self._push(dst, message), Holds((), 0.0)]
+
+
+def _bytes(payload: object) -> bytes | bytearray | memoryview:
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return payload
+    view = payload.view()  # type: ignore[attr-defined]  # a shared buffer; peer.local is not imported here
+    assert isinstance(view, memoryview)
+    return view

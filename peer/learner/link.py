@@ -1,0 +1,298 @@
+"""The link thread: it owns the socket to the daemon and the Exchange, and answers at once while a step
+computes.
+
+    training thread                        link thread                              daemon
+      hand_over(change) ──condition──▶ exchange.submit ──Push, Pushed──▶
+      take() ◀──condition── exchange.take ◀── exchange.handle ◀──OpenRound, Deliver, …──
+
+Everything both threads touch is guarded by one condition, `Link.met`. When the daemon vanishes, a child
+learner is over; an attached script goes on alone, and the link thread redials and rejoins as a new life.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from peer.errors import DataError, NoDaemonError, PeerdError
+from peer.event_frames import EventAssembler
+from peer.events import FINAL, Closed, Found, FromLearner, Ready, ToLearner
+from peer.learner.dial import Attachment
+from peer.learner.exchange import Exchange, State
+from peer.local import SharedBuffer, error_of
+
+log = logging.getLogger("peerd.learner")
+REDIAL_S = 0.5, 30.0  # first and longest wait between two tries; each is twice the one before (guess)
+Resume = tuple[Tensor, int]
+
+
+@dataclass(frozen=True)
+class Duties:
+    """What the link thread needs from its owner. exchange: a new one, to resume from this model if it must.
+    export: a safetensors file of a flat model at a round. introduction: the frame that comes before Ready.
+    child: the daemon's own child, which ends with it."""
+
+    exchange: Callable[[Resume | None], Exchange]
+    export: Callable[[Tensor, int], bytes]
+    redial: Callable[[], Attachment]
+    introduction: dict[str, Any]
+    resume: Resume | None = None
+    child: bool = False
+
+
+class Link:
+    """Both threads' meeting place, and the link thread itself. Methods without a note are the training
+    thread's."""
+
+    def __init__(self, attached: Attachment, duties: Duties) -> None:
+        self.met = threading.Condition()
+        self.round = -1  # the last round closed or joined at
+        self.weight = 0.0
+        self.heard: Sequence[str] = ()
+        self.connected = True
+        self.stopping = False  # the daemon, a signal or the owner says: no more steps
+        self.resumed = False  # this life began from this device's own checkpoint
+        self._attached, self._duties = attached, duties
+        self._assembler = EventAssembler()
+        self._exchange = duties.exchange(duties.resume)
+        self._resume = duties.resume
+        self._mixed: Tensor | None = None
+        self._anew = False  # `_mixed` is the first model of a life: it replaces, whatever came before
+        self._handed: tuple[Tensor, float] | None = None
+        self._outbox: deque[dict[str, Any]] = deque()
+        self._closing = self._ended = False
+        self._fault: BaseException | None = None
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._main, name="peerd-link", daemon=True)
+        self._thread.start()
+
+    # --- the training thread's side --------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        return self._exchange.state
+
+    @property
+    def over(self) -> bool:
+        """No more local steps are wanted."""
+        return self.stopping or self.state in ("finished", "left")
+
+    @property
+    def final(self) -> bool:
+        """The final rounds have begun: averaging alone."""
+        return self._exchange.key.phase == FINAL
+
+    @property
+    def position(self) -> int:
+        """The round the next local step is for."""
+        worked_on = self._exchange.key.round
+        return worked_on + 1 if self.round == worked_on else worked_on
+
+    def is_open(self) -> bool:
+        """A round waits for this learner's change."""
+        return self._exchange.open and self._handed is None
+
+    def check(self) -> None:
+        """Raise what the link thread ended with, if it did."""
+        if self._fault is not None:
+            raise self._fault
+
+    def wait(self, until: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Wait, `met` held, until `until()`, the timeout, or the link thread's end, whose fault is raised."""
+        self.met.wait_for(lambda: self._ended or until(), timeout_s)
+        self.check()
+
+    def hand_over(self, change: Tensor, lr: float) -> None:
+        """Give the link thread the change of the last local steps; `met` held and `open`."""
+        self._handed = change, lr
+        self._nudge()
+
+    def has_mixed(self) -> bool:
+        return self._mixed is not None
+
+    def take(self) -> tuple[Tensor, bool] | None:
+        """The mixed model, once, and whether it begins a life (or ends the session); `met` held."""
+        mixed, self._mixed = self._mixed, None
+        return None if mixed is None else (mixed, self._anew)
+
+    def estimate(self) -> tuple[Tensor, int]:
+        """The model a user would deploy now, flat, and its round."""
+        with self.met:
+            return self._exchange.estimate(), self.round
+
+    def post(self, frame: dict[str, Any]) -> None:
+        """Send a frame to the daemon; dropped while there is none."""
+        with self.met:
+            if self.connected:
+                self._outbox.append(frame)
+        self._nudge()
+
+    def stop(self) -> None:
+        """End training after the current call. Takes no lock: a signal may call it."""
+        self.stopping = True
+        self._nudge()
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Send what is posted, close the socket and end the link thread."""
+        self._closing = True
+        self._nudge()
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive() and self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+
+    def _nudge(self) -> None:
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    # --- the link thread -------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._live()
+        except BaseException as error:  # noqa: BLE001 - raised again in the training thread, by check()
+            self._fault = error
+        finally:
+            self._attached.client.close()
+            self._assembler.close()
+            with self.met:
+                self.connected, self._ended = False, True
+                self.met.notify_all()
+
+    def _live(self) -> None:
+        while True:
+            try:
+                self._serve()
+                return
+            except NoDaemonError as error:
+                with self.met:
+                    self.connected, self._handed = False, None
+                    self._outbox.clear()
+                    self.stopping = self.stopping or self._duties.child
+                    self.met.notify_all()
+                if self._closing or self.stopping:
+                    return
+                log.warning("%s; training goes on alone, and rejoins when a daemon answers", error)
+            if not self._redial():
+                return
+
+    def _serve(self) -> None:
+        """Answer daemon and training thread until told to close. Raises NoDaemonError."""
+        client, algorithm = self._attached.client, self._exchange.algorithm
+        round_ = self._resume[1] if self._resume is not None else -1
+        client.send(self._duties.introduction)
+        client.send_event(Ready(self._attached.life, round_, algorithm.bases))
+        while True:
+            for frame, fd in client.receive_ready():
+                self._on_frame(frame, fd)
+            closing = self._closing
+            self._answer_training_thread()
+            if closing:
+                return
+            select.select([client.fileno(), self._wake], [], [])
+            self._clear_nudge()
+
+    def _clear_nudge(self) -> None:
+        if select.select([self._wake], [], [], 0)[0]:
+            os.eventfd_read(self._wake)
+
+    def _answer_training_thread(self) -> None:
+        with self.met:
+            frames = [self._outbox.popleft() for _ in range(len(self._outbox))]
+            handed, self._handed = self._handed, None
+            answers: Sequence[FromLearner] = ()
+            if handed is not None and self._exchange.open:
+                answers = self._exchange.submit(*handed, time.monotonic())
+            self._book(answers)
+        self._send(answers)
+        for frame in frames:
+            self._attached.client.send(frame)
+
+    def _on_frame(self, frame: dict[str, Any], fd: int | None) -> None:
+        match frame["op"]:
+            case "export":
+                self._export()
+            case "stop":
+                self.stopping = True
+            case "error":
+                raise error_of(frame)
+            case _:
+                event = self._assembler.take(frame, fd)
+                if event is not None:
+                    self._handle(event)
+
+    def _handle(self, event: Any) -> None:
+        command: ToLearner = event
+        payload = getattr(event, "payload", None)
+        try:
+            with self.met:
+                seeking = self.state == "seeking"
+                answers = self._exchange.handle(command, time.monotonic())
+                if isinstance(command, Found) and seeking:
+                    self.resumed = command.resume and self._resume is not None
+                self._book(answers, anew=seeking)
+            self._send(answers)
+        finally:
+            if isinstance(payload, SharedBuffer):
+                payload.close()
+
+    def _book(self, answers: Sequence[FromLearner], anew: bool = False) -> None:
+        """Note what the exchange has just done, `met` held, and tell the training thread."""
+        for answer in answers:
+            if isinstance(answer, Closed):
+                self.round, self.heard, self.weight = answer.key.round, answer.heard, answer.weight
+        mixed = self._exchange.take()
+        if mixed is not None:
+            self._mixed, self._anew = mixed, anew or self.state == "finished"
+            if anew:
+                self.round = self._exchange.key.round if self.resumed or self._exchange.key.round else -1
+        self.met.notify_all()
+
+    def _send(self, answers: Sequence[FromLearner]) -> None:
+        for answer in answers:
+            self._attached.client.send_event(answer)
+
+    def _export(self) -> None:
+        model, round_ = self.estimate()
+        with SharedBuffer.of(self._duties.export(model, round_)) as buffer:
+            self._attached.client.send({"op": "exported", "size": len(buffer)}, buffer.fileno())
+
+    def _redial(self) -> bool:
+        """Attach again, as a new life that could resume from the model it has. False: told to close."""
+        self._attached.client.close()
+        self._assembler.close()
+        wait_s, longest_s = REDIAL_S
+        while True:
+            select.select([self._wake], [], [], wait_s)
+            self._clear_nudge()
+            with self.met:
+                # a training thread that waits for its first model may have been told to stop
+                self.met.notify_all()
+            if self._closing or self.stopping:
+                return False
+            wait_s = min(2 * wait_s, longest_s)
+            try:
+                attached = self._duties.redial()
+            except DataError:
+                raise
+            except PeerdError as error:
+                log.info("not attached yet: %s", error)
+                continue
+            with self.met:
+                if self._exchange.algorithm.model is not None:
+                    self._resume = self._exchange.estimate(), self.round
+                self._attached, self._assembler = attached, EventAssembler()
+                self._exchange = self._duties.exchange(self._resume)
+                self._mixed, self.connected = None, True
+                self.met.notify_all()
+            log.warning("attached again, as a new life")
+            return True

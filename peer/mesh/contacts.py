@@ -1,0 +1,92 @@
+"""What the transport knows of each peer: where it may be, which leaf is its, what it said, what it cost.
+
+Addresses are candidates, never identity: mDNS, other members' records and --peer all put them in, and the
+pinned leaf decides who answered. Everything is bounded, because strangers can make hints up.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from peer.events import PeerId
+from peer.mesh.frames import MAX_ADDRESSES, is_address
+from peer.mesh.greeting import Introduction
+
+MAX_CONTACTS = 512
+RTT_GAIN = 0.125  # of the newest sample, RFC 6298 section 2.3
+
+
+@dataclass(slots=True)
+class Contact:
+    """leaf_pem: pinned by the last Hello, None before it and after a failed handshake. Bytes: of messages."""
+
+    peer: PeerId
+    addresses: list[str] = field(default_factory=list)
+    leaf_pem: bytes | None = None
+    introduction: Introduction | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    rtt_s: float | None = None
+    rejected: int = 0
+    last_rejection: str = ""
+    blocked: bool = False
+
+    def learn(self, addresses: Iterable[str], proven: bool = False) -> None:
+        """Candidates by number. A proven one (it has answered with the right key) moves to the front for
+        good.
+        """
+        new = [address for address in addresses if is_address(address) and _by_number(address)]
+        known = self.addresses
+        order = [*new, *known] if proven else [*known[:1], *new, *known[1:]]
+        self.addresses = list(dict.fromkeys(order))[:MAX_ADDRESSES]
+
+    def candidates(self, attempt: int) -> list[str]:
+        """Those of one family for one channel: IPv4, and in every third attempt IPv6 if there is any."""
+        four = [address for address in self.addresses if not address.startswith("[")]
+        six = [address for address in self.addresses if address.startswith("[")]
+        return six if six and (not four or attempt % 3 == 2) else four
+
+    def time(self, seconds: float) -> None:
+        """Fold in the round-trip time of one call."""
+        self.rtt_s = seconds if self.rtt_s is None else self.rtt_s + RTT_GAIN * (seconds - self.rtt_s)
+
+    def reject(self, reason: str) -> None:
+        """Count something of this peer's that broke a rule."""
+        self.rejected += 1
+        self.last_rejection = reason
+
+
+def _by_number(address: str) -> bool:
+    try:
+        ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+class Contacts:
+    """By peer id; at most MAX_CONTACTS, of which those never met make room first."""
+
+    def __init__(self) -> None:
+        self._contacts: dict[PeerId, Contact] = {}
+
+    def __iter__(self) -> Iterator[Contact]:
+        return iter(self._contacts.values())
+
+    def get(self, peer: PeerId) -> Contact | None:
+        return self._contacts.get(peer)
+
+    def of(self, peer: PeerId) -> Contact:
+        """The peer's contact, made if need be."""
+        if peer not in self._contacts:
+            if len(self._contacts) >= MAX_CONTACTS:
+                del self._contacts[self._least_known()]
+            self._contacts[peer] = Contact(peer)
+        return self._contacts[peer]
+
+    def _least_known(self) -> PeerId:
+        return next(
+            (c.peer for c in self if c.introduction is None and not c.blocked), next(iter(self._contacts))
+        )

@@ -1,0 +1,304 @@
+"""Between protobuf messages (peer/wire) and the dataclasses of peer/events.py, with every rule checked.
+
+Protobuf checks little: an empty message parses, an enum may be any number, a string may be long and hold
+terminal escapes. What comes out of here has known lengths, known enum values, finite numbers and printable
+strings; what breaks a rule is a RemoteError. Unknown fields are ignored and never relayed, because messages
+are built anew.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from peer.errors import RemoteError
+from peer.events import (
+    Ack,
+    Control,
+    Delivery,
+    Direction,
+    Goodbye,
+    Key,
+    MemberPhase,
+    MemberState,
+    Open,
+    Opened,
+    Parcel,
+    PeerId,
+    Probe,
+    Record,
+    Refuse,
+    SponsorMe,
+)
+from peer.wire import peer_pb2 as pb
+
+PEER_ID = re.compile(r"p-[a-z2-7]{26}")
+ADDRESS = re.compile(
+    r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]{1,15})?\]):([1-9][0-9]{0,4})"
+)
+MAX_RECORDS = 256  # members of a session, architecture section 9
+MAX_ADDRESSES = 8
+MAX_BASES = 64
+MAX_DIGEST = 64
+MAX_DEVICE_NAME = 64
+MAX_REASON = 300
+
+STATES: dict[MemberState, pb.MemberState] = {
+    "alive": pb.ALIVE,
+    "dead": pb.DEAD,
+    "left": pb.LEFT,
+    "paused": pb.PAUSED,
+}
+PHASES: dict[MemberPhase, pb.MemberPhase] = {
+    "idle": pb.IDLE,
+    "seeking": pb.SEEKING,
+    "training": pb.TRAINING,
+    "leaving": pb.LEAVING,
+    "finished": pb.FINISHED,
+}
+DELIVERIES: dict[Delivery, pb.Delivery] = {"mass": pb.MASS, "latest": pb.LATEST}
+DIRECTIONS: dict[Direction, pb.Direction] = {"out": pb.OUT, "in": pb.IN}
+
+SmallFrame = Open | Opened | Ack | Refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The head of a parcel: `length` bytes follow in chunks."""
+
+    epoch: int
+    number: int
+    key: Key
+    delivery: Delivery
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """The first frame of a stream, from either end. direction: as seen from whoever says it."""
+
+    direction: Direction
+    to: PeerId
+
+
+WireFrame = SmallFrame | Begin | Chunk | End | Attach
+
+
+class _Message(Protocol):
+    def ParseFromString(self, serialized: bytes, /) -> int: ...
+
+
+M = TypeVar("M", bound=_Message)
+Word = TypeVar("Word", bound=str)
+Number = TypeVar("Number", bound=int)
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """A message from bytes of the network. RemoteError if they are none."""
+    message = kind()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise RemoteError(f"{len(data)} bytes are no {kind.__name__}") from error
+    return message
+
+
+def clean(text: str, limit: int) -> str:
+    """A foreign string, fit to be shown: control and formatting characters dropped, cut to `limit`."""
+    return "".join(letter for letter in text[: 4 * limit] if letter.isprintable())[:limit]
+
+
+def _word(table: dict[Word, Number], number: Number, what: str) -> Word:
+    for word, known in table.items():
+        if known == number:
+            return word
+    raise RemoteError(f"{what} {number} is unknown")
+
+
+def peer_id(text: str) -> PeerId:
+    """`text`, if it has the form of a peer's id. RemoteError otherwise."""
+    if not PEER_ID.fullmatch(text):
+        raise RemoteError(f"{clean(text, 40)!r} is no peer id")
+    return text
+
+
+def _digest(data: bytes, what: str) -> bytes:
+    if len(data) > MAX_DIGEST:
+        raise RemoteError(f"{what} of {len(data)} bytes; at most {MAX_DIGEST}")
+    return data
+
+
+# --- records and control messages ----------------------------------------------------------------------
+
+
+def record_to_wire(record: Record) -> pb.Record:
+    return pb.Record(
+        peer=record.peer,
+        boot=record.boot,
+        incarnation=record.incarnation,
+        state=STATES[record.state],
+        phase=PHASES[record.phase],
+        life=record.life,
+        round=record.round,
+        weight=record.weight,
+        device=clean(record.device, MAX_DEVICE_NAME),
+        addresses=record.addresses[:MAX_ADDRESSES],
+        task_digest=record.task_digest,
+    )
+
+
+def record_from_wire(message: pb.Record) -> Record:
+    """RemoteError names the rule a record breaks."""
+    addresses = tuple(message.addresses)
+    if len(addresses) > MAX_ADDRESSES or not all(is_address(address) for address in addresses):
+        raise RemoteError(
+            f"the record of {clean(message.peer, 40)!r} has too many addresses, or a malformed one"
+        )
+    if not (math.isfinite(message.weight) and message.weight >= 0):
+        raise RemoteError(f"the record of {clean(message.peer, 40)!r} has the weight {message.weight}")
+    if message.round < -1:
+        raise RemoteError(f"the record of {clean(message.peer, 40)!r} has the round {message.round}")
+    return Record(
+        peer=peer_id(message.peer),
+        boot=message.boot,
+        incarnation=message.incarnation,
+        state=_word(STATES, message.state, "member state"),
+        phase=_word(PHASES, message.phase, "member phase"),
+        life=message.life,
+        round=message.round,
+        weight=message.weight,
+        device=clean(message.device, MAX_DEVICE_NAME),
+        addresses=addresses,
+        task_digest=_digest(message.task_digest, "task digest"),
+    )
+
+
+def is_address(text: str) -> bool:
+    """HOST:PORT with a name, an IPv4 address, or an IPv6 address in brackets."""
+    match = ADDRESS.fullmatch(text)
+    return match is not None and int(match[3]) < 65536
+
+
+def control_to_wire(control: Control | None) -> pb.ControlMessage:
+    """None becomes Nothing, the answer of whoever has nothing to say."""
+    match control:
+        case Probe(view, records):
+            probe = pb.Probe(view=view, records=[record_to_wire(record) for record in records[:MAX_RECORDS]])
+            return pb.ControlMessage(probe=probe)
+        case SponsorMe(life):
+            return pb.ControlMessage(sponsor_me=pb.SponsorMe(life=life))
+        case Goodbye(record, life, epoch, applied):
+            goodbye = pb.Goodbye(record=record_to_wire(record), life=life, epoch=epoch, applied=applied)
+            return pb.ControlMessage(goodbye=goodbye)
+        case None:
+            return pb.ControlMessage(nothing=pb.Nothing())
+
+
+def control_from_wire(message: pb.ControlMessage, src: PeerId) -> Control | None:
+    """What `src` said; None for Nothing. Only its own record may be in its Goodbye."""
+    match message.WhichOneof("body"):
+        case "probe":
+            if len(message.probe.records) > MAX_RECORDS:
+                raise RemoteError(f"a probe with {len(message.probe.records)} records; at most {MAX_RECORDS}")
+            records = tuple(record_from_wire(record) for record in message.probe.records)
+            return Probe(_digest(message.probe.view, "view hash"), records)
+        case "sponsor_me":
+            return SponsorMe(message.sponsor_me.life)
+        case "goodbye":
+            record = record_from_wire(message.goodbye.record)
+            if record.peer != src:
+                raise RemoteError(f"a goodbye in the name of {record.peer}")
+            return Goodbye(record, message.goodbye.life, message.goodbye.epoch, message.goodbye.applied)
+        case "nothing":
+            return None
+        case _:
+            raise RemoteError("an empty control message")
+
+
+# --- frames of a link ----------------------------------------------------------------------------------
+
+
+def begin_of(parcel: Parcel) -> Begin:
+    return Begin(parcel.epoch, parcel.number, parcel.key, parcel.delivery, len(parcel.payload))
+
+
+def frame_to_wire(frame: WireFrame) -> pb.LinkFrame:
+    match frame:
+        case Chunk(data):
+            return pb.LinkFrame(chunk=data)
+        case Begin(epoch, number, key, delivery, length):
+            begin = pb.Begin(epoch=epoch, number=number, generation=key.generation, round=key.round)
+            begin.phase, begin.delivery, begin.length = key.phase, DELIVERIES[delivery], length
+            return pb.LinkFrame(begin=begin)
+        case End(sha256):
+            return pb.LinkFrame(end=pb.End(sha256=sha256))
+        case Attach(direction, to):
+            return pb.LinkFrame(attach=pb.Attach(direction=DIRECTIONS[direction], to=to))
+        case Open(life, epoch, replicas):
+            return pb.LinkFrame(open=pb.Open(life=life, epoch=epoch, replicas=replicas))
+        case Opened(life, epoch, applied, bases, replicas):
+            opened = pb.Opened(life=life, epoch=epoch, applied=applied, replicas=replicas)
+            opened.bases.extend(bases[:MAX_BASES])
+            return pb.LinkFrame(opened=opened)
+        case Ack(epoch, number):
+            return pb.LinkFrame(ack=pb.Ack(epoch=epoch, number=number))
+        case Refuse(epoch, number, reason):
+            return pb.LinkFrame(
+                refuse=pb.Refuse(epoch=epoch, number=number, reason=clean(reason, MAX_REASON))
+            )
+
+
+def frame_from_wire(message: pb.LinkFrame) -> WireFrame:
+    """RemoteError for an empty frame and for one that breaks a rule."""
+    match message.WhichOneof("body"):
+        case "chunk":
+            return Chunk(message.chunk)
+        case "begin":
+            return _begin(message.begin)
+        case "end":
+            return End(message.end.sha256)
+        case "attach":
+            direction = _word(DIRECTIONS, message.attach.direction, "direction")
+            return Attach(direction, peer_id(message.attach.to))
+        case "open":
+            return Open(message.open.life, message.open.epoch, message.open.replicas)
+        case "opened":
+            return _opened(message.opened)
+        case "ack":
+            return Ack(message.ack.epoch, message.ack.number)
+        case "refuse":
+            return Refuse(
+                message.refuse.epoch, message.refuse.number, clean(message.refuse.reason, MAX_REASON)
+            )
+        case _:
+            raise RemoteError("an empty frame")
+
+
+def _begin(begin: pb.Begin) -> Begin:
+    if begin.phase > 1:
+        raise RemoteError(f"phase {begin.phase} is unknown")
+    if begin.length == 0:
+        raise RemoteError("an empty parcel")
+    key = Key(begin.generation, begin.round, begin.phase)
+    return Begin(begin.epoch, begin.number, key, _word(DELIVERIES, begin.delivery, "delivery"), begin.length)
+
+
+def _opened(opened: pb.Opened) -> Opened:
+    if len(opened.bases) > MAX_BASES:
+        raise RemoteError(f"{len(opened.bases)} bases; at most {MAX_BASES}")
+    bases = tuple(_digest(base, "base") for base in opened.bases)
+    return Opened(opened.life, opened.epoch, opened.applied, bases, opened.replicas)

@@ -1,0 +1,313 @@
+"""Who a device is, and what knowing a session's key proves.
+
+A device is its P-256 key: its id is a hash of the public key. A session is its 128-bit key, never used raw:
+HKDF-SHA256 (RFC 5869) with one label per use derives a P-256 key that signs certificates (the session CA,
+whose certificate is byte for byte the same on every member), a key for mDNS beacons, and a token for
+`--insecure`. A device's leaf certificate is signed by that CA once and kept. Knowing the key is admission;
+being a certain member needs that member's device key, which never leaves it.
+
+Certificates carry hashes for names. They are valid from 1970 to 9999, because a Pi without a network has no
+clock.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import logging
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.x509.oid import NameOID
+
+from peer.errors import RemoteError, StateError, UsageError
+
+log = logging.getLogger(__name__)
+
+KEY_BYTES = 16
+CHECK_BYTES = 4  # with the key 20 bytes = 32 letters of base32 = 8 groups of 4, no padding
+KEY_PREFIX = "peerd1"
+CURVE = (
+    ec.SECP256R1()
+)  # gRPC refuses Ed25519 certificates: NO_COMMON_SIGNATURE_ALGORITHMS, measured on 1.85.1
+CURVE_ORDER = (
+    0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # n of P-256, FIPS 186-4 D.1.2.3
+)
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+LEAF_EPOCH = datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC)
+FOREVER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5
+ANY_MEMBER = "peerd"  # the second name of every leaf: what a Hello channel, which knows no id yet, asks for
+
+
+def new_key() -> bytes:
+    """A fresh session key."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def format_key(key: bytes) -> str:
+    """The key as people type it: peerd1-XXXX-… in eight groups of four letters, the last 32 bits a
+    checksum.
+    """
+    letters = base64.b32encode(key + _checksum(key)).decode()
+    return "-".join([KEY_PREFIX, *(letters[at : at + 4] for at in range(0, len(letters), 4))])
+
+
+def parse_key(text: str) -> bytes:
+    """The key from what was typed. Case, spaces and missing dashes do not matter. UsageError says what is
+    wrong.
+    """
+    plain = "".join(text.split()).upper().replace("-", "")
+    prefix = KEY_PREFIX.upper()
+    if not plain.startswith(prefix):
+        raise UsageError(f"a join key starts with '{KEY_PREFIX}-'; print yours with 'peerd key NAME'")
+    letters = plain.removeprefix(prefix)
+    for at, letter in enumerate(letters):
+        if letter not in "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567":
+            raise UsageError(
+                f"the join key has {letter!r} in group {at // 4 + 1}; a key has letters A-Z and digits 2-7"
+            )
+    if len(letters) != 32:
+        raise UsageError(
+            f"the join key has {len(letters)} letters after '{KEY_PREFIX}-', and needs 32 (8 groups of 4)"
+        )
+    raw = base64.b32decode(letters)
+    key, checksum = raw[:KEY_BYTES], raw[KEY_BYTES:]
+    if checksum != _checksum(key):
+        raise UsageError(
+            "the join key's checksum does not fit: at least one letter is wrong; compare it again"
+        )
+    return key
+
+
+def _checksum(key: bytes) -> bytes:
+    if len(key) != KEY_BYTES:
+        raise UsageError(f"a session key has {KEY_BYTES} bytes, this one {len(key)}")
+    return hashlib.sha256(b"peerd join key" + key).digest()[:CHECK_BYTES]
+
+
+def peer_id_of(certificate: bytes) -> str:
+    """The id of the device whose certificate (PEM or DER) this is. RemoteError if it is none."""
+    return _peer_id(load_certificate(certificate).public_key())
+
+
+def load_certificate(certificate: bytes) -> x509.Certificate:
+    """A certificate from PEM or DER that came over the network. RemoteError if it is none."""
+    try:
+        if certificate.startswith(b"-----"):
+            return x509.load_pem_x509_certificate(certificate)
+        return x509.load_der_x509_certificate(certificate)
+    except ValueError as error:
+        raise RemoteError("what should be a certificate is none") from error
+
+
+def _peer_id(public_key: object) -> str:
+    if not isinstance(public_key, ec.EllipticCurvePublicKey):
+        raise RemoteError("a certificate's key is not on P-256")
+    return "p-" + _short_hash(_public_bytes(public_key))
+
+
+def _public_bytes(public_key: ec.EllipticCurvePublicKey) -> bytes:
+    return public_key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _short_hash(data: bytes) -> str:
+    return base64.b32encode(hashlib.sha256(data).digest()).decode()[:26].lower()
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+class Device:
+    """This device's own key pair; `id` is what other members know it by."""
+
+    def __init__(self, private_key: ec.EllipticCurvePrivateKey) -> None:
+        self.private_key = private_key
+        self.id = _peer_id(private_key.public_key())
+
+    @classmethod
+    def load_or_create(cls, folder: Path) -> Device:
+        """The key in `folder`/device.pem, made at the first start. StateError if it cannot be used safely."""
+        path = folder / "device.pem"
+        if not path.exists():
+            write_private(path, _private_pem(ec.generate_private_key(CURVE)), replace=False)
+        pem = read_private(path)
+        try:
+            private_key = serialization.load_pem_private_key(pem, password=None)
+        except ValueError as error:
+            raise StateError(
+                f"{path} holds no key; restore it, or delete it to become a new device"
+            ) from error
+        if not isinstance(private_key, ec.EllipticCurvePrivateKey):
+            raise StateError(
+                f"{path} holds a key of another kind than P-256; delete it to become a new device"
+            )
+        return cls(private_key)
+
+
+class SessionIdentity:
+    """What one device presents and trusts in one session. Without a folder the leaf is kept in memory
+    alone.
+    """
+
+    def __init__(self, key: bytes, device: Device, folder: Path | None = None) -> None:
+        _checksum(key)  # refuses a key of another length
+        self.peer_id = device.id
+        self.beacon_key = _derive(key, "beacon", 32)
+        self.insecure_token = _derive(key, "insecure", 16).hex()
+        scalar = int.from_bytes(_derive(key, "certificate authority", 48), "big") % (CURVE_ORDER - 1) + 1
+        self._ca_key = ec.derive_private_key(scalar, CURVE)
+        self._ca = _ca_certificate(self._ca_key)
+        self.ca_pem = self._ca.public_bytes(serialization.Encoding.PEM)
+        self.leaf_key_pem = _private_pem(device.private_key)
+        leaf = self._load_or_sign(device, folder)
+        self.leaf_pem = leaf.public_bytes(serialization.Encoding.PEM)
+        self.leaf_der = leaf.public_bytes(serialization.Encoding.DER)
+
+    def check_leaf(self, der: bytes, peer: str) -> bytes:
+        """The PEM of another member's leaf, fit to be pinned. RemoteError says which rule it breaks.
+
+        A pinned certificate is a trust anchor to gRPC, so one that may sign would speak for any name.
+        """
+        leaf = load_certificate(der)
+        if _peer_id(leaf.public_key()) != peer:
+            raise RemoteError(f"the certificate shown for {peer} has another key")
+        _check_rules(leaf, peer)
+        try:
+            leaf.verify_directly_issued_by(self._ca)
+        except (ValueError, TypeError, InvalidSignature) as error:
+            raise RemoteError(f"the certificate of {peer} was not signed with this session's key") from error
+        return leaf.public_bytes(serialization.Encoding.PEM)
+
+    def _load_or_sign(self, device: Device, folder: Path | None) -> x509.Certificate:
+        if folder is None:
+            return _leaf_certificate(device, self._ca, self._ca_key)
+        path = folder / "leaf.pem"
+        if path.exists():
+            try:
+                der = load_certificate(read_private(path)).public_bytes(serialization.Encoding.DER)
+                return load_certificate(self.check_leaf(der, device.id))
+            except RemoteError as error:
+                log.warning("signing a new leaf certificate: %s: %s", path, error)
+        leaf = _leaf_certificate(device, self._ca, self._ca_key)
+        write_private(path, leaf.public_bytes(serialization.Encoding.PEM))
+        return leaf
+
+
+def _derive(key: bytes, use: str, length: int) -> bytes:
+    return HKDF(hashes.SHA256(), length=length, salt=None, info=f"peerd 1 {use}".encode()).derive(key)
+
+
+def _ca_certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    public = _public_bytes(key.public_key())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "s-" + _short_hash(public))])
+    builder = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+        .serial_number(int.from_bytes(hashlib.sha256(public).digest()[:8], "big") >> 1 | 1)
+        .not_valid_before(EPOCH)
+        .not_valid_after(FOREVER)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+    )
+    return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)
+
+
+def _leaf_certificate(
+    device: Device, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey
+) -> x509.Certificate:
+    names = [x509.DNSName(device.id), x509.DNSName(ANY_MEMBER)]
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device.id)]))
+        .issuer_name(ca.subject)
+        .public_key(device.private_key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(LEAF_EPOCH)
+        .not_valid_after(FOREVER)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+    )
+    return builder.sign(ca_key, hashes.SHA256())
+
+
+def _usage(signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _check_rules(leaf: x509.Certificate, peer: str) -> None:
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage)
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        constraints = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
+        dns_names = names.get_values_for_type(x509.DNSName)
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+        raise RemoteError(f"the certificate of {peer} lacks an extension or has a broken one") from error
+    if not usage.critical or usage.value != _usage(signs_certificates=False) or constraints.ca:
+        raise RemoteError(f"the certificate of {peer} may do more than digital signatures")
+    common_names = [name.value for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if common_names != [peer] or len(names) != 2 or set(dns_names) != {peer, ANY_MEMBER}:
+        raise RemoteError(f"the certificate of {peer} is made out to other names")
+
+
+def read_private(path: Path) -> bytes:
+    """A file that must be readable by its owner alone. StateError if others may read it, or nobody can."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_IMODE(mode) & 0o077:
+            raise StateError(
+                f"{path} can be read by others (mode {stat.S_IMODE(mode):04o}); run 'chmod 600 {path}'"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from error
+
+
+def write_private(path: Path, data: bytes, replace: bool = True) -> None:
+    """Write with mode 0600, whole or not at all. With `replace` off an existing file stays as it is."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace or not path.exists():
+                temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""Which of this device's network interfaces peerd looks for peers on, and the addresses it can be reached
+at.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ifaddr
+
+# Bridges and tunnels that lead to containers or far away; to use one, name it with --interface
+LEFT_OUT = ("docker", "veth", "br-", "tailscale", "wg")
+SYSFS = Path("/sys/class/net")
+MDNS_GROUP = "224.0.0.251"  # RFC 6762 section 3
+IFF_UP, IFF_POINTOPOINT = 0x1, 0x10  # netdevice(7)
+DOWN_STATES = ("down", "lowerlayerdown", "notpresent")  # operstate; loopback and tunnels say "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One that is up. addresses: by number, IPv4 first, those of IPv6 without link-local ones."""
+
+    name: str
+    addresses: tuple[str, ...]
+
+    @property
+    def loopback(self) -> bool:
+        return all(ipaddress.ip_address(address).is_loopback for address in self.addresses)
+
+
+def survey() -> tuple[Interface, ...]:
+    """Every interface that is up and has an address, in the system's order."""
+    found = []
+    for adapter in ifaddr.get_adapters():
+        addresses = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips]
+        usable = [a for a in addresses if not ipaddress.ip_address(a).is_link_local]
+        usable.sort(key=lambda a: ipaddress.ip_address(a).version)
+        if usable and _up(adapter.name):
+            found.append(Interface(adapter.name, tuple(usable)))
+    return tuple(found)
+
+
+def _up(name: str) -> bool:
+    """Flags and carrier, from sysfs; a system without it has every interface with an address up."""
+    try:
+        flags = int((SYSFS / name / "flags").read_text(), 16)
+        state = (SYSFS / name / "operstate").read_text().strip()
+    except OSError:
+        return True
+    return bool(flags & IFF_UP) and not flags & IFF_POINTOPOINT and state not in DOWN_STATES
+
+
+def choose(up: Iterable[Interface], asked: Iterable[str]) -> tuple[Interface, ...]:
+    """Those named (by interface or by address), or all but containers' and tunnels'.
+
+    Loopback is chosen only when it is asked for or nothing else is up.
+    """
+    up = tuple(up)
+    wanted = set(asked)
+    if wanted:
+        chosen = []
+        for one in up:
+            addresses = (
+                one.addresses if one.name in wanted else tuple(a for a in one.addresses if a in wanted)
+            )
+            if addresses:
+                chosen.append(Interface(one.name, addresses))
+        return tuple(chosen)
+    usual = tuple(one for one in up if not one.loopback and not one.name.startswith(LEFT_OUT))
+    return usual or tuple(one for one in up if one.loopback and len(up) == 1)
+
+
+def hears_multicast(address: str) -> bool:
+    """Can this address join the group of mDNS? (For IPv6 that is not asked: groups are joined by
+    interface.)
+    """
+    if ipaddress.ip_address(address).version == 6:
+        return True
+    membership = socket.inet_aton(MDNS_GROUP) + socket.inet_aton(address)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,549 @@
+"""One device in one session, as a pure state machine: membership, topology and links composed.
+
+`handle(event, now) -> effects`. The daemon performs the effects with asyncio, gRPC and zeroconf; a rehearsal
+performs them with a heap of timed events. Nothing here reads a clock: `now` is seconds on any steady scale.
+
+The node owns time: it opens a round, tells the learner whom to expect, and says when waiting is no longer
+worth it. A learner without mass is seated by its node: with a sponsor, or (nobody has mass) by election.
+
+    phase   idle --Ready--> seeking --mass--> training --Leave--> leaving
+                                                 |--rounds done--> finished
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from peer.errors import RemoteError
+from peer.events import (
+    FINAL,
+    TRAIN,
+    Acked,
+    Closed,
+    Deadline,
+    Deliver,
+    Effect,
+    Expect,
+    Finish,
+    ForLearner,
+    Found,
+    FrameHeard,
+    FromLearner,
+    Gone,
+    Goodbye,
+    HandOver,
+    Holds,
+    Key,
+    LearnerGone,
+    Leave,
+    LinkUp,
+    Met,
+    Moved,
+    Note,
+    OpenRound,
+    PeerId,
+    Probe,
+    Progress,
+    Push,
+    Pushed,
+    Reach,
+    Ready,
+    Record,
+    Rejected,
+    Returned,
+    Sponsor,
+    SponsorMe,
+    StreamDown,
+    StreamUp,
+    Taken,
+    Tell,
+    Tick,
+    Told,
+)
+from peer.mesh import topology
+from peer.mesh.links import Links
+from peer.mesh.membership import Membership
+from peer.mesh.patience import Patience
+
+ELECTION_S = 10.0  # architecture, section 5: silence after which nobody is taken to have mass
+ASK_AGAIN_S = 5.0  # a sponsor that has not answered by now is passed over; guess
+QUIET_S = 2.0  # probe members not heard for this long: reliability note, section e
+GOSSIP_S = 2.0  # answer differing views at most this often per peer; guess
+IDLE_LINK_S = 60.0  # a link that no round has used for this long is closed; guess
+REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed; guess
+HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
+LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
+
+NodeEvent = (
+    Met
+    | StreamUp
+    | StreamDown
+    | FrameHeard
+    | Progress
+    | Told
+    | Tick
+    | LearnerGone
+    | Leave
+    | Moved
+    | FromLearner
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a node needs of the session's descriptor. rounds: 0 is forever. founder: it created the session."""
+
+    topology: str
+    seed: int
+    lockstep: bool = True
+    rounds: int = 0
+    founder: bool = False
+
+
+class Node:
+    """The state machine. Read-only from outside: `members`, `links`, `phase`, `key`, `rounds_alone`."""
+
+    tick_s = 0.25
+
+    def __init__(self, me: Record, terms: Terms) -> None:
+        self.me, self.terms = me.peer, terms
+        self.members, self.links, self.patience = Membership(me), Links(me.peer), Patience()
+        self.key = Key()  # the round being worked on, or to be opened next
+        self.rounds_alone = 0  # closed with nobody heard, in a row
+        self.rounds_alone_total = 0
+        self.company = False  # has another member with mass ever been in view?
+        self.weight = 0.0
+        self.faults: dict[PeerId, int] = {}  # parcels refused, by who sent them
+        self.missed: frozenset[PeerId] = frozenset()  # expected and not heard in the round closed last
+        self._founder = terms.founder
+        self._open = False
+        self._pushed_at: float | None = None
+        self._opened_at = 0.0
+        self._pushes: dict[Key, float] = {}
+        self._expected: frozenset[PeerId] = frozenset()
+        self._heard: dict[PeerId, Key] = {}
+        self._view: tuple[PeerId, ...] = ()
+        self._seen = -1  # the members' version that _view is of
+        self._seeking_since = math.inf
+        self._trainer_at = -math.inf
+        self._asked: dict[PeerId, float] = {}
+        self._sponsoring: set[PeerId] = set()
+        self._needed: dict[PeerId, float] = {}  # out-links, and when a round last used them
+        self._due: dict[PeerId, float] = {}  # expected senders without a stream, since when
+        self._dialed: set[PeerId] = set()  # senders whose in-stream this node opened
+        self._leaving: Leave | None = None
+        self._leaving_since = 0.0
+        self._has_mass = False
+        self._handing_to: PeerId | None = None
+        self._finished_at: float | None = None
+        self._gone = False
+        self._told: dict[PeerId, dict[PeerId, tuple[int, int]]] = {}
+        self._gossiped: dict[PeerId, float] = {}
+        self._effects: list[Effect] = []
+
+    @property
+    def phase(self) -> str:
+        return self.members.me.phase
+
+    def handle(self, event: NodeEvent, now: float) -> list[Effect]:
+        """Take one event in; the effects are to be performed in order."""
+        if self._gone:
+            return []
+        self._effects = []
+        self._dispatch(event, now)
+        self._watch_view(now)
+        if self._leaving is not None:
+            self._hand_over(now)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _dispatch(self, event: NodeEvent, now: float) -> None:
+        match event:
+            case Tick():
+                self._tick(now)
+            case FrameHeard(peer, direction, frame):
+                self._alive(peer, now)
+                self._absorb(self.links.heard(peer, direction, frame, now), now)
+            case Progress(peer, direction):
+                self._alive(peer, now)
+                if direction == "in":
+                    self.patience.moving(peer, now)
+            case StreamUp(peer, direction):
+                self._alive(peer, now)
+                self._absorb(self.links.stream_up(peer, direction), now)
+            case StreamDown(peer, direction):
+                self._absorb(self.links.stream_down(peer, direction), now)
+            case Met(record):
+                self._merge([record], now)
+                self._alive(record.peer, now)
+                self._gossip(record.peer)
+            case Told(peer, message):
+                self._alive(peer, now)
+                self._control(peer, message, now)
+            case LearnerGone(reason):
+                self._learner_gone(reason, now)
+            case Leave():
+                self._leave(event, now)
+            case Moved(addresses):
+                self._publish(addresses=addresses)
+            case _:
+                self._from_learner(event, now)
+
+    # --- the learner -----------------------------------------------------------------------------
+
+    def _from_learner(self, event: FromLearner, now: float) -> None:
+        match event:
+            case Ready():
+                self._ready(event, now)
+            case Push(dst, epoch, key, payload, delivery):
+                self._absorb(self.links.push(dst, epoch, key, payload, delivery, now), now)
+            case Pushed(key):
+                if key == self.key and self._open:
+                    self.patience.worked(now - self._opened_at)
+                    self._pushed_at = self._pushes[key] = now
+                    self._pushes = dict(list(self._pushes.items())[-32:])
+                    self._check_deadline(now)
+            case Closed():
+                self._closed(event, now)
+            case Taken(src, epoch, number):
+                self._absorb(self.links.taken(src, epoch, number), now)
+            case Rejected(src, epoch, number, reason, fault):
+                if fault:
+                    self.faults[src] = self.faults.get(src, 0) + 1
+                    self._note("sent something that was refused", "warning", peer=src, reason=reason)
+                self._absorb(self.links.rejected(src, epoch, number, reason, fault), now)
+            case Holds(bases, weight):
+                self.links.holds(bases)
+                self._weigh(weight)
+                if self.phase == "seeking" and weight > 0:
+                    self._seated(now)
+
+    def _ready(self, event: Ready, now: float) -> None:
+        self._absorb(self.links.learner_started(event.life), now)
+        self.links.holds(event.bases, event.replicas)
+        self._seeking_since, self._asked = now, {}
+        self._publish(phase="seeking", life=event.life, round=event.round)
+        if self._founder and event.round < 0:
+            self._found(resume=False)
+        else:
+            self._seek(now)
+
+    def _found(self, *, resume: bool) -> None:
+        self.key = Key(round=self.members.me.round + 1 if resume else 0)
+        self._learner(Found(resume))
+
+    def _seated(self, now: float) -> None:
+        self._founder = False
+        self._sponsoring.clear()
+        self._publish(phase="training")
+        self._note("has mass and trains", round=self.key.round)
+        self._open_next(now)
+
+    def _learner_gone(self, reason: str, now: float) -> None:
+        self._absorb(self.links.learner_gone(), now)
+        self._open, self._pushed_at, self.weight = False, None, 0.0
+        self._has_mass = False
+        if self._leaving is None:
+            self._publish(phase="idle", life=0, weight=0.0)
+
+    # --- seats: sponsor or election --------------------------------------------------------------
+
+    def _seek(self, now: float) -> None:
+        trainers = [r for r in self.members.alive() if r.phase == "training" and r.peer != self.me]
+        if trainers:
+            self._trainer_at = now
+            if any(now - at < ASK_AGAIN_S for at in self._asked.values()):
+                return
+            sponsor = min(trainers, key=lambda r: (self._asked.get(r.peer, -math.inf), -r.weight, r.peer))
+            self._asked[sponsor.peer] = now
+            self._due.setdefault(sponsor.peer, now)
+            self._effects.append(Tell(sponsor.peer, SponsorMe(self.members.me.life)))
+            return
+        if now - max(self._seeking_since, self._trainer_at) < ELECTION_S:
+            return
+        seekers = [r for r in self.members.alive() if r.phase == "seeking" and r.round >= 0]
+        best = max(seekers, key=lambda r: (r.round, r.peer), default=None)
+        if best is not None and best.peer == self.me:
+            self._note("nobody has mass: this device has the best checkpoint and begins", round=best.round)
+            self._trainer_at = now
+            self._found(resume=True)
+        elif best is None and self._founder:
+            self._found(resume=False)
+
+    def _sponsor(self, peer: PeerId, now: float) -> None:
+        if self.phase != "training":
+            return
+        self._sponsoring.add(peer)
+        self._need(peer, now)
+        if self.links.clear(peer):
+            self._grant(peer)
+
+    def _grant(self, peer: PeerId) -> None:
+        self._sponsoring.discard(peer)
+        self._learner(Sponsor(peer))
+        self._note("sponsors a newcomer", peer=peer)
+
+    # --- rounds ----------------------------------------------------------------------------------
+
+    def _open_next(self, now: float) -> None:
+        """Open `self.key`, unless there is nobody yet to train with."""
+        if self.phase != "training" or self._open:
+            return
+        if len(self._view) < 2 and not self.company:
+            return
+        rounds = self.terms.rounds
+        if rounds and self.key.round >= rounds + topology.final_rounds(self.terms.topology, len(self._view)):
+            self._finish(now)
+            return
+        phase = FINAL if rounds and self.key.round >= rounds else TRAIN
+        self.key = Key(self.key.generation, self.key.round, phase)
+        self._open, self._pushed_at, self._opened_at = True, None, now
+        self._announce_round(now)
+
+    def _announce_round(self, now: float) -> None:
+        spec, seed, key = self.terms.topology, self.terms.seed, self.key
+        out = topology.out_neighbors(spec, self._view, self.me, key.round, seed)
+        self._expected = frozenset(topology.in_neighbors(spec, self._view, self.me, key.round, seed))
+        for round_ in range(key.round, key.round + topology.cycle(spec, len(self._view))):
+            for dst in topology.out_neighbors(spec, self._view, self.me, round_, seed):
+                self._need(dst, now)
+            for src in topology.in_neighbors(spec, self._view, self.me, round_, seed):
+                if not self.links.has_stream(src, "in"):
+                    self._due.setdefault(src, now)
+        self._learner(
+            OpenRound(key, out, tuple(sorted(self._expected)), len(self._view), self.members.mean_weight())
+        )
+
+    def _closed(self, event: Closed, now: float) -> None:
+        self._weigh(event.weight)
+        if event.key != self.key or not self._open:
+            return
+        self._open, self._pushed_at = False, None
+        alone = not event.heard
+        self.rounds_alone = self.rounds_alone + 1 if alone else 0
+        self.rounds_alone_total += alone
+        self.missed = self._expected - set(event.heard)
+        self.key = self._next_key()
+        self._open_next(now)
+
+    def _next_key(self) -> Key:
+        """The round after this one; when far behind the others, the one they are at."""
+        behind = 8 + 2 * topology.cycle(self.terms.topology, len(self._view))  # guess: never in healthy lockstep
+        ahead = max((self._heard[p].round for p in self._view if p in self._heard), default=0)
+        round_ = self.key.round + 1
+        return Key(self.key.generation, ahead if ahead > round_ + behind else round_)
+
+    def _check_deadline(self, now: float) -> None:
+        if not self._open or self._pushed_at is None or not self.terms.lockstep:
+            return
+        late = [src for src in self._expected if self._heard.get(src, Key(-1)) < self.key]
+        if late and now >= max(self.patience.until(src, self._pushed_at) for src in late):
+            for src in late:
+                self.patience.missed(src)
+            self._note("closes without", "debug", peers=",".join(sorted(late)), round=self.key.round)
+            self._learner(Deadline(self.key))
+
+    def _finish(self, now: float) -> None:
+        self._finished_at = now
+        self._publish(phase="finished")
+        self._learner(Finish())
+        self._note("session finished", round=self.key.round)
+
+    # --- membership ------------------------------------------------------------------------------
+
+    def _alive(self, peer: PeerId, now: float) -> None:
+        self.members.heard(peer, now)
+
+    def _control(self, peer: PeerId, message: Probe | SponsorMe | Goodbye, now: float) -> None:
+        match message:
+            case Probe(view, records):
+                self._merge(records, now)
+                told = self._told.setdefault(peer, {})
+                told.update({r.peer: (r.boot, r.incarnation) for r in records})
+                if view != self.members.digest() and now - self._gossiped.get(peer, -math.inf) >= GOSSIP_S:
+                    self._gossiped[peer] = now
+                    self._told[peer] = {}
+                    self._gossip(peer)
+            case SponsorMe():
+                self._sponsor(peer, now)
+            case Goodbye(record, life, epoch, applied):
+                if record.peer == peer:
+                    self._absorb(self.links.goodbye(peer, life, epoch, applied), now)
+                    self._merge([record], now)
+                    self._note("said goodbye", peer=peer, state=record.state)
+
+    def _merge(self, records: Iterable[Record], now: float) -> None:
+        try:
+            changed = self.members.merge(records, now)
+        except RemoteError as error:
+            self._note("records refused", "warning", reason=str(error))
+            return
+        for record in changed:
+            if record.peer != self.me and record.addresses and record.state == "alive":
+                self._effects.append(Reach(record.peer, record.addresses))
+
+    def _publish(self, **fields: object) -> None:
+        """Change this device's own record, and tell everybody who is alive if that is news."""
+        if self.members.update_me(**fields):
+            for record in self.members.alive():
+                if record.peer != self.me:
+                    self._gossip(record.peer)
+
+    def _gossip(self, peer: PeerId) -> None:
+        """A sign of life, with the records this peer has not been told."""
+        told = self._told.setdefault(peer, {})
+        news = [r for r in self.members.records() if told.get(r.peer) != (r.boot, r.incarnation)]
+        told.update({r.peer: (r.boot, r.incarnation) for r in news})
+        self._effects.append(Tell(peer, Probe(self.members.digest(), tuple(r for r in news if r.peer != peer))))
+
+    def _weigh(self, weight: float) -> None:
+        """Own weight, published in steps of 2^(1/4): w̄ to 10 % without a record in every round."""
+        self.weight = weight
+        coarse = 2.0 ** (round(4 * math.log2(weight)) / 4) if weight > 0 else 0.0
+        self.members.update_me(weight=coarse)
+
+    def _watch_view(self, now: float) -> None:
+        if self.members.version == self._seen:
+            return
+        self._seen = self.members.version
+        view = tuple(self.members.view())
+        if view == self._view:
+            return
+        left = set(self._view) - set(view)
+        self._view = view
+        self.company = self.company or len(view) > 1
+        for peer in left:
+            self.patience.forget(peer)
+        if not self._open:
+            self._open_next(now)
+        elif self._pushed_at is None:
+            self._announce_round(now)
+        else:
+            self._expected &= set(view)
+            self._learner(Expect(self.key, tuple(sorted(self._expected))))
+
+    # --- links -----------------------------------------------------------------------------------
+
+    def _need(self, dst: PeerId, now: float) -> None:
+        if dst not in self._needed:
+            self._absorb(self.links.want(dst), now)
+        self._needed[dst] = now
+
+    def _absorb(self, effects: Iterable[Effect], now: float) -> None:
+        """Pass the links' effects on, and notice what concerns rounds, sponsoring and leaving."""
+        for effect in effects:
+            self._effects.append(effect)
+            if not isinstance(effect, ForLearner):
+                continue
+            match effect.command:
+                case LinkUp(peer, "out") if peer in self._sponsoring:
+                    self._grant(peer)
+                case Deliver(src, _, _, key):
+                    self._delivered(src, key, now)
+                case Acked(dst) if dst == self._handing_to:
+                    self._say_goodbye(now)
+                case Returned(dst) if dst == self._handing_to:
+                    self._handing_to = None
+
+    def _delivered(self, src: PeerId, key: Key, now: float) -> None:
+        self._heard[src] = max(key, self._heard.get(src, Key(-1)))
+        if self.phase == "seeking":
+            self.key = key
+        elif key <= self.key:
+            pushed = self._pushes.get(key)
+            if pushed is not None:
+                self.patience.came(src, now - pushed)
+            elif key == self.key:
+                self.patience.came(src, 0.0)
+        else:
+            self.patience.early(src)
+
+    def _reverse_dial(self, now: float) -> None:
+        """Dial senders that were expected to dial: a device that cannot be dialed still has in-links."""
+        for src, since in list(self._due.items()):
+            if src not in self._view or self.links.has_stream(src, "in"):
+                del self._due[src]
+            elif now - since >= REVERSE_DIAL_S:
+                del self._due[src]
+                self._dialed.add(src)
+                self._absorb(self.links.dial_in(src), now)
+        for src in self._dialed - set(self._view):
+            self._dialed.discard(src)
+            self._absorb(self.links.drop_in(src), now)
+
+    def _drop_idle(self, now: float) -> None:
+        for dst, at in list(self._needed.items()):
+            if now - at > IDLE_LINK_S and not self.links.unacked(dst):
+                del self._needed[dst]
+                self._absorb(self.links.unwant(dst), now)
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        for peer in self.members.silent(now):
+            self._note("is silent: taken for dead", "warning", peer=peer)
+            self._effects.append(Tell(peer, Probe(self.members.digest())))
+        if self.phase == "seeking":
+            self._seek(now)
+        self._check_deadline(now)
+        for peer in self.members.probe_targets(now):
+            if now - self.members.heard_at(peer) >= QUIET_S:
+                self._gossip(peer)
+        self._reverse_dial(now)
+        self._drop_idle(now)
+        if self._finished_at is not None and (
+            not self.links.ledger() or now - self._finished_at > LINGER_S
+        ):
+            self._say_goodbye(now)
+
+    # --- leaving ---------------------------------------------------------------------------------
+
+    def _leave(self, event: Leave, now: float) -> None:
+        self._leaving, self._leaving_since = event, now
+        self._absorb(self.links.refuse_all(), now)
+        self._has_mass = self.phase == "training"
+        self._open = False
+        self._publish(phase="leaving")
+
+    def _hand_over(self, now: float) -> None:
+        """All mass to one neighbor, once nothing more can come in; goodbye when it is acknowledged."""
+        if now - self._leaving_since > HAND_OVER_S and self._has_mass:
+            self._note("leaves without confirmation that its mass was taken over", "warning")
+            self._say_goodbye(now)
+        if self._gone or self._handing_to is not None or self.links.in_hand():
+            return
+        heirs = [r.peer for r in self.members.alive() if r.phase == "training" and r.peer != self.me]
+        clear = [peer for peer in heirs if self.links.clear(peer)]
+        if self._has_mass and clear:
+            self._handing_to = min(clear)
+            self._learner(HandOver(self._handing_to))
+        elif not heirs or not self._has_mass:
+            self._learner(HandOver(None))
+            self._say_goodbye(now)
+
+    def _say_goodbye(self, now: float) -> None:
+        if self._gone:
+            return
+        self._gone = True
+        reason: Literal["left", "paused", "finished"] = "finished"
+        if self._leaving is not None:
+            reason = "paused" if self._leaving.pause else "left"
+        self.members.update_me(
+            state="left" if reason == "left" else "paused", phase="idle", life=0, weight=0.0
+        )
+        for record in self.members.alive():
+            if record.peer != self.me:
+                life, epoch, applied = self.links.applied(record.peer)
+                self._effects.append(Tell(record.peer, Goodbye(self.members.me, life, epoch, applied)))
+        self._effects.append(Gone(reason))
+
+    # --- small words -----------------------------------------------------------------------------
+
+    def _learner(self, command: object) -> None:
+        self._effects.append(ForLearner(command))  # type: ignore[arg-type]
+
+    def _note(self, text: str, level: Literal["debug", "info", "warning"] = "info", **fields: object) -> None:
+        self._effects.append(Note(text, fields, level))

@@ -1,0 +1,71 @@
+"""How long a lockstep round waits for each in-neighbor: learnt per link, never a fixed constant.
+
+Lateness is the time from this node's own push to the neighbor's message of the same round. The wait is its
+smoothed mean plus four mean deviations (the estimator of RFC 6298, section 2, gains 1/8 and 1/4), and at
+least twice as long as this node's own rounds take: where the graph changes from round to round a healthy neighbor
+can be a round and more behind. Each round closed without a neighbor halves the wait for it until it is heard again, so that one that hangs costs the
+others a vanishing share of their time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from peer.events import PeerId
+
+FIRST_S = 5.0  # before anything is learnt; guess: a first step after importing torch on a busy Pi
+FLOOR_S = 0.5  # guess: above the 240 ms stalls of Wi-Fi power saving
+CAP_S = 120.0  # guess: beyond this a device is not slow but gone
+PROGRESS_S = 3.0  # bytes of a parcel moved this recently count as life
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    mean_s: float | None = None
+    deviation_s: float = 0.0
+    misses: int = 0
+    progress_at: float = float("-inf")
+
+
+class Patience:
+    """Learnt waiting times of one node's in-links, in seconds."""
+
+    def __init__(self) -> None:
+        self._links: dict[PeerId, _Link] = {}
+        self._round_s = 0.0
+
+    def worked(self, round_s: float) -> None:
+        """From the opening of a round to this node's push it took this long."""
+        self._round_s = round_s if not self._round_s else 0.875 * self._round_s + 0.125 * round_s
+
+    def came(self, src: PeerId, lateness_s: float) -> None:
+        """The message of a round came this long after this node's own push (0 when it came before)."""
+        link = self._links.get(src, _Link())
+        if link.mean_s is None:
+            mean, deviation = lateness_s, lateness_s / 2
+        else:
+            deviation = 0.75 * link.deviation_s + 0.25 * abs(link.mean_s - lateness_s)
+            mean = 0.875 * link.mean_s + 0.125 * lateness_s
+        self._links[src] = replace(link, mean_s=mean, deviation_s=deviation, misses=0)
+
+    def early(self, src: PeerId) -> None:
+        """A message of a round this node has not reached yet: it lives, and says nothing about lateness."""
+        self._links[src] = replace(self._links.get(src, _Link()), misses=0)
+
+    def missed(self, src: PeerId) -> None:
+        """A round closed without this neighbor."""
+        link = self._links.get(src, _Link())
+        self._links[src] = replace(link, misses=link.misses + 1)
+
+    def moving(self, src: PeerId, now: float) -> None:
+        """Bytes from this neighbor are on their way."""
+        self._links[src] = replace(self._links.get(src, _Link()), progress_at=now)
+
+    def until(self, src: PeerId, pushed_at: float) -> float:
+        """When to stop waiting for this neighbor's message of the round pushed at `pushed_at`."""
+        link = self._links.get(src, _Link())
+        wait = FIRST_S if link.mean_s is None else max(FLOOR_S, 2 * self._round_s, link.mean_s + 4 * link.deviation_s)
+        return max(pushed_at + min(CAP_S, wait) * 0.5**link.misses, link.progress_at + PROGRESS_S)
+
+    def forget(self, src: PeerId) -> None:
+        self._links.pop(src, None)

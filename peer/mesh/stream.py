@@ -1,0 +1,278 @@
+"""One stream of one directed link: whole frames in, whole frames out.
+
+A parcel travels as Begin, chunks, End, and is never interleaved with another. It counts at End alone, when
+length and SHA-256 hold: a gRPC stream that ends says nothing about completeness (a cancelled or killed client
+ends it like a finished one). Its length is checked before memory is taken. Whatever breaks a rule is a
+RemoteError that ends the stream, and what had come of a parcel is given back.
+
+Writing waits for gRPC, so at most one chunk of a parcel is copied at a time. A payload is looked into chunk
+by chunk, without keeping a view: closing it while it is being sent ends the stream and nothing worse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc.aio
+
+from peer.errors import PeerdError, RemoteError
+from peer.events import (
+    Ack,
+    Direction,
+    Frame,
+    FrameHeard,
+    Open,
+    Opened,
+    Parcel,
+    Payload,
+    PeerId,
+    Progress,
+    Refuse,
+)
+from peer.mesh.channels import GONE
+from peer.mesh.contacts import Contact
+from peer.mesh.frames import (
+    Begin,
+    Chunk,
+    End,
+    SmallFrame,
+    WireFrame,
+    begin_of,
+    frame_from_wire,
+    frame_to_wire,
+    parse,
+)
+from peer.wire import peer_pb2 as pb
+
+CHUNK_BYTES = 256 * 1024  # mTLS: 790-1010 MB/s, 1 MiB gains at most a fifth; a chunk is 0.1 s at 20 Mbit/s
+MAX_QUEUED = 64  # frames; links keep one parcel and a few answers out at a time
+PROGRESS_S = 0.2  # no more often than this is Progress reported
+SETTLE_S = 5.0  # after this long a sender's own stream gives way to one the receiver dials
+
+
+class Buffer(Protocol):
+    """Where an incoming parcel is put (peer.shared_buffer.SharedBuffer is one)."""
+
+    def __len__(self) -> int: ...
+    def view(self) -> memoryview: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """limit(): the longest parcel taken now, bytes. make(length): memory for one."""
+
+    limit: Callable[[], int]
+    make: Callable[[int], Buffer]
+
+
+class Pipe(Protocol):
+    """A gRPC call, seen from either end."""
+
+    async def read(self) -> object: ...
+    async def write(self, message: bytes, /) -> None: ...
+
+
+@dataclass(slots=True)
+class _Arriving:
+    begin: Begin
+    buffer: Buffer
+    filled: int
+    digest: hashlib._Hash
+
+
+def view_of(payload: Payload) -> memoryview:
+    """The bytes of an outgoing payload: a shared buffer's view, or those of a bytes object."""
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return memoryview(payload)
+    view = getattr(payload, "view", None)
+    assert view is not None, f"a payload of type {type(payload).__name__} has no view()"
+    seen = view()
+    assert isinstance(seen, memoryview)
+    return seen
+
+
+class LinkStream:
+    """`run` moves frames until either end closes; `send` and `close` never wait."""
+
+    def __init__(
+        self, contact: Contact, direction: Direction, pipe: Pipe, intake: Intake, dialed: bool
+    ) -> None:
+        self.peer: PeerId = contact.peer
+        self.direction: Direction = direction
+        self.dialed_by_sender = dialed == (direction == "out")
+        self.closed = False
+        self.reason = ""
+        self.ended = asyncio.Event()
+        self._contact = contact
+        self._pipe = pipe
+        self._intake = intake
+        self._outbox: asyncio.Queue[Frame] = asyncio.Queue(MAX_QUEUED)
+        self._arriving: _Arriving | None = None
+        self._on_event: Callable[[FrameHeard | Progress], None] = lambda event: None
+        self._born = self._progress_at = asyncio.get_running_loop().time()
+
+    def yields_to(self, newer: LinkStream) -> bool:
+        """A newer stream replaces an older one. Only when both ends have dialed at the same time must they
+        agree on one: the one the sender dialed."""
+        fresh = asyncio.get_running_loop().time() - self._born < SETTLE_S
+        return not (fresh and self.dialed_by_sender and not newer.dialed_by_sender)
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame. A queue that is full closes the stream; the node re-sends on the next one."""
+        try:
+            self._outbox.put_nowait(frame)
+        except asyncio.QueueFull:
+            self.close(f"{MAX_QUEUED} frames wait to be sent")
+
+    def close(self, reason: str) -> None:
+        """No event comes out of this stream any more; `run` returns soon."""
+        if not self.closed:
+            self.closed, self.reason = True, reason
+            self._give_back()
+            self.ended.set()
+
+    async def run(self, on_event: Callable[[FrameHeard | Progress], None]) -> None:
+        """Move frames until the stream is closed here or over there; `reason` then says why."""
+        self._on_event = on_event
+        works = [asyncio.create_task(work) for work in (self._read(), self._write(), self._wait())]
+        try:
+            done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+            for work in done:
+                if not work.cancelled():  # gRPC cancels a reader when the other end cancels the call
+                    work.result()
+            self.close("the other end broke off")
+        except PeerdError as error:
+            if isinstance(error, RemoteError) and not self.closed:
+                self._contact.reject(str(error))
+            self.close(str(error))
+        except GONE as error:
+            self.close(_why(error))
+        finally:
+            self.close("the call was cancelled")
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
+
+    async def _wait(self) -> None:
+        await self.ended.wait()
+
+    # --- out -------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        while True:
+            frame = await self._outbox.get()
+            if isinstance(frame, Parcel):
+                await self._write_parcel(frame)
+            else:
+                await self._put(frame)
+
+    async def _write_parcel(self, parcel: Parcel) -> None:
+        length = len(parcel.payload)
+        assert length, "a parcel has at least its message's head"
+        await self._put(begin_of(parcel))
+        digest = hashlib.sha256()
+        for at in range(0, length, CHUNK_BYTES):
+            try:
+                with view_of(parcel.payload) as view, view[at : at + CHUNK_BYTES] as part:
+                    data = bytes(part)
+            except (PeerdError, ValueError) as error:  # what a closed SharedBuffer or memoryview raises
+                self.close(f"parcel {parcel.number} was taken away while it was sent: {error}")
+                return
+            digest.update(data)
+            await self._put(Chunk(data))
+            self._say_progress()
+        await self._put(End(digest.digest()))
+
+    async def _put(self, frame: WireFrame) -> None:
+        data = frame_to_wire(frame).SerializeToString()
+        await self._pipe.write(data)
+        self._contact.bytes_sent += len(data)
+
+    # --- in --------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        while not self.closed:
+            data = await self._pipe.read()
+            if not isinstance(data, bytes) or self.closed:  # grpc.aio.EOF
+                return
+            self._contact.bytes_received += len(data)
+            self._take(frame_from_wire(parse(pb.LinkFrame, data)))
+
+    def _take(self, frame: WireFrame) -> None:
+        match frame:
+            case Begin() if self.direction == "in":
+                self._begin(frame)
+            case Chunk(data) if self.direction == "in":
+                self._chunk(data)
+            case End(sha256) if self.direction == "in":
+                self._end(sha256)
+            case Open() if self.direction == "in":
+                self._hear(frame)
+            case Opened() | Ack() | Refuse() if self.direction == "out":
+                self._hear(frame)
+            case _:
+                raise RemoteError(f"a frame {type(frame).__name__} on the {self.direction}-stream")
+
+    def _hear(self, frame: SmallFrame | Parcel) -> None:
+        if self._arriving is not None:
+            raise RemoteError(f"a frame {type(frame).__name__} in the middle of a parcel")
+        self._on_event(FrameHeard(self.peer, self.direction, frame))
+
+    def _begin(self, begin: Begin) -> None:
+        if self._arriving is not None:
+            raise RemoteError(f"parcel {begin.number} begins before {self._arriving.begin.number} has ended")
+        limit = self._intake.limit()
+        if begin.length > limit:
+            raise RemoteError(f"a parcel of {begin.length} bytes; this session's model allows {limit}")
+        try:
+            buffer = self._intake.make(begin.length)
+        except OSError as error:
+            raise PeerdError(f"no memory for a parcel of {begin.length} bytes: {error.strerror}") from error
+        self._arriving = _Arriving(begin, buffer, 0, hashlib.sha256())
+
+    def _chunk(self, data: bytes) -> None:
+        arriving = self._arriving
+        if arriving is None:
+            raise RemoteError("a chunk outside of a parcel")
+        end = arriving.filled + len(data)
+        if not 0 < len(data) <= CHUNK_BYTES or end > arriving.begin.length:
+            raise RemoteError(f"a chunk of {len(data)} bytes at {arriving.filled} of {arriving.begin.length}")
+        with arriving.buffer.view() as view:
+            view[arriving.filled : end] = data
+        arriving.digest.update(data)
+        arriving.filled = end
+        self._say_progress()
+
+    def _end(self, sha256: bytes) -> None:
+        arriving = self._arriving
+        if arriving is None:
+            raise RemoteError("an end outside of a parcel")
+        begin = arriving.begin
+        if arriving.filled != begin.length:
+            raise RemoteError(f"parcel {begin.number} ends after {arriving.filled} of {begin.length} bytes")
+        if arriving.digest.digest() != sha256:
+            raise RemoteError(f"the checksum of parcel {begin.number} does not hold")
+        self._arriving = None
+        self._hear(Parcel(begin.epoch, begin.number, begin.key, arriving.buffer, begin.delivery))
+
+    def _give_back(self) -> None:
+        if self._arriving is not None:
+            self._arriving.buffer.close()
+            self._arriving = None
+
+    def _say_progress(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._progress_at and not self.closed:
+            self._progress_at = now + PROGRESS_S
+            self._on_event(Progress(self.peer, self.direction))
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error) or type(error).__name__

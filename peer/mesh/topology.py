@@ -1,0 +1,131 @@
+"""Who sends to whom in which round: pure functions of (sorted view, round, seed), the same on every node.
+
+    ring          i -> i + 1
+    exponential   one peer per round, i -> i + 2^(k mod L), L = floor(log2(n - 1)) + 1: hops 1, 2, 4, ... < n
+                  (Assran et al., Stochastic Gradient Push, ICML 2019, section 4 and appendix A)
+    random-K      every node draws K others anew in every round
+    complete      i -> everybody
+
+Indices are places in the view, modulo n. Weights are uniform, 1 / (out-degree + 1), and a node keeps the same
+share itself, so columns sum to 1 whatever the others believe: push-sum tolerates members whose views differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+from peer.errors import UsageError
+from peer.events import PeerId
+
+KNOWN = ("ring", "exponential", "random-K", "complete")
+FINAL_SPREAD = 1e-2  # what final rounds on a ring leave of the spread between peers; guess
+
+
+def parse(spec: str) -> tuple[str, int]:
+    """("ring" | "exponential" | "random" | "complete", K of random-K, else 0). Raises UsageError."""
+    if spec in ("ring", "exponential", "complete"):
+        return spec, 0
+    kind, _, k = spec.partition("-")
+    if kind == "random" and k.isascii() and k.isdigit() and int(k) > 0:
+        return kind, int(k)
+    raise UsageError(f"no topology is called '{spec}'; there are {', '.join(KNOWN)} (as in 'random-2')")
+
+
+def out_neighbors(
+    spec: str, view: Sequence[PeerId], me: PeerId, round_: int, seed: int
+) -> dict[PeerId, float]:
+    """Mixing weights of those `me` sends to; it keeps 1 - their sum. Empty for one outside of the view."""
+    peers = _targets(spec, tuple(view), me, round_, seed)
+    return {peer: 1.0 / (len(peers) + 1) for peer in peers}
+
+
+def in_neighbors(spec: str, view: Sequence[PeerId], me: PeerId, round_: int, seed: int) -> tuple[PeerId, ...]:
+    """Those of the view that send to `me` in this round, sorted, if their view is the same."""
+    view = tuple(view)
+    if me not in view:
+        return ()
+    kind, k = parse(spec)
+    if kind == "random":
+        return _random_graph(k, view, round_, seed)[1][me]
+    here = view.index(me)
+    return tuple(sorted(view[(here - hop) % len(view)] for hop in _hops(kind, len(view), round_)))
+
+
+def cycle(spec: str, n: int) -> int:
+    """Rounds whose links together connect everybody to everybody; for exponential its period.
+
+    random-K has no period; ceil(log2 n) rounds of it connect everybody with high probability.
+    """
+    kind, _ = parse(spec)
+    return max(1, _log2(n)) if kind in ("exponential", "random") else 1
+
+
+def final_rounds(spec: str, n: int) -> int:
+    """Dense rounds, without local steps, after which the nodes agree.
+
+    exponential: one period. Exact if n is a power of 2 (the product of its matrices is then 1/n everywhere),
+    else at most a quarter of the slowest mode is left. complete: exact. ring: with W = (I + P)/2 the slowest
+    mode shrinks by cos(pi/n) per round, so ln(1/FINAL_SPREAD) / -ln cos(pi/n) rounds, about 0.93 n^2.
+    random-K: 3 ceil(log2 n), after which push-sum on random-2 has agreed to a hundredth (tested).
+    """
+    kind, _ = parse(spec)
+    if n < 2:
+        return 0
+    if kind == "ring" and n > 2:
+        return math.ceil(math.log(FINAL_SPREAD) / math.log(math.cos(math.pi / n)))
+    return {"ring": 1, "complete": 1, "exponential": _log2(n), "random": 3 * _log2(n)}[kind]
+
+
+def _targets(spec: str, view: tuple[PeerId, ...], me: PeerId, round_: int, seed: int) -> tuple[PeerId, ...]:
+    kind, k = parse(spec)
+    if me not in view:
+        return ()
+    here, n = view.index(me), len(view)
+    if kind == "random":
+        return tuple(view[place] for place in _draw(k, n, here, f"{seed}/{round_}/{me}"))
+    return tuple(sorted(view[(here + hop) % n] for hop in _hops(kind, n, round_)))
+
+
+def _hops(kind: str, n: int, round_: int) -> Sequence[int]:
+    if n < 2:
+        return ()
+    if kind == "exponential":
+        return (2 ** (round_ % _log2(n)),)
+    return (1,) if kind == "ring" else range(1, n)
+
+
+def _log2(n: int) -> int:
+    """ceil(log2 n), which is floor(log2(n - 1)) + 1."""
+    return max(n - 1, 0).bit_length()
+
+
+def _draw(k: int, n: int, here: int, salt: str) -> list[int]:
+    """min(k, n - 1) distinct places other than `here`, uniformly, from a hash in counter mode."""
+    if k >= n - 1:
+        return [place for place in range(n) if place != here]
+    places: set[int] = set()
+    counter = 0
+    while len(places) < k:
+        block = hashlib.blake2b(f"{salt}/{counter}".encode()).digest()
+        counter += 1
+        for at in range(0, len(block), 8):
+            place = int.from_bytes(block[at : at + 8], "big") % n  # bias n / 2^64
+            if place != here and len(places) < k:
+                places.add(place)
+    return sorted(places)
+
+
+@lru_cache(maxsize=4)  # a rehearsal asks for every node of the same round
+def _random_graph(
+    k: int, view: tuple[PeerId, ...], round_: int, seed: int
+) -> tuple[dict[PeerId, tuple[PeerId, ...]], dict[PeerId, tuple[PeerId, ...]]]:
+    """Everybody's out-neighbors, and in-neighbors, of one round."""
+    out = {peer: _targets(f"random-{k}", view, peer, round_, seed) for peer in view}
+    into: dict[PeerId, list[PeerId]] = {peer: [] for peer in view}
+    for src, targets in out.items():
+        for dst in targets:
+            into[dst].append(src)
+    return out, {dst: tuple(sources) for dst, sources in into.items()}

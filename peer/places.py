@@ -1,0 +1,106 @@
+"""Where a daemon's socket and state are, and whether a socket's owner may be trusted. Standard library only.
+
+Order (cli.md "Which daemon"): the flag, the environment, the system service's, the user's own.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from peer.errors import ConfigError
+
+SYSTEM_SOCKET = Path("/run/peerd/peerd.sock")
+SYSTEM_STATE = Path("/var/lib/peerd")
+SERVICE_USER = "peerd"
+MAX_PATH = 100  # bytes of a socket's path; sun_path holds 108 (unix(7))
+
+
+def state_folder(flag: str | None, env: Mapping[str, str]) -> Path:
+    """--state, PEERD_STATE, the service's folder for the service's user, else the user's own."""
+    chosen = flag or env.get("PEERD_STATE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    if os.getuid() == _service_uid():
+        return SYSTEM_STATE
+    home = env.get("XDG_STATE_HOME") or str(Path(env.get("HOME") or "~").expanduser() / ".local" / "state")
+    return Path(home).absolute() / "peerd"
+
+
+def default_socket(flag: str | None, env: Mapping[str, str], state: str | None = None) -> Path:
+    """The socket a client talks to: --socket, PEERD_SOCKET, the service's if present and permitted, the
+    user's own. `state` is the --state flag. Raises ConfigError when the path is too long."""
+    chosen = flag or env.get("PEERD_SOCKET")
+    if not chosen and SYSTEM_SOCKET.exists() and os.access(SYSTEM_SOCKET, os.R_OK | os.W_OK):
+        return SYSTEM_SOCKET
+    return own_socket(flag, env, state)
+
+
+def own_socket(flag: str | None, env: Mapping[str, str], state: str | None = None) -> Path:
+    """The socket a daemon of this user listens on: as `default_socket`, but never another daemon's."""
+    chosen = flag or env.get("PEERD_SOCKET")
+    if chosen:
+        return check_path(Path(chosen).expanduser().absolute())
+    if os.getuid() == _service_uid():
+        return SYSTEM_SOCKET
+    if env.get("XDG_RUNTIME_DIR"):
+        return check_path(Path(env["XDG_RUNTIME_DIR"]).absolute() / "peerd" / "peerd.sock")
+    return check_path(state_folder(state, env) / "run" / "peerd.sock")
+
+
+def check_path(path: Path) -> Path:
+    """The path, if a Unix socket can have it. Raises ConfigError."""
+    length = len(os.fsencode(path))
+    if length > MAX_PATH:
+        raise ConfigError(
+            f"the socket's path has {length} bytes and may have {MAX_PATH}: {path}; "
+            "name a shorter one with --socket or PEERD_SOCKET"
+        )
+    return path
+
+
+def check_owner(path: Path) -> None:
+    """Raises ConfigError if the socket belongs to a stranger. A missing socket is nobody's."""
+    try:
+        owner = path.stat().st_uid
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # connecting will say which of them it is
+    _check_uid(owner, f"the socket {path} belongs to")
+
+
+def check_listener(sock: socket.socket, path: Path) -> None:
+    """Raises ConfigError if the process behind a connected socket is a stranger's."""
+    _check_uid(credentials(sock)[1], f"the daemon on {path} runs as")
+
+
+def credentials(sock: socket.socket) -> tuple[int, int]:
+    """(pid, uid) of the process at the other end of a Unix socket (SO_PEERCRED, unix(7))."""
+    ucred = struct.Struct("3i")
+    pid, uid, _ = ucred.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, ucred.size))
+    return pid, uid
+
+
+def _check_uid(uid: int, what: str) -> None:
+    if uid not in (0, os.getuid(), _service_uid()):
+        raise ConfigError(
+            f"{what} {_user_name(uid)}, and only root, '{SERVICE_USER}' and yourself are trusted with a "
+            "session's key; name your own daemon's socket with --socket"
+        )
+
+
+def _service_uid() -> int | None:
+    try:
+        return pwd.getpwnam(SERVICE_USER).pw_uid
+    except KeyError:
+        return None
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return f"'{pwd.getpwuid(uid).pw_name}'"
+    except KeyError:
+        return f"user {uid}"

@@ -1,0 +1,130 @@
+"""What `peerd status --json` prints, as frozen records of the same names. Standard library only.
+
+None is "not known yet". Byte counts are gRPC message bytes, headers of our own included. bytes_dense: one
+full fp32 model per local step over the same links; bytes_dense_exchanges: one per exchange; reduction:
+bytes_dense / bytes_sent.
+The names are a contract with programs that read them: add, do not rename.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from peer.errors import PeerdError
+
+SessionState = Literal["waiting", "training", "alone", "paused", "stopped", "failed"]
+LinkState = Literal["alive", "suspect", "dead", "left"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """One directed link, seen from this device: "out" carries what it sends."""
+
+    peer: str
+    device: str | None = None
+    direction: Literal["out", "in"] = "out"
+    state: LinkState = "alive"
+    address: str | None = None
+    rtt_ms: float | None = None
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    parcels: int | None = None
+    unacked: int | None = None
+    last_heard_s: float | None = None
+    rejected: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return _as_dict(self)
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        return cls(**_known(cls, source, ("peer",)))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """One session of this device. members: how many are alive, this device included."""
+
+    name: str
+    id: str
+    algorithm: str | None = None
+    topology: str | None = None
+    task: str | None = None
+    state: SessionState = "waiting"
+    round: int | None = None
+    local_steps: int | None = None
+    generation: int | None = None
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    members: int | None = None
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    bytes_dense: int | None = None
+    bytes_dense_exchanges: int | None = None
+    reduction: float | None = None
+    weight: float | None = None
+    consensus_distance: float | None = None
+    rounds_alone: int | None = None
+    step_s: float | None = None
+    round_s: float | None = None
+    checkpoint_age_s: float | None = None
+    links: tuple[LinkStatus, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **_as_dict(self),
+            "metrics": dict(self.metrics),
+            "links": [link.to_dict() for link in self.links],
+        }
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        fields = _known(cls, source, ("name", "id"))
+        fields["metrics"] = dict(fields.get("metrics") or {})
+        fields["links"] = tuple(LinkStatus.from_dict(link) for link in fields.get("links") or ())
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """The whole of `peerd status --json`. health: empty if all is well, else what is wrong and what to do."""
+
+    peer: str
+    device: str | None = None
+    version: str | None = None
+    pid: int | None = None
+    uptime_s: float | None = None
+    rss_mb: float | None = None
+    health: tuple[str, ...] = ()
+    sessions: tuple[SessionStatus, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **_as_dict(self),
+            "health": list(self.health),
+            "sessions": [session.to_dict() for session in self.sessions],
+        }
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        fields = _known(cls, source, ("peer",))
+        fields["health"] = tuple(str(sentence) for sentence in fields.get("health") or ())
+        fields["sessions"] = tuple(
+            SessionStatus.from_dict(session) for session in fields.get("sessions") or ()
+        )
+        return cls(**fields)
+
+
+def _as_dict(record: Any) -> dict[str, Any]:
+    return {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
+
+
+def _known(cls: type[Any], source: Any, required: tuple[str, ...]) -> dict[str, Any]:
+    """The fields this version knows; a newer daemon may say more. Raises PeerdError if one is missing."""
+    if not isinstance(source, Mapping) or any(not isinstance(source.get(name), str) for name in required):
+        raise PeerdError(f"the daemon's status is not one: {cls.__name__} lacks {' or '.join(required)}")
+    names = {item.name for item in dataclasses.fields(cls)}
+    return {key: value for key, value in source.items() if key in names}

@@ -1,0 +1,1 @@
+"""Generated from proto/peer.proto by proto/generate.py, and nothing else."""

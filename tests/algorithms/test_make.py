@@ -1,0 +1,78 @@
+"""Algorithms from a descriptor's words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from peer import catalogue
+from peer.algorithms import make
+from peer.algorithms.base import Algorithm
+from peer.algorithms.difference_push import DifferencePush
+from peer.algorithms.push_sum import PushSum
+from peer.algorithms.sparse_push import SparsePush
+from peer.compression.bodies import Layout
+from peer.errors import UsageError
+
+LAYOUT = Layout((900, 100))
+
+
+def built(name: str, compression: str = "", **options: str) -> Algorithm:
+    spelled = {key.replace("_", "-"): value for key, value in options.items()}
+    return make(name, spelled, LAYOUT, torch.float32, compression)
+
+
+@pytest.mark.parametrize("name", ["sgp", "sparse-push", "difference-push"])
+def test_every_option_of_the_catalogue_is_taken(name: str) -> None:
+    entry = catalogue.algorithm(name)
+    algorithm = built(name, **{key: option.default for key, option in entry.options.items()})
+    assert algorithm.name == name
+
+
+def test_gamma_is_the_fraction_kept_unless_given() -> None:
+    auto, given = built("sparse-push", "topk=2%"), built("sparse-push", gamma="0.25")
+    assert isinstance(auto, SparsePush)
+    assert isinstance(given, SparsePush)
+    assert (auto.gamma, auto.reference, given.gamma) == (20 / 1000, "initial", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("compression", "options", "bits"),
+    [
+        ("", {}, (1.0, 2.0, 3.0)),
+        ("bits=4", {}, (4.0, 4.0, 4.0)),
+        ("bits=0.5", {}, (0.5, 2.0, 3.0)),
+        ("", {"bits": "0.5", "final_bits": "1"}, (0.5, 1.0, 3.0)),
+        ("", {"replicas": "off"}, (1.0, 2.0, 3.0)),
+        ("", {"replicas": "off", "bits": "1.5"}, (1.5, 2.0, 1.5)),
+    ],
+)
+def test_bits_of_difference_push(
+    compression: str, options: dict[str, str], bits: tuple[float, float, float]
+) -> None:
+    algorithm = built("difference-push", compression, **options)
+    assert isinstance(algorithm, DifferencePush)
+    assert (algorithm.budget.R, algorithm.budget.final, algorithm.budget.fixed) == bits
+    assert algorithm.replicas.allowed == (options.get("replicas") != "off")
+
+
+def test_pace_free_is_not_lockstep() -> None:
+    algorithm = make("sgp", {}, LAYOUT, torch.float32, lockstep=False)
+    assert isinstance(algorithm, PushSum)
+    assert not algorithm.lockstep
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("sgp", {"gamma": "1"}, "sgp has no option 'gamma'; there are min-weight"),
+        ("difference-push", {"bits": "many"}, "option bits is a number from 0.01 to 8, not 'many'"),
+        ("difference-push", {"share": "0.6"}, "option share is a number from 0 to 0.5, not '0.6'"),
+        ("difference-push", {"replicas": "maybe"}, "option replicas is one of on, off, not 'maybe'"),
+        ("sparse-push", {"gamma": "nan"}, "option gamma is a number"),
+        ("no-such", {}, "no algorithm is called 'no-such'"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_right_ones(name: str, options: dict[str, str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        make(name, options, LAYOUT, torch.float32)

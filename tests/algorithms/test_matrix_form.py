@@ -1,0 +1,117 @@
+"""Message passing, through the codec and in any order, equals the matrix form round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from algorithms.swarm import F64, Graph, Swarm, exponential, random_out, randoms, ring, skewed
+from peer.algorithms.difference_push import Budget, DifferencePush
+from peer.algorithms.push_sum import PushSum
+from peer.algorithms.sgp import SGP
+from peer.algorithms.sparse_push import SparsePush
+from peer.compression.bodies import Body, Layout, Sparse
+from peer.compression.compressor import compressor
+from peer.compression.quantize import quantize
+from peer.compression.sparsify import top_k
+from peer.events import FINAL, TRAIN
+from peer.grammar import Compression, Values
+from reference.difference_push import difference_push_round
+from reference.sgp import sgp_round
+from reference.sparse_push import sparse_push_round
+
+LAYOUT = Layout((150, 40, 60))
+ROUNDS = 12
+INT8 = compressor(Compression(values="int8"), LAYOUT, F64)
+GRAPHS = [
+    pytest.param(5, ring(5), id="ring5"),
+    pytest.param(5, ring(5, skewed(5)), id="ring5-skewed"),
+    pytest.param(8, exponential(8), id="exp8"),
+    pytest.param(8, exponential(8, skewed(8)), id="exp8-skewed"),
+    pytest.param(7, random_out(7, 3, seed=2), id="random7-3out"),
+]
+
+
+def top_k_exactly(v: Tensor) -> Body:
+    """Top-k with the values kept as they are, in float64."""
+    indices = top_k(v, LAYOUT, 0.1)
+    return Sparse(LAYOUT.d, indices, v[indices], F64)
+
+
+def quantizer(v: Tensor, bits: float) -> Body:
+    return quantize(v, bits, LAYOUT)
+
+
+def replica_at(sender: DifferencePush, j: int) -> Tensor:
+    h = sender.replicas.link_to(str(j)).h
+    assert h is not None
+    return h
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def updates(n: int, t: int) -> list[Tensor]:
+    return [0.1 * u for u in randoms(n, LAYOUT.d, 1000 + t)]
+
+
+def begun(nodes: Sequence[PushSum], graph: Graph) -> Swarm:
+    return Swarm(list(nodes), LAYOUT, graph).begin(randoms(len(nodes), LAYOUT.d, 5)).links()
+
+
+@pytest.mark.parametrize(("n", "graph"), GRAPHS)
+@pytest.mark.parametrize("values", [None, "fp16", "int8"])
+def test_sgp_equals_its_matrix_form(n: int, graph: Graph, values: Values | None) -> None:
+    Q = None if values is None else compressor(Compression(values=values), LAYOUT, F64)
+    swarm = begun([SGP(LAYOUT, F64, Q, min_weight=0) for _ in range(n)], graph)
+    X, w = swarm.X, swarm.w
+    for t in range(ROUNDS):
+        U = updates(n, t)
+        X, w = sgp_round(X, w, torch.stack(U), graph(t), lambda v: v if Q is None else Q(v).dense())
+        Z = swarm.exchange(U)
+        close(swarm.X, X)
+        close(swarm.w, w)
+        close(torch.stack(Z), X / w[:, None])
+
+
+@pytest.mark.parametrize(("n", "graph"), GRAPHS)
+def test_sparse_push_equals_its_matrix_form(n: int, graph: Graph) -> None:
+    gamma = 0.15
+    nodes = [SparsePush(LAYOUT, F64, top_k_exactly, gamma, min_weight=0) for _ in range(n)]
+    swarm = begun(nodes, graph)
+    X, w, E = swarm.X, swarm.w, torch.zeros_like(swarm.X)
+    for t in range(ROUNDS):
+        U = updates(n, t)
+        X, w, E = sparse_push_round(
+            X, w, E, torch.stack(U), graph(t), gamma, lambda v: top_k_exactly(v).dense()
+        )
+        swarm.exchange(U)
+        close(swarm.X, X)
+        close(swarm.w, w)
+        close(torch.stack([node.e for node in nodes]), E)
+
+
+@pytest.mark.parametrize(("n", "graph"), GRAPHS)
+@pytest.mark.parametrize(("bits", "phase"), [(1.0, TRAIN), (2.0, FINAL), (0.5, TRAIN)])
+def test_difference_push_equals_its_matrix_form(n: int, graph: Graph, bits: float, phase: int) -> None:
+    budget = Budget(R=bits, final=bits)
+    nodes = [DifferencePush(LAYOUT, F64, quantizer, INT8, budget, min_weight=0) for _ in range(n)]
+    swarm = begun(nodes, graph)
+    X, w = swarm.X, swarm.w
+    H = X[0].expand(n, n, -1).clone()  # every link opens with the initial model as its base
+    for t in range(ROUNDS):
+        U = updates(n, t)
+        X, w, H = difference_push_round(
+            X, w, H, torch.stack(U), graph(t), lambda v: quantizer(v, bits).dense()
+        )
+        swarm.exchange(U, phase)
+        close(swarm.X, X)
+        close(swarm.w, w)
+        for j, node in enumerate(nodes):
+            for i, h in node.replicas.into.items():
+                close(h, H[j, int(i)])
+                assert torch.equal(h, replica_at(nodes[int(i)], j)), "both ends hold the same bits"

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from click.testing import Result
+
+from cli import talk
+from peer.config import Descriptor, JoinOptions
+from peer.keys import format_key, new_key
+
+Run = Callable[..., Result]
+KEY = format_key(new_key())
+
+
+@pytest.fixture
+def creating(daemon: Any) -> Any:
+    daemon.answers["create"] = lambda request: [
+        {"op": "progress", "text": "starting"},
+        {"op": "done", "key": KEY, "name": request["descriptor"]["name"]},
+    ]
+    return daemon
+
+
+def described(daemon: Any) -> Descriptor:
+    return Descriptor.from_dict(daemon.asked[-1]["descriptor"])
+
+
+def taking_part(daemon: Any) -> JoinOptions:
+    return JoinOptions.from_dict(daemon.asked[-1]["options"])
+
+
+def test_create_prints_the_join_key(run: Run, creating: Any) -> None:
+    done = run("create", "home")
+    assert done.exit_code == 0, done.output
+    assert KEY in done.stdout
+
+
+def test_the_defaults_make_a_valid_session(run: Run, creating: Any) -> None:
+    run("create", "home")
+    session = described(creating)
+    assert session == Descriptor("home", session.nonce)
+    assert taking_part(creating) == JoinOptions()
+
+
+def test_two_sessions_of_one_name_are_two(run: Run, creating: Any) -> None:
+    run("create", "home")
+    first = described(creating).id
+    run("create", "home")
+    assert described(creating).id != first
+
+
+def test_every_option_arrives(run: Run, creating: Any, tmp_path: Path) -> None:
+    words = (
+        "create home --task quadratic --algorithm sgp --topology random-3 --local-steps 4 --rounds 9 "
+        "--pace free --compression fp16 --lr 0.5 --batch 8 --momentum 0 --seed 7 --option dim=10 "
+        "--option task.noise=0.5 --shard 1/4 --peer pi-1:7070 --peer [fe80::1]:7071 --device cpu "
+        f"--listen 0.0.0.0:7072 --interface lo --timeout 3 --insecure --data {tmp_path}"
+    )
+    done = run(*words.split())
+    assert done.exit_code == 0, done.output
+    assert described(creating) == Descriptor(
+        "home", described(creating).nonce, task="quadratic", algorithm="sgp", topology="random-3",
+        local_steps=4, rounds=9, pace="free", compression="fp16", lr=0.5, batch=8, momentum=0.0, seed=7,
+        options={"task.dim": "10", "task.noise": "0.5"},
+    )  # fmt: skip
+    assert taking_part(creating) == JoinOptions(
+        data=str(tmp_path), shard="1/4", peers=("pi-1:7070", "[fe80::1]:7071"), device="cpu", timeout_s=3.0,
+        listen="0.0.0.0:7072", interfaces=("lo",), insecure=True,
+    )  # fmt: skip
+
+
+def test_a_preset_sets_what_the_user_does_not(run: Run, creating: Any) -> None:
+    run("create", "home", "--option", "preset=frugal")
+    assert described(creating).local_steps == 32
+    run("create", "home", "--option", "preset=frugal", "--local-steps", "5", "--compression", "bits=2")
+    assert (described(creating).local_steps, described(creating).compression) == (5, "bits=2")
+
+
+def test_a_task_file_travels_as_text_with_its_digest(run: Run, creating: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def model(): ...  # \u00e9\n", encoding="utf-8")
+    assert run("create", "home", "--task", str(path)).exit_code == 0
+    assert described(creating).task == "file"
+    assert described(creating).task_digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert taking_part(creating).task_file_text == path.read_text(encoding="utf-8")
+
+
+def test_a_task_file_that_is_too_long_is_refused_with_advice(run: Run, creating: Any, tmp_path: Path) -> None:
+    path = tmp_path / "long.py"
+    path.write_text("#" * 61_441)
+    done = run("create", "home", "--task", str(path))
+    assert done.exit_code == 2
+    assert "61441 bytes" in done.stderr
+    assert "import it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("--task nosuch", 2, "spoken-digits, quadratic"),
+        ("--task nosuch.py", 65, "nosuch.py"),
+        ("--algorithm nosuch", 2, "difference-push, sgp, sparse-push"),
+        ("--topology nosuch", 2, "ring, exponential"),
+        ("--compression sign", 2, "not built yet"),
+        ("--compression int8", 2, "difference-push cannot work with"),
+        ("--option nosuch=1", 2, "algorithm.preset"),
+        ("--shard 9/8", 2, "parts count from 0"),
+        ("--shard speaker=nobody", 2, "yweweler"),
+        ("--data /nosuch", 65, "--data"),
+        ("--peer nowhere", 2, "HOST:PORT"),
+        ("--listen 7070", 2, "HOST:PORT"),
+        ("--lr 0", 2, "--lr"),
+        ("--lr nan", 2, "--lr"),
+        ("--momentum 1", 2, "--momentum"),
+        ("--local-steps 0", 2, "--local-steps"),
+        ("--device tpu", 2, "--device"),
+        ("--nosuch", 2, "--nosuch"),
+        ("--budget 2MB/min", 2, "--budget"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anyone_is_asked(
+    run: Run, daemon: Any, words: str, code: int, said: str
+) -> None:
+    done = run("create", "home", *words.split())
+    assert done.exit_code == code, done.output
+    assert done.stderr.startswith("peerd: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert daemon.asked == []
+
+
+def test_a_name_must_be_one(run: Run, daemon: Any) -> None:
+    assert run("create", "../etc").exit_code == 2
+    assert run("create").exit_code == 2
+    assert daemon.asked == []
+
+
+def test_without_a_daemon_create_becomes_one(run: Run, nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[tuple[list[str], dict[str, str], dict[str, Any]]] = []
+
+    def execve(program: str, arguments: list[str], environment: dict[str, str]) -> None:
+        fd = int(arguments[arguments.index("--request-fd") + 1])
+        with open(fd, "rb") as request:
+            became.append((arguments, environment, msgpack.unpackb(request.read())))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(talk.os, "execve", execve)
+    monkeypatch.setenv("PEERD_KEY", KEY)
+    run("create", "home", "--state", "/tmp/elsewhere")
+    [(arguments, environment, request)] = became
+    assert arguments[1:4] == ["-P", "-m", "peer"]
+    assert arguments[arguments.index("--state") + 1] == "/tmp/elsewhere"
+    assert Descriptor.from_dict(request["descriptor"]).name == "home"
+    assert request["op"] == "create"
+    assert "PEERD_KEY" not in environment
+    assert environment["PEERD_SOCKET"] == str(nobody)

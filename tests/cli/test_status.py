@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import Result
+from rich.console import Console
+
+from cli import view
+from cli.text import clean, size, span
+from peer.errors import UnknownSessionError
+from peer.status import DeviceStatus, LinkStatus, SessionStatus
+
+Run = Callable[..., Result]
+
+LINKS = (
+    LinkStatus("p-bbbb", "pi-2", "in", "alive", "10.0.0.2:7", 3.4, 10, 2_000, 7, 0, 0.4, 0),
+    LinkStatus("p-bbbb", "pi-2", "out", "suspect", "10.0.0.2:7", 3.4, 1_500_000, 20, 7, 1, 12.0, 0),
+)
+HOME = SessionStatus(
+    "home", "i", "difference-push", "exponential", "spoken-digits", "training", round=41, local_steps=16,
+    loss=0.2134, metrics={"accuracy": 0.9533}, members=3, bytes_sent=1_500_010, bytes_received=2_020,
+    reduction=475.6, step_s=0.004, round_s=0.2, checkpoint_age_s=75.0, links=LINKS,
+)  # fmt: skip
+STATUS = DeviceStatus("p-aaaa", "pi-1", "0.1.0", 12, 3700.0, 84.2, ("eth0 is down; plug it in",), (HOME,))
+
+
+def drawn(status: DeviceStatus, **how: Any) -> str:
+    screen = io.StringIO()
+    Console(file=screen, width=120, **how).print(view.rich_view(status))
+    return screen.getvalue()
+
+
+@pytest.fixture
+def told(daemon: Any) -> Any:
+    daemon.answers["status"] = lambda _: [{"op": "done", "status": STATUS.to_dict()}]
+    return daemon
+
+
+def test_json_is_the_daemons_status_unchanged(run: Run, told: Any) -> None:
+    done = run("status", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads(json.dumps(STATUS.to_dict()))
+    assert told.asked == [{"op": "status", "name": None}]
+
+
+def test_a_name_asks_for_one_session(run: Run, told: Any) -> None:
+    assert run("status", "home").exit_code == 0
+    assert told.asked == [{"op": "status", "name": "home"}]
+
+
+def test_sentences_that_want_something_done_come_first(run: Run, told: Any) -> None:
+    lines = run("status").stdout.splitlines()
+    assert lines[0] == "! eth0 is down; plug it in"
+    assert lines[1].startswith("pi-1  p-aaaa  peerd 0.1.0, up 1 h 1 min, 84 MB")
+
+
+@pytest.mark.parametrize("picture", [view.plain, drawn])
+def test_a_person_sees_what_matters(picture: Callable[[DeviceStatus], str]) -> None:
+    seen = picture(STATUS)
+    for word in (
+        "home",
+        "training",
+        "round 41",
+        "loss 0.213",
+        "accuracy 0.953",
+        "3 members",
+        "476x",
+        "16 local",
+    ):
+        assert word in seen
+    out, back = (line for line in seen.splitlines() if "10.0.0.2:7" in line)
+    assert "→" in out
+    assert "1.5 MB" in out
+    assert "suspect" in out
+    assert "←" in back
+    assert "3 ms" in back
+
+
+@pytest.mark.parametrize("picture", [view.plain, drawn])
+def test_what_is_not_known_yet_is_no_crash(picture: Callable[[DeviceStatus], str]) -> None:
+    seen = picture(DeviceStatus("p", sessions=(SessionStatus("home", "i", links=(LinkStatus("p-b"),)),)))
+    assert "waiting" in seen
+    assert "None" not in seen
+
+
+@pytest.mark.parametrize("picture", [view.plain, drawn])
+def test_words_of_others_cannot_drive_the_terminal(picture: Callable[[DeviceStatus], str]) -> None:
+    evil = "\x1b[2Jpi\r\n\u202e[red]x[/red]\x07"
+    session = SessionStatus(evil, "i", evil, evil, evil, metrics={evil: 1.0}, links=(LinkStatus(evil, evil),))
+    seen = picture(DeviceStatus(evil, evil, evil, health=(evil,), sessions=(session,)))
+    assert not {"\x1b", "\r", "\x07", "\u202e"} & set(seen)
+    assert "[red]x[/red]" in seen
+
+
+def test_colors_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[32m" in drawn(STATUS, force_terminal=True, color_system="standard")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[32m" not in drawn(STATUS, force_terminal=True, color_system="standard")
+
+
+def test_no_session_says_how_to_get_one() -> None:
+    assert "peerd create NAME" in view.plain(DeviceStatus("p"))
+
+
+def test_watching_goes_on_until_the_daemon_goes(
+    run: Run, daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([STATUS.to_dict(), STATUS.to_dict()])
+
+    def status(_: dict[str, Any]) -> Any:
+        found = next(answers, None)
+        if found is None:
+            raise UnknownSessionError("no session 'home' on this device any more")
+        return [{"op": "done", "status": found}]
+
+    daemon.answers["status"] = status
+    monkeypatch.setattr("cli.status.WATCH_S", 0.0)
+    done = run("status", "home", "--json", "--watch")
+    assert done.exit_code == 66
+    assert [json.loads(line)["peer"] for line in done.stdout.splitlines()] == ["p-aaaa"] * 2
+
+
+def test_figures_read_well() -> None:
+    assert [size(n) for n in (None, 0, 999, 1000, 99_400, 150_000, 1_500_000, 2e12)] == [
+        "–", "0 B", "999 B", "1.0 kB", "99.4 kB", "150 kB", "1.5 MB", "2.0 TB",
+    ]  # fmt: skip
+    assert [span(s) for s in (None, 0.25, 9.99, 59, 60, 3_700, 90_000)] == [
+        "–", "250 ms", "10.0 s", "59 s", "1 min 0 s", "1 h 1 min", "1 d 1 h",
+    ]  # fmt: skip
+    assert clean("a\tb\x00c\u200bd é 漢") == "abcd é 漢"
+
+
+def test_the_plain_view_has_no_escape_sequences(run: Run, told: Any) -> None:
+    assert "\x1b" not in run("status").stdout
+    assert os.environ["PEERD_SOCKET"] == str(told.path)

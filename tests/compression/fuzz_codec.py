@@ -1,0 +1,95 @@
+"""Damages real messages at random: `python tests/compression/fuzz_codec.py --seconds 60 [--seed 0]`.
+
+Every damaged message must be refused with CodecError or decode to a sound one; anything else ends the run
+with the message in hex. The tests of this folder do the same by the hundred; this does it by the million.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+
+import numpy as np
+import torch
+
+from peer.catalogue import parse_compression
+from peer.compression.bodies import Layout
+from peer.compression.codec import Message, decode, encode
+from peer.compression.compressor import compressor
+from peer.errors import CodecError
+from peer.events import Key
+
+LAYOUTS = [Layout((1,)), Layout((144, 16, 4, 700, 5)), Layout((64, 64, 3000))]
+SPECS = ["none", "fp16", "int8", "topk=10%", "topk=1%,fp16", "topk=50%,int8", "bits=0.3", "bits=1", "bits=8"]
+
+
+def seeds(generator: np.random.Generator) -> list[tuple[bytes, Layout, torch.dtype]]:
+    """One good message of each compression, layout and dtype."""
+    cases = []
+    for layout, text, dtype in itertools.product(LAYOUTS, SPECS, (torch.float32, torch.float64)):
+        v = torch.from_numpy(generator.laplace(size=layout.d)).to(dtype)
+        body = compressor(parse_compression(text), layout, dtype)(v)
+        cases.append((encode(Message(Key(1, 2), 16, body, 0.5, b"base")), layout, dtype))
+    return cases
+
+
+def damaged(data: bytes, generator: np.random.Generator) -> bytes:
+    """Some bytes flipped, cut out, repeated or replaced by noise; the first 32 mostly spared."""
+    raw = bytearray(data)
+    first = 0 if generator.random() < 0.1 else min(32, len(raw) - 1)
+    for _ in range(generator.integers(1, 5)):
+        at = int(generator.integers(min(first, len(raw)), len(raw) + 1))
+        length = int(generator.integers(1, 9))
+        match generator.integers(5):
+            case 0:
+                raw[at : at + 1] = bytes((int(generator.integers(256)),))
+            case 1:
+                del raw[at : at + length]
+            case 2:
+                raw[at:at] = raw[at : at + length]
+            case 3:
+                raw[at : at + length] = generator.bytes(length)
+            case _:
+                raw[at : at + 1] = bytes(b ^ 1 << int(generator.integers(8)) for b in raw[at : at + 1])
+    return bytes(raw)
+
+
+def check(data: bytes, layout: Layout, dtype: torch.dtype) -> bool:
+    """Whether `data` was accepted. Raises for anything that is neither refused nor sound."""
+    try:
+        message = decode(data, layout, dtype)
+    except CodecError:
+        return False
+    dense = message.body.dense()
+    assert dense.shape == (layout.d,) and dense.dtype == dtype and bool(torch.isfinite(dense).all())
+    assert decode(encode(message), layout, dtype) == message
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    generator = np.random.default_rng(arguments.seed)
+    cases = seeds(generator)
+    end = time.monotonic() + arguments.seconds
+    trials = accepted = 0
+    while time.monotonic() < end:
+        data, layout, dtype = cases[int(generator.integers(len(cases)))]
+        data = damaged(data, generator)
+        try:
+            accepted += check(data, layout, dtype)
+        except Exception:
+            sys.stderr.write(f"seed {arguments.seed}, {layout}, {dtype}: {data.hex()}\n")
+            raise
+        trials += 1
+    sys.stdout.write(
+        f"{trials} damaged messages: {accepted} decoded to a sound one, the others were refused\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""A network of its own for one test: network and mount namespaces kept open by a holder process.
+
+Tests never hear each other's mDNS, ports never collide, and a test may mount or unplug what it likes. As root
+the namespaces are made directly, otherwise inside a user namespace. This file is also run as a script, in two
+roles: `hold` keeps the namespaces open until its standard input ends; `enter PID COMMAND...` moves into the
+holder's namespaces and becomes the command, so the pid that was started is the pid of the command.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1  # netdevice(7)
+REFUSED = (
+    "tests/lan gives every test a network namespace of its own, and this kernel refused one ({reason}). "
+    "Run it as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, "
+    "kernel.apparmor_restrict_unprivileged_userns=0); without them: pytest --ignore=tests/lan"
+)
+
+
+class NamespaceRefusedError(Exception):
+    """The kernel, a container or a policy allows no network namespace."""
+
+
+class Namespace:
+    """Network and mount namespaces, alive until `close`. `loopback`: bring lo up."""
+
+    def __init__(self, loopback: bool = True) -> None:
+        flags = ["-nm"] if os.geteuid() == 0 else ["-Urnm"]
+        self._user = "-Urnm" in flags
+        role = "hold" if loopback else "hold-down"
+        try:
+            self._holder = subprocess.Popen(
+                ["unshare", *flags, sys.executable, "-I", __file__, role],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        except FileNotFoundError as error:
+            raise NamespaceRefusedError("tests/lan needs `unshare`; install util-linux") from error
+        assert self._holder.stdout is not None
+        if self._holder.stdout.readline() != "ready\n":
+            reason = self._holder.communicate()[1].strip().splitlines()[-1:]
+            raise NamespaceRefusedError(REFUSED.format(reason=" ".join(reason)))
+        self._net = os.readlink(f"/proc/{self._holder.pid}/ns/net")
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """The command line that runs `argv` in here."""
+        role = "enter-user" if self._user else "enter"
+        return [sys.executable, "-I", "-S", __file__, role, str(self._holder.pid), *argv]
+
+    def run(self, *argv: str) -> None:
+        """Run a command in here to its end. Raises CalledProcessError."""
+        subprocess.run(self.command(argv), check=True, timeout=60)
+
+    def processes(self) -> Iterator[int]:
+        """Pids of everything that runs in here, but for the holder."""
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == self._holder.pid:
+                continue
+            try:
+                if os.readlink(entry / "ns" / "net") == self._net:
+                    yield int(entry.name)
+            except OSError:
+                continue  # gone meanwhile, or somebody else's
+
+    def close(self) -> None:
+        """Kill what still runs in here, by pid, and let the namespaces go."""
+        for pid in list(self.processes()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self._holder.communicate()
+
+
+def hold(loopback: bool) -> None:
+    if loopback:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            request = struct.pack("16sh14x", b"lo", 0)
+            flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, SIOCGIFFLAGS, request))[1]
+            fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+
+
+def enter(holder: int, argv: Sequence[str], user: bool) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    here = os.getcwd()
+    kinds = (["user"] if user else []) + ["net", "mnt"]
+    descriptors = [os.open(f"/proc/{holder}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in kinds]
+    for kind, descriptor in zip(kinds, descriptors, strict=True):
+        if libc.setns(descriptor, 0) != 0:
+            raise OSError(ctypes.get_errno(), f"setns to the {kind} namespace of {holder}")
+    os.chdir(here)  # entering a mount namespace moves a process to its root
+    os.execvp(argv[0], list(argv))
+
+
+if __name__ == "__main__":
+    if sys.argv[1].startswith("hold"):
+        hold(loopback=sys.argv[1] == "hold")
+    else:
+        enter(int(sys.argv[2]), sys.argv[3:], user=sys.argv[1] == "enter-user")

@@ -1,0 +1,279 @@
+"""A training script as a member: what its steps become, and what happens around them."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from learner.daemon_stand_in import StandIn, descriptor, signature_of
+from peer.errors import DataError, DivergedError, StateError
+from peer.events import Closed, Found, Holds, Key, OpenRound, Ready
+from peer.learner import attach, link
+from peer.learner.attach import Pace, Swarm, Terms
+from peer.learner.checkpoint import CheckpointFolder
+from peer.learner.flat import FlatModel
+
+opened: list[tuple[StandIn, Swarm]] = []
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+    while opened:
+        daemon, swarm = opened.pop()
+        swarm.close()
+        daemon.close()
+
+
+class Script:
+    """A user's training script: gradient 1 in every coordinate, learning rate 1/8."""
+
+    def __init__(self, folder: Path, daemon: StandIn, pace: Pace = "lockstep", child: bool = False) -> None:
+        self.model = nn.Linear(3, 1)
+        FlatModel(self.model).write(torch.zeros(4))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.125)
+        terms = Terms(Path("unused"), pace, daemon.session.local_steps, child)
+        self.swarm = Swarm(daemon.attachment(folder), self.model, self.optimizer, terms)
+        opened.append((daemon, self.swarm))
+
+    @property
+    def x(self) -> list[float]:
+        return FlatModel(self.model).read().tolist()
+
+    def step(self, gradient: float = 1.0) -> bool:
+        for parameter in self.model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        self.optimizer.step()
+        return self.swarm.step(1.0)
+
+    def steps(self, n: int) -> list[bool]:
+        return [self.step() for _ in range(n)]
+
+
+def closed(daemon: StandIn) -> list[int]:
+    return [event.key.round for event in daemon.events if isinstance(event, Closed)]
+
+
+def test_one_exchange_every_local_steps(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(local_steps=3))
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    assert script.steps(6) == [False, False, True, False, False, True]
+    daemon.wait_for(lambda: closed(daemon) == [0, 1])
+    assert script.swarm.round == 1
+    assert script.swarm.steps == 6
+
+
+def test_alone_in_lockstep_training_is_plain_sgd(tmp_path: Path) -> None:
+    script = Script(tmp_path, StandIn(descriptor(algorithm="sgp")))
+    script.swarm.begin()
+    script.steps(8)
+    assert script.x == [-1.0] * 4
+
+
+def test_alone_in_the_free_pace_no_local_step_is_lost(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp", local_steps=1))
+    script = Script(tmp_path, daemon, "free")
+    script.swarm.begin()
+    script.steps(16)
+    assert script.x == [-2.0] * 4
+
+
+def test_free_adds_what_the_others_did_to_what_was_done_meanwhile(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp", local_steps=1), keep_open=False)
+    script = Script(tmp_path, daemon, "free")
+    script.swarm.begin()
+    script.steps(2)
+    assert script.x == [-0.25] * 4
+    daemon.open_round(Key())
+    with script.swarm._link.met:
+        script.swarm._link.wait(script.swarm._link.is_open, 60)
+    script.step()  # hands over three steps
+    with script.swarm._link.met:
+        script.swarm._link.wait(script.swarm._link.has_mixed, 60)
+        mixed, anew = script.swarm._link.take() or (torch.empty(0), True)
+        assert mixed.tolist() == [-0.375] * 4
+        script.swarm._link._mixed = mixed + 1  # as if the others had moved it
+    assert not anew
+    assert script.step()
+    assert script.x == [0.5] * 4
+
+
+def test_attach_waits_for_a_model_and_loads_it_in_place(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp"))
+    script = Script(tmp_path, daemon)
+    weight = script.model.weight
+    script.swarm.begin()
+    assert script.model.weight is weight
+    assert isinstance(daemon.events[0], Ready)
+    assert any(isinstance(event, Holds) for event in daemon.events)
+
+
+def test_the_model_is_introduced_by_names_shapes_and_types(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor())
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    first = daemon.reports()[0]
+    assert signature_of(first)
+    assert first["signature_list"] == b'[["weight",[1,3],"float32"],["bias",[1],"float32"]]'
+    assert first["parameters"] == 4
+
+
+def test_a_checkpoint_is_there_from_the_first_model_on(tmp_path: Path) -> None:
+    script = Script(tmp_path, StandIn(descriptor()))
+    script.swarm.begin()
+    found, problems = CheckpointFolder(tmp_path).load()
+    assert found is not None
+    assert (found.round, problems) == (0, [])
+
+
+def test_the_last_checkpoint_holds_the_last_mixed_model_and_a_resume_begins_with_it(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp"))
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    script.steps(6)
+    script.swarm.close()
+    assert script.x == [-0.75] * 4
+
+    after = StandIn(descriptor(algorithm="sgp"), resume=True)
+    again = Script(tmp_path, after)
+    again.swarm.begin()
+    assert again.x == [-0.75] * 4
+    assert after.events[0] == Ready(1, 2, after.events[0].bases)  # type: ignore[attr-defined]
+    again.steps(2)
+    after.wait_for(lambda: closed(after) == [3])
+
+
+def test_the_end_of_a_bounded_session_is_the_averaged_model(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp", rounds=3))
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    taken = 0
+    while not script.swarm.done:
+        script.step()
+        taken += 1
+    assert script.swarm.finished
+    assert not script.swarm.stopped
+    assert script.x == [-0.75] * 4, "local steps begun when the final rounds opened are not part of it"
+    assert taken >= 6
+
+
+def test_leaving_hands_the_mass_over_before_the_socket_closes(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor())
+    script = Script(tmp_path, daemon)
+    with script.swarm as swarm:
+        swarm.begin()
+        script.steps(2)
+    daemon.wait_for(lambda: daemon.events[-1] == Holds((), 0.0))
+
+
+def test_stop_ends_training_even_while_waiting_for_a_first_model(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(), keep_open=False)
+    daemon._on_event = lambda event: daemon.client.send({"op": "stop"})  # type: ignore[method-assign]
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    assert script.swarm.stopped
+    assert not list(tmp_path.iterdir()), "there was nothing to keep"
+
+
+def test_an_export_is_answered_while_the_training_thread_computes(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp"))
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    script.steps(2)
+    daemon.client.send({"op": "export"})
+    daemon.wait_for(lambda: bool(daemon.exported))
+    tensors = safetensors.torch.load(daemon.exported)
+    assert tensors["weight"].tolist() == [[-0.25] * 3]
+
+
+def test_a_change_that_is_not_finite_is_never_handed_over(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp", local_steps=1))
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    script.step()
+    assert not script.step(float("nan"))
+    assert script.x == [-0.125] * 4
+    daemon.wait_for(lambda: closed(daemon) == [0])
+
+
+def test_three_times_in_a_row_is_diverged(tmp_path: Path) -> None:
+    script = Script(tmp_path, StandIn(descriptor(local_steps=1)))
+    script.swarm.begin()
+    script.step(float("inf"))
+    script.step(float("inf"))
+    with pytest.raises(DivergedError, match="3 times in a row; lower --lr"):
+        script.step(float("inf"))
+
+
+def test_a_child_is_over_when_its_daemon_is_gone(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(), keep_open=False)
+    script = Script(tmp_path, daemon, child=True)
+    script.swarm.begin()
+    daemon.close()
+    while not script.swarm.done:
+        script.step()
+    assert script.swarm.stopped
+
+
+def test_a_script_goes_on_alone_and_rejoins_as_a_new_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = descriptor(algorithm="sgp")
+    first, second = StandIn(session), StandIn(session, resume=True)
+    answers = iter([second.attachment(tmp_path, life=2)])
+    monkeypatch.setattr(attach, "dial", lambda *_, **__: next(answers))
+    monkeypatch.setattr(link, "REDIAL_S", (0.0, 0.0))
+    script = Script(tmp_path, first)
+    script.swarm.begin()
+    script.steps(4)
+    with caplog.at_level(logging.WARNING):
+        first.close()
+        second.wait_for(lambda: any(isinstance(event, Holds) for event in second.events))
+        while not script.step():
+            pass
+        script.steps(4)
+    assert second.events[0] == Ready(2, 1, second.events[0].bases)  # type: ignore[attr-defined]
+    second.wait_for(lambda: closed(second)[:1] == [2])
+    assert "training goes on alone" in caplog.text
+    script.swarm.close()
+    second.close()
+
+
+def test_an_error_of_the_daemon_reaches_the_script(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(), keep_open=False)
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    daemon.client.send({"op": "error", "code": 65, "message": "model differs at 'weight'"})
+    with pytest.raises(DataError, match="model differs at 'weight'"):
+        script.steps(1_000_000)
+
+
+def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = StandIn(descriptor())
+
+    def full(*_: object) -> None:
+        raise StateError("the disk is full")
+
+    monkeypatch.setattr(CheckpointFolder, "save", full)
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    assert script.steps(2)[1]
+    daemon.wait_for(lambda: {"op": "log", "text": "the disk is full"} in daemon.frames)
+    daemon.wait_for(lambda: daemon.reports()[-1].get("checkpoint_problem") == "the disk is full")
+
+
+def test_a_round_opened_again_before_the_change_is_handed_over_is_used(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp", local_steps=1), keep_open=False)
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    for n in (2, 1):
+        daemon.client.send_event(OpenRound(Key(), {}, (), n, 1.0))
+    assert script.step()
+    daemon.wait_for(lambda: closed(daemon) == [0])
+    assert not any(isinstance(event, Found) for event in daemon.events)

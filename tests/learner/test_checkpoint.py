@@ -1,0 +1,207 @@
+"""Whatever happens while a checkpoint is written, one generation that loads is left."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from peer.errors import DataError, StateError
+from peer.learner.checkpoint import Checkpoint, CheckpointFolder, CheckpointKeeper, pack, unpack
+
+SIGNATURE = [("w", [4], "float32")]
+
+
+def at(round_: int, session: str = "s") -> Checkpoint:
+    return Checkpoint(
+        session, "sgp", round_, 1.0, list(SIGNATURE), torch.full((4,), float(round_)), b"optimizer"
+    )
+
+
+def newest(folder: Path) -> Tensor | None:
+    found, _ = CheckpointFolder(folder).load()
+    return None if found is None else found.model
+
+
+class PowerCut(BaseException):
+    """Not an Exception: nothing may tidy up after it in a way a power cut would not allow."""
+
+
+def test_what_is_packed_is_unpacked() -> None:
+    found, serial = unpack(pack(at(7), 3), "here")
+    assert serial == 3
+    assert torch.equal(found.model, at(7).model)
+    assert (found.session, found.round, found.signature, found.optimizer) == ("s", 7, SIGNATURE, b"optimizer")
+
+
+@pytest.mark.parametrize("place", ["write", "fsync", "rename"])
+def test_a_power_cut_leaves_the_old_generation(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(at(1))
+    leave_everything_as_it_is(monkeypatch)
+    monkeypatch.setattr(os, place, cut_at(getattr(os, place), part=place == "write"))
+    with pytest.raises(PowerCut):
+        folder.save(at(2))
+    monkeypatch.undo()
+    model = newest(tmp_path)
+    assert model is not None
+    assert model[0] == 1
+    assert not list(tmp_path.glob(".*")), "the leftover of the cut write is removed"
+
+
+def test_a_power_cut_after_the_rename_leaves_the_new_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(at(1))
+    rename = os.rename
+
+    def rename_and_cut(source: Path, target: Path) -> None:
+        rename(source, target)
+        raise PowerCut
+
+    leave_everything_as_it_is(monkeypatch)
+    monkeypatch.setattr(os, "rename", rename_and_cut)
+    with pytest.raises(PowerCut):
+        folder.save(at(2))
+    monkeypatch.undo()
+    model = newest(tmp_path)
+    assert model is not None
+    assert model[0] == 2
+
+
+def leave_everything_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dead processes remove no files."""
+    monkeypatch.setattr(os, "unlink", lambda path: None)
+
+
+def cut_at(call: Callable[..., object], part: bool) -> Callable[..., object]:
+    def cut(*arguments: object) -> object:
+        if part:
+            fd, data = arguments
+            assert isinstance(data, memoryview)
+            call(fd, data[: len(data) // 2])
+        raise PowerCut
+
+    return cut
+
+
+@pytest.mark.parametrize("offset", [0, 10, 20, 40, 200, -1])
+def test_one_flipped_byte_falls_back_to_the_generation_before(offset: int, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(at(1))
+    folder.save(at(2))
+    damaged = bytearray((tmp_path / "ckpt-2.peerd").read_bytes())
+    damaged[offset] ^= 1
+    (tmp_path / "ckpt-2.peerd").write_bytes(damaged)
+    found, problems = CheckpointFolder(tmp_path).load()
+    assert found is not None
+    assert found.round == 1
+    assert len(problems) <= 1  # none when the flip made it look older than the other
+    assert all("ckpt-2.peerd" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("length", [0, 7, 40, 100])
+def test_a_truncated_file_falls_back_too(length: int, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(at(1))
+    folder.save(at(2))
+    os.truncate(tmp_path / "ckpt-2.peerd", length)
+    model = newest(tmp_path)
+    assert model is not None
+    assert model[0] == 1
+
+
+def test_two_generations_are_kept(tmp_path: Path) -> None:
+    for round_ in (1, 5, 9, 12):
+        CheckpointFolder(tmp_path).save(at(round_))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt-12.peerd", "ckpt-9.peerd"]
+
+
+def test_the_newest_is_the_last_written_even_if_its_round_is_lower(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for round_ in (100, 101, 3):
+        folder.save(at(round_))
+    model = newest(tmp_path)
+    assert model is not None
+    assert model[0] == 3
+
+
+def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path).save(at(1))
+    assert (tmp_path / "ckpt-1.peerd").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EIO, "cannot be written")],
+)
+def test_a_disk_that_refuses_keeps_the_old_one_and_says_why(
+    number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = CheckpointKeeper(tmp_path, "s", list(SIGNATURE))
+    keeper.save(at(1))
+    assert keeper.problem == ""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "write", refuse)
+    keeper.save(at(2))
+    assert words in keeper.problem
+    monkeypatch.undo()
+    assert keeper.round == 1
+    assert not keeper.due(), "the next try is a minute away"
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt-1.peerd"]
+
+
+def test_nothing_is_written_when_little_space_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: little)
+    with pytest.raises(StateError, match="free at least 16 MiB"):
+        CheckpointFolder(tmp_path).save(at(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_format_is_named() -> None:
+    data = bytearray(pack(at(1), 1))
+    data[11] = 9
+    with pytest.raises(DataError, match="has checkpoint format 9; this peerd reads format 1"):
+        unpack(bytes(data), "here")
+
+
+def test_a_checkpoint_of_another_model_is_not_used(tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path).save(at(4))
+    keeper = CheckpointKeeper(tmp_path, "s", [("w", [2, 2], "float32")])
+    assert keeper.found is None
+    assert "of another model" in keeper.problems[0]
+
+
+def test_optimizer_and_random_state_come_back(tmp_path: Path) -> None:
+    from peer.learner.checkpoint import save_plain
+
+    w = torch.ones(4, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
+    w.sum().backward()
+    optimizer.step()
+    saved = Checkpoint("s", "sgp", 1, 1.0, list(SIGNATURE), w.detach(), save_plain(optimizer.state_dict()))
+    drawn = torch.rand(3)
+    CheckpointFolder(tmp_path).save(saved)
+    fresh = torch.optim.SGD([w], lr=0.1, momentum=0.9)
+    assert CheckpointKeeper(tmp_path, "s", list(SIGNATURE)).restore(fresh) == ""
+    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(fresh.state_dict()["state"][0]["momentum_buffer"], torch.ones(4))
+
+
+def test_an_optimizer_state_that_does_not_load_is_a_sentence(tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path).save(at(1))
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    assert "the optimizer starts anew" in CheckpointKeeper(tmp_path, "s", list(SIGNATURE)).restore(optimizer)

@@ -1,0 +1,76 @@
+"""`python -m peer.learner`: exit codes, and what the daemon is told. Import of `peer` stays light."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner.daemon_stand_in import StandIn, descriptor
+from peer.learner import __main__ as child
+from peer.learner.devices import pick_device
+from peer.learner.dial import Attachment
+
+ARGUMENTS = ["--socket", "/run/none", "--session", "home"]
+Attach = Callable[[Attachment], None]
+
+
+@pytest.fixture
+def attach(monkeypatch: pytest.MonkeyPatch) -> Attach:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(child, "LINGER_S", 0.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return lambda attached: monkeypatch.setattr(child, "dial", lambda *_, **__: attached)
+
+
+def test_a_bounded_session_ends_with_code_0(attach: Attach, tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(rounds=3))
+    attach(daemon.attachment(tmp_path, device="cpu"))
+    assert child.main(ARGUMENTS) == 0
+    assert torch.get_num_threads() == 1
+    daemon.close()
+
+
+def test_a_task_file_that_does_not_load_is_told_with_code_65(attach: Attach, tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(task="file", task_digest="0" * 64))
+    (tmp_path / "task.py").write_text("def model(): ...\n")
+    attach(replace(daemon.attachment(tmp_path), task_file=tmp_path / "task.py"))
+    assert child.main(ARGUMENTS) == 65
+    daemon.wait_for(lambda: bool(daemon.frames))
+    assert daemon.frames[0]["code"] == 65
+    assert "defines no batches(shard, device)" in daemon.frames[0]["message"]
+    daemon.close()
+
+
+def test_an_unknown_shard_is_told_with_code_65(attach: Attach, tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(task="spoken-digits"))
+    attach(daemon.attachment(tmp_path, shard="speaker=dan", device="cpu"))
+    assert child.main(ARGUMENTS) == 65
+    daemon.wait_for(lambda: bool(daemon.frames))
+    assert daemon.frames[0]["code"] == 65, "before it was a member"
+    assert "no speaker is called 'dan'" in daemon.frames[0]["message"]
+    daemon.close()
+
+
+def test_no_daemon_is_code_69(tmp_path: Path) -> None:
+    assert child.main(["--socket", str(tmp_path / "none"), "--session", "home"]) == 69
+
+
+def test_importing_peer_loads_nothing_heavy() -> None:
+    heavy = {"torch", "numpy", "grpc", "zeroconf", "msgpack", "asyncio", "logging"}
+    code = f"import sys, peer; print(sorted({heavy} & set(sys.modules)), callable(peer.attach))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] True"
+
+
+def test_auto_falls_back_to_the_cpu_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu") == (torch.device("cpu"), "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("peer.learner.devices._kernel_fault", lambda: "no kernel image is available")
+    device, remark = pick_device("auto")
+    assert device == torch.device("cpu")
+    assert "no kernel image is available" in remark

@@ -1,0 +1,153 @@
+"""What goes onto the wire comes back equal, and what comes from it is bounded, printable and finite."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peer.errors import RemoteError
+from peer.events import Ack, Goodbye, Key, Open, Opened, Probe, Record, Refuse, SponsorMe
+from peer.mesh import frames
+from peer.mesh.frames import Attach, Begin, Chunk, End, WireFrame
+from peer.mesh.greeting import Greeting, Introduction, Signature, greeting_from_wire, greeting_to_wire
+from peer.wire import peer_pb2 as pb
+
+A, B = "p-" + "a" * 26, "p-" + "b" * 26
+U64 = st.integers(0, 2**64 - 1)
+LABEL = st.text(st.characters(exclude_categories=("C", "Z")), max_size=64)
+RECORDS = st.builds(
+    Record,
+    peer=st.just(A),
+    boot=U64,
+    incarnation=U64,
+    state=st.sampled_from(list(frames.STATES)),
+    phase=st.sampled_from(list(frames.PHASES)),
+    life=U64,
+    round=st.integers(-1, 2**62),
+    weight=st.floats(0, 1e300),
+    device=LABEL,
+    addresses=st.lists(st.sampled_from(["10.0.0.1:7000", "[fd00::7]:1", "[fe80::1%eth0]:9"]), max_size=8).map(
+        tuple
+    ),
+    task_digest=st.binary(max_size=64),
+)
+KEYS = st.builds(Key, generation=U64, round=U64, phase=st.integers(0, 1))
+DELIVERY = st.sampled_from(["mass", "latest"])
+FRAMES = st.one_of(
+    st.builds(Open, U64, U64, st.booleans()),
+    st.builds(Opened, U64, U64, U64, st.lists(st.binary(max_size=64), max_size=8).map(tuple), st.booleans()),
+    st.builds(Ack, U64, U64),
+    st.builds(Refuse, U64, U64, LABEL),
+    st.builds(Begin, U64, U64, KEYS, DELIVERY, st.integers(1, 2**64 - 1)),
+    st.builds(Chunk, st.binary(max_size=99)),
+    st.builds(End, st.binary(min_size=32, max_size=32)),
+    st.builds(Attach, st.sampled_from(["out", "in"]), st.just(A)),
+)
+CONTROLS = st.one_of(
+    st.none(),
+    st.builds(Probe, st.binary(max_size=64), st.lists(RECORDS, max_size=4).map(tuple)),
+    st.builds(SponsorMe, U64),
+    st.builds(Goodbye, RECORDS, U64, U64, U64),
+)
+
+
+@given(FRAMES)
+def test_every_frame_survives_the_wire(frame: WireFrame) -> None:
+    data = frames.frame_to_wire(frame).SerializeToString()
+    assert data
+    assert frames.frame_from_wire(frames.parse(pb.LinkFrame, data)) == frame
+
+
+@given(CONTROLS)
+def test_every_control_message_survives_the_wire(control: frames.Control | None) -> None:
+    data = frames.control_to_wire(control).SerializeToString()
+    assert data
+    assert frames.control_from_wire(frames.parse(pb.ControlMessage, data), A) == control
+
+
+@given(
+    RECORDS,
+    LABEL,
+    st.binary(max_size=99),
+    st.none() | st.builds(Signature, st.binary(min_size=32, max_size=32)),
+)
+def test_every_greeting_survives_the_wire(
+    record: Record, session: str, descriptor: bytes, signature: Signature | None
+) -> None:
+    said = Introduction(record, session, descriptor, signature, features=3)
+    for greeting in (Greeting(A, 7, b"leaf"), Greeting(A, 7, b"leaf", said)):
+        data = greeting_to_wire(greeting).SerializeToString()
+        assert greeting_from_wire(frames.parse(pb.HelloMessage, data)) == greeting
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused_or_valid_and_never_anything_else(data: bytes) -> None:
+    for kind, read in (
+        (pb.LinkFrame, frames.frame_from_wire),
+        (pb.ControlMessage, lambda message: frames.control_from_wire(message, A)),
+        (pb.HelloMessage, greeting_from_wire),
+    ):
+        try:
+            read(frames.parse(kind, data))
+        except RemoteError:
+            continue
+
+
+def test_an_empty_message_is_never_valid() -> None:
+    with pytest.raises(RemoteError, match="empty frame"):
+        frames.frame_from_wire(pb.LinkFrame())
+    with pytest.raises(RemoteError, match="empty control"):
+        frames.control_from_wire(pb.ControlMessage(), A)
+    with pytest.raises(RemoteError, match="magic"):
+        greeting_from_wire(pb.HelloMessage())
+    with pytest.raises(RemoteError):
+        frames.record_from_wire(pb.Record())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"peer": "p-short"},
+        {"peer": "p-" + "A" * 26},
+        {"weight": math.nan},
+        {"weight": math.inf},
+        {"weight": -1.0},
+        {"round": -2},
+        {"state": 99},
+        {"phase": 0},
+        {"task_digest": bytes(65)},
+        {"addresses": ["10.0.0.1:7000"] * 9},
+        {"addresses": ["10.0.0.1:70000"]},
+        {"addresses": ["\x1b[2J:1"]},
+        {"addresses": ["10.0.0.1"]},
+    ],
+)
+def test_a_record_that_breaks_a_rule_is_refused(wrong: dict[str, object]) -> None:
+    message = frames.record_to_wire(Record(A, 1, 1))
+    frames.record_from_wire(message)
+    for name, value in wrong.items():
+        message.ClearField(name)
+        message.MergeFrom(pb.Record(**{name: value}))
+    with pytest.raises(RemoteError):
+        frames.record_from_wire(message)
+
+
+def test_strings_are_fit_for_a_terminal() -> None:
+    record = Record(A, 1, 1, device="kitchen\x1b[31m\r\n\u202epi" + "x" * 99)
+    heard = frames.record_from_wire(frames.record_to_wire(record))
+    assert heard.device == ("kitchen[31mpi" + "x" * 99)[:64]
+    message = pb.LinkFrame(refuse=pb.Refuse(epoch=1, number=1, reason="\x07bell"))
+    assert frames.frame_from_wire(message) == Refuse(1, 1, "bell")
+
+
+def test_nobody_says_goodbye_for_another() -> None:
+    goodbye = frames.control_to_wire(Goodbye(Record(B, 1, 1)))
+    with pytest.raises(RemoteError, match="in the name of"):
+        frames.control_from_wire(goodbye, A)
+    hello = greeting_to_wire(Greeting(A, 1, b"", Introduction(replace(Record(B, 1, 1)))))
+    with pytest.raises(RemoteError, match="with the record of"):
+        greeting_from_wire(hello)

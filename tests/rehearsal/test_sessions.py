@@ -1,0 +1,265 @@
+"""Whole sessions in virtual time: the node, the links, the algorithms and the codec of the daemon, many devices.
+
+Every device pulls its model towards a minimiser of its own; only averaging brings anybody to their mean.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from peer.algorithms import make
+from peer.compression.bodies import Layout
+from peer.events import Key
+from peer.learner.exchange import Exchange
+from peer.mesh.node import Terms
+from peer.rehearsal.driver import Rehearsal, Weather, quadratics
+
+D = 24
+LAYOUT = Layout((16, 8))
+MINIMISERS, _ = quadratics(64, D, seed=1)
+INITIAL = torch.zeros(D, dtype=torch.float64)
+ROUGH = Weather(latency_s=(0.005, 0.2), loss=0.1, duplicate=0.1)
+
+
+def name(i: int) -> str:
+    return f"p{i:02d}"
+
+
+def target(n: int) -> Tensor:
+    return MINIMISERS[:n].mean(0)
+
+
+def home(
+    algorithm: str = "sgp",
+    topology: str = "exponential",
+    *,
+    rounds: int = 0,
+    weather: Weather | None = None,
+    seed: int = 0,
+    options: dict[str, str] | None = None,
+    compression: str = "",
+    rate: Callable[[int], float] = lambda round_: 0.1 / (1 + round_ / 30),
+) -> Rehearsal:
+    def make_exchange(peer: str, resume: tuple[Tensor, int] | None) -> Exchange:
+        learner = make(algorithm, options or {}, LAYOUT, torch.float64, compression)
+        return Exchange(learner, LAYOUT, INITIAL, resume=resume)
+
+    def train(peer: str, z: Tensor, round_: int) -> Tensor:
+        return -rate(round_) * (z - MINIMISERS[int(peer[1:])])
+
+    return Rehearsal(
+        Terms(topology, seed, rounds=rounds), make_exchange, train, weather=weather, seed=seed
+    )
+
+
+def together(r: Rehearsal, n: int, gap_s: float = 0.3) -> Rehearsal:
+    """One create and n - 1 joins."""
+    r.add(name(0), founder=True)
+    for i in range(1, n):
+        r.run(gap_s)
+        r.add(name(i))
+    r.run(60.0, until=lambda: all(len(d.node.members.view()) == n for d in r.alive()))
+    assert all(len(d.node.members.view()) == n for d in r.alive()), r.notes
+    return r
+
+
+def worst_error(r: Rehearsal, goal: Tensor) -> float:
+    return max(float((d.exchange.estimate() - goal).norm()) for d in r.alive())
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "topology"),
+    [
+        ("sgp", "ring"),
+        ("sgp", "exponential"),
+        ("sgp", "random-2"),
+        ("sgp", "complete"),
+        ("difference-push", "exponential"),
+        ("difference-push", "random-2"),
+    ],
+)
+def test_everybody_comes_to_the_mean_minimiser(algorithm: str, topology: str) -> None:
+    r = together(home(algorithm, topology), 8)
+    r.run(150.0)
+    assert worst_error(r, target(8)) < 0.4  # alone, the nearest device stays 3.6 away
+    assert min(float((m - target(8)).norm()) for m in MINIMISERS[:8]) > 3.5
+
+
+@pytest.mark.parametrize("algorithm", ["sgp", "difference-push", "sparse-push"])
+def test_sums_are_exact_under_loss_duplication_and_delay(algorithm: str) -> None:
+    """sum x changes by w̄ u alone, sum w not at all, nodes and parcels in flight counted."""
+    changes = torch.zeros(D, dtype=torch.float64)
+    r = home(algorithm, weather=ROUGH, seed=3, compression="topk=25%" if algorithm == "sparse-push" else "")
+    for i in range(6):
+        device = r.add(name(i), founder=i == 0)
+        submit, exchange = device.exchange.submit, device.exchange
+
+        def counted(
+            u: Tensor, lr: float, now: float, submit=submit, exchange=exchange
+        ):  # type: ignore[no-untyped-def]
+            changes.add_(exchange._links().mean_weight * u)
+            return submit(u, lr, now)
+
+        exchange.submit = counted  # type: ignore[method-assign]
+        r.run(0.4)
+    for _ in range(40):
+        r.run(5.0)
+        x, w = r.mass()
+        assert w == pytest.approx(1.0, rel=1e-9)
+        assert float((x - changes).norm()) <= 1e-9 * max(1.0, float(changes.norm()))
+    assert r.frames_lost > 100
+
+
+def test_one_create_and_fifteen_joins_train_like_sixteen_that_started_together() -> None:
+    joined = together(home("sgp"), 16, gap_s=2.0)
+    r = home("sgp")
+    for i in range(16):
+        r.add(name(i), founder=True)  # sixteen of weight one
+    for rehearsal in (joined, r):
+        rehearsal.run(150.0)
+    assert sum(d.exchange.algorithm.weight for d in joined.alive()) == pytest.approx(1.0, rel=0.2)
+    assert joined.mass()[1] == pytest.approx(1.0, rel=1e-9)
+    assert r.mass()[1] == pytest.approx(16.0, rel=1e-9)
+    assert worst_error(joined, target(16)) < 1.5 * worst_error(r, target(16)) < 0.5
+
+
+def test_a_hundred_crashes_with_rejoins_train_like_sixteen_that_never_crashed() -> None:
+    calm = together(home("sgp", seed=5), 16)
+    calm.run(300.0)
+    r = together(home("sgp", seed=5), 16)
+    dice, crashes = random.Random(7), 0
+    while crashes < 100:
+        r.run(dice.uniform(2.0, 8.0))
+        up = [d.peer for d in r.alive()]
+        if len(up) > 12:
+            r.crash(dice.choice(up))
+            crashes += 1
+        down = [peer for peer, d in r.devices.items() if not d.alive]
+        if down and dice.random() < 0.8:
+            r.add(dice.choice(down))
+    for peer in [peer for peer, d in r.devices.items() if not d.alive]:
+        r.add(peer)
+    r.run(300.0)
+    assert len(r.alive()) == 16
+    assert all(d.node.phase == "training" for d in r.alive())
+    assert worst_error(calm, target(16)) < 0.15
+    assert worst_error(r, target(16)) < 0.15  # a device alone stays 3.5 away
+
+
+@pytest.mark.parametrize("algorithm", ["sgp", "difference-push", "sparse-push"])
+def test_who_leaves_politely_takes_nothing_along(algorithm: str) -> None:
+    r = together(home(algorithm, weather=ROUGH, seed=2), 5)
+    r.run(30.0)
+    r.leave(name(2))
+    r.run(20.0, until=lambda: not r.devices[name(2)].alive)
+    assert r.devices[name(2)].left == "left"
+    r.run(20.0)
+    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+    assert all(len(d.node.members.view()) == 4 for d in r.alive())
+
+
+def test_who_is_killed_is_taken_for_dead_and_comes_back_as_a_new_life() -> None:
+    r = together(home("difference-push"), 6)
+    r.run(30.0)
+    r.crash(name(3))
+    r.run(15.0)
+    states = {m.peer: m.state for m in r.devices[name(0)].node.members.members()}
+    assert states[name(3)] == "dead"
+    rounds = [d.node.key.round for d in r.alive()]
+    r.run(20.0)
+    assert all(d.node.key.round > before + 10 for d, before in zip(r.alive(), rounds, strict=True))
+    r.add(name(3))
+    r.run(20.0)
+    assert r.devices[name(3)].node.phase == "training"
+    assert all(len(d.node.members.view()) == 6 for d in r.alive())
+
+
+def test_after_a_power_cut_the_best_checkpoint_begins_and_the_others_join_it() -> None:
+    r = together(home("difference-push"), 5)
+    r.run(60.0)
+    rounds = {d.peer: d.checkpoint[1] for d in r.alive() if d.checkpoint}
+    error = worst_error(r, target(5))
+    for peer in rounds:
+        r.crash(peer)
+    r.run(30.0)
+    for i in reversed(range(5)):
+        r.add(name(i))
+        r.run(0.5)
+    r.run(7.0)
+    assert all(d.node.phase == "seeking" for d in r.alive())  # nobody jumps the queue
+    r.run(15.0)
+    assert all(d.node.phase == "training" for d in r.alive())
+    began = [peer for _, peer, note in r.notes if "best checkpoint" in note.text]
+    assert began == [max(rounds, key=lambda peer: (rounds[peer], peer))]
+    assert all(d.node.key.round > max(rounds.values()) for d in r.alive())
+    r.run(60.0)
+    assert worst_error(r, target(5)) < error + 0.1
+    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+
+
+def test_a_bounded_session_ends_by_itself_with_its_models_averaged() -> None:
+    r = together(home("sgp", rounds=40), 8)
+    r.run(120.0, until=lambda: not r.alive())
+    assert [d.left for d in r.devices.values()] == ["finished"] * 8
+    models = torch.stack([d.exchange.estimate() for d in r.devices.values()])
+    assert float((models - models.mean(0)).norm()) < 1e-6
+    assert all(d.exchange.key == Key(0, 42, 1) for d in r.devices.values())
+
+
+def test_a_straggler_is_waited_for_and_a_hung_device_is_not() -> None:
+    slow = {name(1): 3.0}
+    r = home("sgp")
+    r._step_s = lambda peer: slow.get(peer, 1.0)
+    together(r, 4)
+    r.run(120.0)
+    assert 25 < r.devices[name(0)].node.key.round < 60  # near the straggler's pace, not thrice its
+    slow[name(1)] = 1e9
+    before = r.devices[name(0)].node.key.round
+    r.run(120.0)
+    assert r.devices[name(0)].node.key.round > before + 60
+
+
+def test_a_device_that_cannot_be_dialed_still_has_links() -> None:
+    r = home("sgp")
+    dial = r._dial
+
+    def firewalled(device, peer, direction):  # type: ignore[no-untyped-def]
+        if peer != name(1):
+            dial(device, peer, direction)
+
+    r._dial = firewalled  # type: ignore[method-assign]
+    r.add(name(0), founder=True)
+    r.add(name(2))
+    r.run(5.0)
+    together_ = r.add(name(1))
+    r.run(60.0)
+    assert together_.node.phase == "training"
+    assert together_.node.links.has_stream(name(0), "in") or together_.node.links.has_stream(name(2), "in")
+
+
+def test_nobody_trains_alone_before_company_came() -> None:
+    r = home("sgp")
+    device = r.add(name(0), founder=True)
+    r.run(60.0)
+    assert (device.node.phase, device.rounds) == ("training", 1)  # the first model; no round is open
+    assert not device.exchange.open
+
+
+def test_pace_free_never_waits() -> None:
+    r = home("sgp")
+    r.terms = Terms("exponential", 0, lockstep=False)
+    r._make_exchange = lambda peer, resume: Exchange(
+        make("sgp", {}, LAYOUT, torch.float64, lockstep=False), LAYOUT, INITIAL, lockstep=False, resume=resume
+    )
+    speed = {name(1): 5.0}
+    r._step_s = lambda peer: speed.get(peer, 1.0)
+    together(r, 4)
+    r.run(200.0)
+    assert r.devices[name(0)].node.key.round > 150
+    assert worst_error(r, target(4)) < 1.5
+    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)

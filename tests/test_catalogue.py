@@ -1,0 +1,189 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peer import catalogue
+from peer.catalogue import Compression, parse_compression
+from peer.errors import UsageError
+from peer.grammar import Shard, parse_shard
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("none", Compression()),
+        ("fp16", Compression(values="fp16")),
+        ("int8", Compression(values="int8")),
+        ("topk=1%", Compression(top_k=0.01)),
+        ("topk=1%,fp16", Compression(top_k=0.01, values="fp16")),
+        ("int8, topk=0.1%", Compression(top_k=0.001, values="int8")),
+        ("topk=0.25", Compression(top_k=0.25)),
+        ("bits=1", Compression(bits=1.0)),
+        ("bits=.5", Compression(bits=0.5)),
+    ],
+)
+def test_a_compression_is_a_sparsifier_and_a_value_type_or_a_budget(text: str, meant: Compression) -> None:
+    assert parse_compression(text) == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["auto", "lowrank=2", "sign", "int4", "bf16", "randomk=1%", "topk=1%,bf16", "lowrank=2,int8"]
+)
+def test_what_is_not_built_is_an_error_that_says_what_exists(text: str) -> None:
+    with pytest.raises(UsageError, match=r"not built yet.*topk=1%.*bits=1"):
+        parse_compression(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",",
+        "zip",
+        "topk",
+        "topk=",
+        "topk=0%",
+        "topk=101%",
+        "topk=-1%",
+        "topk=nan",
+        "bits=",
+        "bits=0",
+        "bits=9",
+        "fp16,int8",
+        "topk=1%,topk=2%",
+        "bits=1,fp16",
+        "fp16=2",
+        "none,fp16",
+        "topk=1%%",
+        "bits=inf",
+        "topk=1e-400",
+    ],
+)
+def test_a_malformed_compression_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_compression(text)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_compression_or_a_usage_error(text: str) -> None:
+    try:
+        found = parse_compression(text)
+    except UsageError:
+        return
+    assert found.top_k is None or 0 < found.top_k <= 1
+    assert found.bits is None or 0 < found.bits <= catalogue.MAX_BITS
+
+
+def test_each_algorithm_can_work_with_its_own_default() -> None:
+    for name, entry in catalogue.ALGORITHMS.items():
+        assert catalogue.compression_of(name, "") == parse_compression(entry.compression)
+        for preset in entry.presets.values():
+            catalogue.compression_of(name, preset.compression)
+
+
+def test_an_algorithm_refuses_a_compression_it_cannot_work_with() -> None:
+    with pytest.raises(UsageError, match=r"sgp cannot work with compression 'topk=1%'; it can with none"):
+        catalogue.compression_of("sgp", "topk=1%")
+    with pytest.raises(UsageError, match=r"it can with topk=1%,fp16"):
+        catalogue.compression_of("sparse-push", "none")
+
+
+def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="difference-push, sgp, sparse-push"):
+        catalogue.algorithm("choco")
+    with pytest.raises(UsageError, match=r"spoken-digits, quadratic, or name a Python file"):
+        catalogue.task("mnist")
+    with pytest.raises(UsageError, match="ring, exponential, random-K, complete"):
+        catalogue.check_topology("torus")
+
+
+@pytest.mark.parametrize("text", ["ring", "exponential", "complete", "random-1", "random-16"])
+def test_known_topologies_pass(text: str) -> None:
+    assert catalogue.check_topology(text, "sgp") == text
+
+
+@pytest.mark.parametrize("text", ["random-0", "random-17", "random-", "random-K", "random-01", "random-2x"])
+def test_random_k_has_a_number_in_range(text: str) -> None:
+    with pytest.raises(UsageError, match="1 to 16"):
+        catalogue.check_topology(text)
+
+
+def test_bare_and_dotted_option_keys_mean_the_same() -> None:
+    bare = catalogue.resolve_options("difference-push", "quadratic", ["preset=frugal", "dim=5"])
+    dotted = catalogue.resolve_options(
+        "difference-push", "quadratic", ["algorithm.preset=frugal", "task.dim=5"]
+    )
+    assert bare == dotted == {"algorithm.preset": "frugal", "task.dim": "5"}
+    assert catalogue.options_for("task", bare) == {"dim": "5"}
+
+
+def test_an_ambiguous_bare_key_is_an_error_that_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = catalogue.TASKS["quadratic"]
+    monkeypatch.setitem(entry.options, "preset", catalogue.Option("a", "", choices=("a",)))
+    with pytest.raises(UsageError, match=r"algorithm\.preset or task\.preset"):
+        catalogue.resolve_options("difference-push", "quadratic", ["preset=a"])
+    assert catalogue.resolve_options("difference-push", "quadratic", ["task.preset=a"]) == {
+        "task.preset": "a"
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("colour=red", r"no option 'colour'; there are .*algorithm\.preset"),
+        ("preset", "key=value"),
+        ("=frugal", "key=value"),
+        ("preset=cheap", "dense, balanced, frugal"),
+        ("task.preset=frugal", "no option"),
+        ("dim=0", "from 1 to"),
+        ("dim=1.5", "a whole number"),
+        ("dim=", "a whole number"),
+        ("lr-decay=x", "written as in"),
+    ],
+)
+def test_a_wrong_option_says_what_is_known(pair: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        catalogue.resolve_options("difference-push", "quadratic", [pair])
+
+
+def test_an_option_is_given_once() -> None:
+    with pytest.raises(UsageError, match="twice"):
+        catalogue.resolve_options("difference-push", "quadratic", ["dim=5", "task.dim=6"])
+
+
+def test_every_options_default_is_allowed() -> None:
+    entries = [*catalogue.ALGORITHMS.values(), *catalogue.TASKS.values()]
+    options = [(key, option) for entry in entries for key, option in entry.options.items()]
+    for key, option in [*options, *catalogue.TRAINING_OPTIONS.items()]:
+        assert option.check(key, option.default) == option.default
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("3/8", Shard("part", 3, 8)),
+        ("0/1", Shard("part", 0, 1)),
+        ("natural:3/8", Shard("natural", 3, 8)),
+        ("dirichlet=0.1:3/8", Shard("dirichlet", 3, 8, 0.1)),
+        ("speaker=jackson", Shard("speaker", speaker="jackson")),
+    ],
+)
+def test_a_shard_is_a_part_or_a_name(text: str, meant: Shard) -> None:
+    assert parse_shard(text) == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["8/8", "3", "3/0", "-1/8", "dirichlet=0:1/2", "dirichlet=0.1", "a/b", "", "1/99999"]
+)
+def test_a_malformed_shard_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_shard(text)
+
+
+def test_a_shard_must_fit_the_task() -> None:
+    assert catalogue.check_shard("spoken-digits", "speaker=theo") == "speaker=theo"
+    assert catalogue.check_shard("file", "whatever the file reads") == "whatever the file reads"
+    with pytest.raises(UsageError, match="jackson"):
+        catalogue.check_shard("spoken-digits", "speaker=nobody")
+    with pytest.raises(UsageError, match="no speaker shards"):
+        catalogue.check_shard("quadratic", "speaker=theo")

@@ -1,0 +1,71 @@
+"""What a user installs: the wheel holds the two packages and the data, and runs beside a user's own files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def pip(*args: str) -> None:
+    done = subprocess.run([sys.executable, "-P", "-m", "pip", *args], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(ROOT))
+    [built] = folder.glob("peerd-*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_packages_the_data_and_the_licenses(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"peer", "cli"}
+    assert "peer/tasks/data/spoken_digits.npz" in names
+    licenses = {name.partition(".dist-info/licenses/")[2] for name in names} - {""}
+    assert licenses == {"LICENSE", "peer/tasks/data/LICENSE"}
+
+
+def test_the_installed_command_runs_where_a_user_has_files_of_the_same_names(
+    wheel: Path, tmp_path: Path
+) -> None:
+    site, here = tmp_path / "site", tmp_path / "here"
+    pip("install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    here.mkdir()
+    for name in ("cli", "peer", "click", "torch"):
+        (here / f"{name}.py").write_text("raise SystemExit('the wrong file was imported')\n")
+    done = subprocess.run(
+        [sys.executable, str(site / "bin" / "peerd"), "--help"],
+        cwd=here,
+        env={"PATH": os.environ["PATH"], "HOME": str(here), "PYTHONPATH": str(site), "LANG": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "join" in done.stdout
+
+
+def test_lower_bounds_are_what_the_generated_code_asks_for() -> None:
+    """peer/wire checks protobuf's version when it is imported (and grpc's, where stubs are generated)."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    checked = 0
+    for path in sorted((ROOT / "peer" / "wire").glob("*_pb2*.py")):
+        text = path.read_text()
+        for mark, end, package in (
+            ("Protobuf Python Version: ", "\n", "protobuf"),
+            ("GRPC_GENERATED_VERSION = '", "'", "grpcio"),
+        ):
+            version = text.partition(mark)[2].partition(end)[0]
+            if version:
+                assert any(bound.startswith(f"{package}>={version}") for bound in wanted), (package, version)
+                checked += 1
+    assert checked, "peer/wire holds no generated code"

@@ -1,0 +1,91 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from peer.errors import PeerdError
+from peer.status import DeviceStatus, LinkStatus, SessionStatus
+
+# The names of the contract, in its order.
+DEVICE = ["peer", "device", "version", "pid", "uptime_s", "rss_mb", "health", "sessions"]
+SESSION = [
+    "name",
+    "id",
+    "algorithm",
+    "topology",
+    "task",
+    "state",
+    "round",
+    "local_steps",
+    "generation",
+    "loss",
+    "metrics",
+    "members",
+    "bytes_sent",
+    "bytes_received",
+    "bytes_dense",
+    "bytes_dense_exchanges",
+    "reduction",
+    "weight",
+    "consensus_distance",
+    "rounds_alone",
+    "step_s",
+    "round_s",
+    "checkpoint_age_s",
+    "links",
+]
+LINK = [
+    "peer",
+    "device",
+    "direction",
+    "state",
+    "address",
+    "rtt_ms",
+    "bytes_sent",
+    "bytes_received",
+    "parcels",
+    "unacked",
+    "last_heard_s",
+    "rejected",
+]
+
+FULL = DeviceStatus(
+    peer="p-a",
+    health=("eth0 is down",),
+    sessions=(SessionStatus("home", "i", metrics={"accuracy": 0.9}, links=(LinkStatus("p-b", parcels=3),)),),
+)
+
+
+def test_the_names_are_the_contracts() -> None:
+    status = FULL.to_dict()
+    assert list(status) == DEVICE
+    assert list(status["sessions"][0]) == SESSION
+    assert list(status["sessions"][0]["links"][0]) == LINK
+
+
+def test_what_is_not_known_yet_is_null() -> None:
+    session = SessionStatus("home", "i").to_dict()
+    known = {"name": "home", "id": "i", "state": "waiting", "metrics": {}, "links": []}
+    assert session == {**dict.fromkeys(SESSION), **known}
+
+
+def test_a_status_survives_json() -> None:
+    assert DeviceStatus.from_dict(json.loads(json.dumps(FULL.to_dict()))) == FULL
+
+
+def test_a_newer_daemon_may_say_more() -> None:
+    status = FULL.to_dict() | {"weather": "fine"}
+    assert DeviceStatus.from_dict(status) == FULL
+
+
+def test_something_else_is_refused() -> None:
+    for wrong in ({}, {"peer": 3}, {"peer": "p", "sessions": [{}]}, {"peer": "p", "sessions": [3]}):
+        with pytest.raises(PeerdError, match="status"):
+            DeviceStatus.from_dict(wrong)
+
+
+def test_the_leaf_needs_the_standard_library_alone() -> None:
+    text = Path(__file__).parents[1].joinpath("peer", "status.py").read_text()
+    imported = set(re.findall(r"^(?:from|import) ([a-z_]+)", text, re.MULTILINE))
+    assert imported <= {"__future__", "collections", "dataclasses", "typing", "peer"}
