@@ -5,7 +5,7 @@
     python examples/plain_loop.py home                # on any of them, instead of the built-in loop
 
 The model must have the same parameters on all devices; here it is the built-in task's, and its data too.
-For data of your own replace `loader`, `model` and `loss_of`.
+For data of your own replace `loader`, `model` and `task.loss`.
 """
 
 import argparse

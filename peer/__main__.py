@@ -51,7 +51,7 @@ async def serve(asked: argparse.Namespace) -> None:
     try:
         await daemon.resume()
         notify("READY=1", f"STATUS={len(daemon.sessions)} session(s)")
-        log.info("ready on %s, state in %s", path, store.folder, extra={"peer": daemon.seat.device.id})
+        log.info("ready on %s, state in %s", path, store.folder, extra={"peer": daemon.device.key.id})
         if request is not None:
             await foreground.run(daemon, request)
         else:

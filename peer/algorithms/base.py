@@ -108,6 +108,10 @@ class Algorithm(ABC):
     @abstractmethod
     def mix(self) -> Tensor: ...
 
+    def conclude(self) -> Tensor:
+        """The session is over: fold in whatever has come, of any round; the model to keep."""
+        return self.mix()
+
     @abstractmethod
     def estimate(self) -> Tensor: ...
 

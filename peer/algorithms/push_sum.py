@@ -128,6 +128,10 @@ class PushSum(Algorithm):
             self._credit(mail.x, mail.w)
         return self.estimate()
 
+    def conclude(self) -> Tensor:
+        self._fold_all()
+        return self.estimate()
+
     # --- mail ------------------------------------------------------------------------------------
 
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
@@ -192,11 +196,15 @@ class PushSum(Algorithm):
         return Message(key, SNAPSHOT, body, u, name)
 
     def hand_over(self, key: Key) -> Message:
+        self._fold_all()
+        share = Message(key, SHARE, Dense(self.x), self.w)
+        self.x, self.w = torch.zeros_like(self.x), 0.0
+        return share
+
+    def _fold_all(self) -> None:
         for mail in self._mail.values():
             self._credit(mail.x, mail.w)
-        share = Message(key, SHARE, Dense(self.x), self.w)
-        self.x, self.w, self._mail = torch.zeros_like(self.x), 0.0, {}
-        return share
+        self._mail = {}
 
     # --- for subclasses --------------------------------------------------------------------------
 

@@ -9,5 +9,5 @@
     supervisor.py   the learner process; store.py: the state folder; logs.py; notify.py
     foreground.py   a daemon for one request, with a live view
 
-Payloads are opaque bytes here: no tensor library is ever imported, and the loop never waits for a training step.
-"""
+Payloads are opaque bytes here: no tensor library is ever imported, and the loop never waits for a training
+step."""

@@ -1,8 +1,8 @@
 """The daemon of one device: every session on it, and what a user can ask for. The composition root.
 
-`control.ControlServer` turns requests of the local socket into calls of `Daemon`, `foreground` makes them directly.
-Every method that cannot do what it is asked for raises the PeerdError whose exit code the command ends with.
-"""
+`control.ControlServer` turns requests of the local socket into calls of `Daemon`, `foreground` makes them
+directly. Every method that cannot do what it is asked for raises the PeerdError whose exit code the command
+ends with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from peer.daemon import health
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
 from peer.daemon.notify import notify
-from peer.daemon.session import Seat, SessionDriver
+from peer.daemon.session import SessionDriver, ThisDevice
 from peer.daemon.store import SessionFolder, Store
 from peer.daemon.supervisor import Supervisor, learner_command
 from peer.daemon.version import peerd_version
@@ -47,13 +47,15 @@ Say = Callable[[str], None]
 
 
 class Daemon:
-    """socket: where learners find it. `stopping` is set when it is to end; `sessions` are those that run, by name."""
+    """socket: where learners find it. `stopping` is set when it is to end; `sessions` are those that run,
+    by name."""
 
     def __init__(self, store: Store, socket: Path, recent: Recent) -> None:
         self.store, self.socket, self.recent = store, socket, recent
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
-        self.seat = Seat(Device.load_or_create(store.folder), store.device, store.next_boot())
+        key, boot = Device.load_or_create(store.folder), store.next_boot()
+        self.device = ThisDevice(key, store.device, boot, self._supervisor)
         self._lives = 0
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
@@ -67,7 +69,7 @@ class Daemon:
                 continue
             driver = self._driver(folder)
             try:
-                await driver.start()
+                await asyncio.create_task(driver.start())  # a task: log lines know their session by context
             except PeerdError as error:
                 driver.fail(error)
 
@@ -141,8 +143,8 @@ class Daemon:
         for driver in chosen:
             sentences += health.of_session(driver, now)
         return DeviceStatus(
-            peer=self.seat.device.id,
-            device=self.seat.name,
+            peer=self.device.key.id,
+            device=self.device.name,
             version=peerd_version(),
             pid=os.getpid(),
             uptime_s=now - self._started_at,
@@ -152,7 +154,8 @@ class Daemon:
         )
 
     def known_and_seen(self) -> list[Frame]:
-        """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known here."""
+        """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known
+        here."""
         rows: list[Frame] = []
         foreign: set[str] | None = None
         for folder in self.store.sessions():
@@ -169,7 +172,8 @@ class Daemon:
                 foreign = driver.finder.foreign if foreign is None else foreign & driver.finder.foreign
         if foreign:
             rows.append({
-                "name": None, "id": None, "state": None, "members": len(foreign), "known": False, "seen": True,
+                "name": None, "id": None, "state": None, "members": len(foreign),
+                "known": False, "seen": True,
             })  # fmt: skip
         return rows
 
@@ -178,12 +182,12 @@ class Daemon:
         driver = self.sessions.get(name)
         if driver is None:
             raise unknown(name)
-        if driver.learner is None:
+        if driver.learning.end is None:
             raise DataError(
                 f"session '{name}' has no learner at the moment; try again when 'peerd status' shows a loss"
             )
         try:
-            return await driver.learner.export(EXPORT_S)
+            return await driver.learning.end.export(EXPORT_S)
         except TimeoutError as error:
             raise DataError(
                 f"the learner of '{name}' did not write its model within {EXPORT_S:.0f} s"
@@ -200,26 +204,24 @@ class Daemon:
         if driver is None:
             raise unknown(name)
         self._lives += 1
-        life = (self.seat.boot << 20) + self._lives
+        life = (self.device.boot << 20) + self._lives
         pid, _ = connection.credentials()
         await driver.attach(connection, LearnerEnd(connection, life, bool(request.get("child")), pid))
 
     # --- inside ------------------------------------------------------------------------------------------
 
     def _driver(self, folder: SessionFolder) -> SessionDriver:
-        driver = SessionDriver(folder, self.seat, self._supervisor)
+        driver = SessionDriver(folder, self.device)
         self.sessions[driver.name] = driver
         return driver
 
-    def _supervisor(self, driver: SessionDriver) -> Supervisor:
-        return Supervisor(
-            learner_command(self.socket, driver.name), lambda: len(self.sessions), driver.on_learner_died
-        )
+    def _supervisor(self, name: str, on_death: Callable[[int], bool]) -> Supervisor:
+        return Supervisor(learner_command(self.socket, name), lambda: len(self.sessions), on_death)
 
     async def _start(self, folder: SessionFolder) -> SessionDriver:
         driver = self._driver(folder)
         try:
-            await driver.start()
+            await asyncio.create_task(driver.start())  # see resume
         except PeerdError:
             await self._drop(driver)
             raise
@@ -249,8 +251,8 @@ class Daemon:
             )
 
     async def _folder_to_join(self, name: str, key: str | None) -> SessionFolder:
-        """The folder of the session meant, by its key if there is one. Another session in its place that never got
-        anywhere makes room: its key was probably wrong."""
+        """The folder of the session meant, by its key if there is one. Another session in its place that
+        never got anywhere makes room: its key was probably wrong."""
         if key is None:
             return self._folder(name)
         raw = parse_key(key)
@@ -296,18 +298,18 @@ def nobody(driver: SessionDriver, timeout_s: float) -> PeerdError:
             f"{len(finder.foreign)} peerd device(s) on this network"
         )  # fmt: skip
         return WrongKeyError(
-            f"{where} answered and did not recognise this key; compare it with 'peerd key {driver.name}' on a "
-            "member (the session stays, and waits for one with this key)"
+            f"{where} answered and did not recognise this key; compare it with 'peerd key {driver.name}' on "
+            "a member (the session stays, and waits for one with this key)"
         )
     if driver.has_met():
         return NobodyFoundError(
-            f"a member of '{driver.name}' was found and no link came up within {timeout_s:.0f} s; the session stays "
-            f"and goes on trying, 'peerd status {driver.name}' says how it is"
+            f"a member of '{driver.name}' was found and no link came up within {timeout_s:.0f} s; the "
+            f"session stays and goes on trying, 'peerd status {driver.name}' says how it is"
         )
     tried = "".join(f"; {address}: {problem}" for address, problem in sorted(finder.unanswered.items()))
     return NobodyFoundError(
-        f"no member of '{driver.name}' was found within {timeout_s:.0f} s; the session stays and goes on looking; "
-        f"is a member on this network? if so, name it with --peer HOST:PORT{tried}"
+        f"no member of '{driver.name}' was found within {timeout_s:.0f} s; the session stays and goes on "
+        f"looking; is a member on this network? if so, name it with --peer HOST:PORT{tried}"
     )
 
 

@@ -56,7 +56,8 @@ class ControlServer:
         }
 
     def start(self) -> None:
-        """Bind and listen. Raises ConfigError if another daemon answers there, StateError if the folder is off."""
+        """Bind and listen. Raises ConfigError if another daemon answers there, StateError if the folder is
+        off."""
         check_path(self._path)
         ours = self._path == SYSTEM_SOCKET
         if not self._path.parent.exists():
@@ -103,7 +104,9 @@ class ControlServer:
             async with asyncio.timeout(HELLO_S):
                 hello, _ = await connection.receive()
             _check_hello(hello)
-            connection.send({"op": "hello", "protocol": PROTOCOL, "version": peerd_version(), "pid": os.getpid()})
+            connection.send(
+                {"op": "hello", "protocol": PROTOCOL, "version": peerd_version(), "pid": os.getpid()}
+            )
             while True:
                 request, fd = await connection.receive()
                 if fd is not None:
@@ -203,8 +206,8 @@ def _check_hello(hello: Frame) -> None:
         raise PeerdError("a connection begins with a hello that says whether it is of a CLI or a learner")
     if hello.get("protocol") != PROTOCOL:
         raise PeerdError(
-            f"the daemon is peerd {peerd_version()} and speaks protocol {PROTOCOL}, you {hello.get('protocol')!r}; "
-            "restart it after an upgrade with 'systemctl restart peerd'"
+            f"the daemon is peerd {peerd_version()} and speaks protocol {PROTOCOL}, you "
+            f"{hello.get('protocol')!r}; restart it after an upgrade with 'systemctl restart peerd'"
         )
 
 

@@ -30,8 +30,9 @@ class Greeter(Protocol):
 
 
 class Finder:
-    """One session's search. met(peer): is this peer a live member? `foreign`: peerd devices seen whose beacon is not
-    this session's. `unanswered`: by address, why a --peer is not met. `wrong_key`: addresses that refused the key."""
+    """One session's search. met(peer): is this peer a live member? `foreign`: peerd devices seen whose
+    beacon is not this session's. `unanswered`: by address, why a --peer is not met. `wrong_key`: addresses
+    that refused the key."""
 
     def __init__(
         self,

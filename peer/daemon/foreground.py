@@ -1,8 +1,8 @@
-"""The daemon in the foreground: `create` and `join` without a running daemon, for as long as their session lasts.
+"""The daemon in the foreground: `create` and `join` without a running daemon, for as long as their session
+lasts.
 
-The request comes through a descriptor, since a key on a command line can be read by every user. What happens is
-shown as plain lines; on a terminal the last line is a summary that refreshes in place.
-"""
+The request comes through a descriptor, since a key on a command line can be read by every user. What
+happens is shown as plain lines; on a terminal the last line is a summary that refreshes in place."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ async def run(daemon: Daemon, request: Request) -> None:
 
 
 async def _join(daemon: Daemon, request: Request, options: JoinOptions, view: View) -> SessionDriver:
-    """Join, and go on waiting where a daemon in the background would: a foreground user sees what is missing."""
+    """Join, and go on waiting where a daemon in the background would: a foreground user sees what is
+    missing."""
     name, key = str(request.get("name")), request.get("key")
     try:
         return await daemon.join(name, str(key) if key is not None else None, options, view.say)

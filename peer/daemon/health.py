@@ -78,7 +78,9 @@ def _finding(session: SessionDriver, now: float) -> Iterator[str]:
 def _others(session: SessionDriver) -> Iterator[str]:
     for peer, version in sorted(session.finder.other_versions.items()):
         spoken = f"protocol {version}" if version else "another protocol"
-        yield f"{peer} speaks {spoken}, this device {PROTOCOL_MAX}; upgrade peerd on the one with the lower number"
+        yield (
+            f"{peer} speaks {spoken}, this device {PROTOCOL_MAX}; upgrade the one with the lower number"
+        )
     if session.node is None:
         return
     mine = session.node.members.me.task_digest
@@ -105,19 +107,23 @@ def _learner(session: SessionDriver) -> Iterator[str]:
         yield session.figures.checkpoint_problem
     if session.failure is not None or session.state in ("stopped", "paused"):
         return
-    if session.learner is None and session.supervisor.restarts:
+    supervisor = session.learning.supervisor
+    if session.learning.end is None and supervisor.restarts:
         yield (
-            f"the learner died with exit code {session.supervisor.last_code} and is started again (the "
-            f"{session.supervisor.restarts + 1}th time); 'peerd logs {session.name}' says why"
+            f"the learner died with exit code {supervisor.last_code} and is started again (so far "
+            f"{supervisor.restarts + 1} times); 'peerd logs {session.name}' says why"
         )
-    elif session.learner is None and session.scripted:
+    elif session.learning.end is None and session.learning.scripted:
         yield f"the script that trained has ended; start it again, or run 'peerd join {session.name}'"
 
 
 def _rounds(session: SessionDriver) -> Iterator[str]:
     node = session.node
-    if node is not None and node.phase == "training" and node.rounds_alone >= ALONE_ROUNDS:
+    if node is None or node.phase != "training" or node.rounds_alone < ALONE_ROUNDS:
+        return
+    others = [r for r in node.members.members() if r.peer != node.me and r.state in ("alive", "dead")]
+    if others:  # those who left or paused said so, and are not missed
         yield (
-            f"the last {node.rounds_alone} rounds were closed alone: nobody was heard in time; are the others on, "
-            "and is the network up?"
+            f"the last {node.rounds_alone} rounds were closed alone: none of {len(others)} other device(s) "
+            "was heard in time; are they on, and is the network up?"
         )

@@ -25,7 +25,8 @@ class LearnersSession(Protocol):
 
 
 class LearnerEnd:
-    """One life of a learner. child: started by the daemon, else a user's script. `failure`: what it said it died of."""
+    """One life of a learner. child: started by the daemon, else a user's script. `failure`: what it said it
+    died of."""
 
     def __init__(self, connection: Connection, life: int, child: bool, pid: int) -> None:
         self.life, self.child, self.pid = life, child, pid

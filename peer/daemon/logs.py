@@ -2,9 +2,8 @@
 
     2026-11-21 10:00:00 INFO  home: closed peer=p-… round=17
 
-The session a line belongs to is taken from the context the code runs in (`session_name`), so that what the mesh
-logs is told apart as well.
-"""
+The session a line belongs to is taken from the context the code runs in (`session_name`), so that what the
+mesh logs is told apart as well."""
 
 from __future__ import annotations
 

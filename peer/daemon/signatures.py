@@ -1,4 +1,5 @@
-"""Does this device's model fit the session's? Lists of [name, shape, dtype] are compared, and the first difference told."""
+"""Does this device's model fit the session's? Lists of [name, shape, dtype] are compared, and the first
+difference told."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ REMEDY = "use the same task file"
 
 
 def first_difference(here: bytes, there: bytes) -> str:
-    """A sentence about two differing signatures, as canonical JSON; either may be b"" where it was too long to send."""
+    """A sentence about two differing signatures, as canonical JSON; either may be b"" where it was too long
+    to send."""
     mine, theirs = _entries(here), _entries(there)
     if mine is None or theirs is None:
         return f"the model differs from the session's in names, shapes or dtypes; {REMEDY}"

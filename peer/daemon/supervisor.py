@@ -1,4 +1,5 @@
-"""Keeps one learner process running: spawns it, reads what it prints into the log, starts it again when it dies.
+"""Keeps one learner process running: spawns it, reads what it prints into the log, starts it again when it
+dies.
 
 A learner is `python -m peer.learner`, always a fresh program: a fork of a process that has used gRPC may
 deadlock (grpc#18075). It gets no key and no NOTIFY_SOCKET, and ends by itself when its socket closes.
@@ -25,7 +26,8 @@ MAX_LINE = 4096  # bytes of a printed line that reach the log
 
 
 def environment(source: Mapping[str, str], learners: int) -> dict[str, str]:
-    """A learner's environment: without secrets, and with its share of the cores unless the user says otherwise."""
+    """A learner's environment: without secrets, and with its share of the cores unless the user says
+    otherwise."""
     kept = {name: value for name, value in source.items() if name not in SECRETS}
     cores = len(os.sched_getaffinity(0))
     kept.setdefault("OMP_NUM_THREADS", str(max(1, cores // max(1, learners))))
@@ -36,9 +38,8 @@ def environment(source: Mapping[str, str], learners: int) -> dict[str, str]:
 class Supervisor:
     """One session's child. `start` and `stop` may be called any number of times.
 
-    command: the program and its arguments. learners(): how many run on this device. on_death(code): called when it
-    died without being stopped; false means: do not start it again.
-    """
+    command: the program and its arguments. learners(): how many run on this device. on_death(code): called
+    when it died without being stopped; false means: do not start it again."""
 
     def __init__(
         self, command: list[str], learners: Callable[[], int], on_death: Callable[[int], bool]

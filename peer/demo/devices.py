@@ -22,6 +22,7 @@ from peer.status import DeviceStatus, SessionStatus
 START_S = 60.0  # for a daemon to answer, on a machine busy with others (guess)
 LINK_S = 120.0  # for a first link; every learner loads torch at the same time (guess)
 STOP_S = 15.0  # for a daemon to end politely (guess)
+HURRY_S = 2.0  # the same when the demo is broken off (guess)
 ANSWER_S = 10.0  # for a status; a daemon's loop never waits (guess)
 POLL_S = 0.2
 
@@ -29,9 +30,10 @@ POLL_S = 0.2
 class Device:
     """A daemon process and what it has achieved so far."""
 
-    def __init__(self, number: int, shard: str, folder: Path) -> None:
+    def __init__(self, number: int, shard: str, folder: Path, steps: int) -> None:
         self.name = f"device {number + 1}"
         self.outcome = Outcome(shard)
+        self.steps = steps  # local steps of the whole session
         self.folder = folder / f"d{number + 1}"
         self.socket, self.log = self.folder / "s", self.folder / "daemon.log"
         self._process: Process | None = None
@@ -82,7 +84,7 @@ class Device:
                 f"the daemon of {self.name} ended with code {self._process.returncode}; see {self.log}"
             )
 
-    async def stop(self) -> None:
+    async def stop(self, patience_s: float = STOP_S) -> None:
         """End the daemon, politely if it goes, and with it its learner."""
         process = self._process
         if process is None:
@@ -90,7 +92,7 @@ class Device:
         if process.returncode is None:
             process.terminate()
             try:
-                async with asyncio.timeout(STOP_S):
+                async with asyncio.timeout(patience_s):
                     await process.wait()
             except TimeoutError:
                 process.kill()
@@ -196,7 +198,7 @@ class Device:
         accuracy = session.metrics.get(METRIC)
         if accuracy is None or session.round is None:
             return
-        step = (session.round + 1) * LOCAL_STEPS
+        step = min((session.round + 1) * LOCAL_STEPS, self.steps)  # the final rounds have no local steps
         if outcome.together and outcome.together[-1][0] >= step:
             outcome.together.pop()
         outcome.together.append((step, accuracy))

@@ -53,6 +53,12 @@ class Progress:
         right = f", {100 * min(known):.0f} to {100 * max(known):.0f} % right" if known else ""
         self.console.print(f"  {100 * done:3.0f} % done{right}", highlight=False)
 
+    def wait(self, text: str) -> None:
+        """Nothing has moved; say what is waited for, now and then."""
+        if self._bars is None and time.monotonic() - self._last_line >= LINE_S:
+            self._last_line = time.monotonic()
+            self.say(text)
+
     def say(self, text: str) -> None:
         self.console.print(f"  {text}", highlight=False)
 

@@ -16,7 +16,7 @@ from peer.errors import StateError
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """One row per device."""
-    made = Table(title="share of all test clips recognised", title_justify="left")
+    made = Table(title="right on the test clips of all speakers", title_justify="left")
     for number, name in enumerate(
         ("device", "its data", "alone", "together", "sent", "less by", "first link")
     ):
@@ -25,7 +25,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         entry = outcome.to_dict()
         made.add_row(
             str(number + 1),
-            outcome.shard,
+            outcome.shard.removeprefix("speaker="),
             _percent(entry["alone"]),
             _percent(entry["together"]),
             f"{outcome.bytes_sent / 1e6:.2f} MB" if outcome.bytes_sent is not None else "–",

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from peer.demo.devices import Device, clean_environment
+from peer.demo.devices import HURRY_S, STOP_S, Device, clean_environment
 from peer.demo.progress import Progress
 from peer.demo.terms import LOCAL_STEPS, DemoError, Outcome, shards
 from peer.status import SessionStatus
@@ -21,9 +21,11 @@ LOOK_S = 1.0
 
 async def tell(count: int, steps: int, folder: Path, progress: Progress) -> list[Outcome]:
     """Both acts; what every device achieved. Raises DemoError."""
-    devices = [Device(number, shard, folder) for number, shard in enumerate(shards(count))]
+    rounds = max(1, steps // LOCAL_STEPS)
+    steps = rounds * LOCAL_STEPS
+    devices = [Device(number, shard, folder, steps) for number, shard in enumerate(shards(count))]
     await alone(devices, steps, progress)
-    await together(devices, max(1, steps // LOCAL_STEPS), progress)
+    await together(devices, rounds, progress)
     return [device.outcome for device in devices]
 
 
@@ -88,6 +90,9 @@ async def _watch(
             if session is not None and session.round is not None and session.round >= 0:
                 accuracy = device.outcome.together[-1][1] if device.outcome.together else None
                 progress.show(device.name, min(session.round + 1, rounds) * LOCAL_STEPS, accuracy)
+        if not linked:
+            count = sum(device.outcome.first_link_s is not None for device in devices)
+            progress.wait(f"every device starts its learner and looks for others: {count} linked")
         if not linked and all(join.done() for join in joins):
             linked = True
             slowest = max(device.outcome.first_link_s or 0.0 for device in devices)
@@ -103,11 +108,13 @@ def _is_over(session: SessionStatus | None) -> bool:
 
 @asynccontextmanager
 async def _running(devices: Sequence[Device]) -> AsyncIterator[None]:
+    patience_s = HURRY_S
     try:
         await _all(device.start() for device in devices)
         yield
+        patience_s = STOP_S
     finally:
-        await asyncio.shield(asyncio.gather(*(device.stop() for device in devices)))
+        await asyncio.shield(asyncio.gather(*(device.stop(patience_s) for device in devices)))
 
 
 async def _all(works: Iterable[Coroutine[None, None, None]]) -> None:

@@ -136,7 +136,7 @@ class Exchange:
                 return self._hand_over(dst)
             case Finish():
                 self.state, self.open = "finished", False
-                self._mixed = self.estimate()
+                self._mixed = self.algorithm.conclude() if self.algorithm.model is not None else None
         return []
 
     def _begin(self, command: Found) -> Sequence[FromLearner]:

@@ -68,6 +68,8 @@ from peer.mesh.links import Links
 from peer.mesh.membership import Membership
 from peer.mesh.patience import Patience
 
+STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
+WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up then: memberlist's dead record
 ELECTION_S = 10.0  # architecture, section 5: silence after which nobody is taken to have mass
 ASK_AGAIN_S = 5.0  # a sponsor that has not answered by now is passed over; guess
 QUIET_S = 2.0  # probe members not heard for this long: reliability note, section e
@@ -75,6 +77,7 @@ GOSSIP_S = 2.0  # answer differing views at most this often per peer; guess
 IDLE_LINK_S = 60.0  # a link that no round has used for this long is closed; guess
 REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed; guess
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
+FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
@@ -138,8 +141,10 @@ class Node:
         self._leaving_since = 0.0
         self._has_mass = False
         self._handing_to: PeerId | None = None
+        self._finals: int | None = None  # how many final rounds, fixed when the first of them opens
         self._finished_at: float | None = None
         self._gone = False
+        self._ticked_at = math.inf
         self._told: dict[PeerId, dict[PeerId, tuple[int, int]]] = {}
         self._gossiped: dict[PeerId, float] = {}
         self._effects: list[Effect] = []
@@ -222,8 +227,8 @@ class Node:
                     self._seated(now)
 
     def _ready(self, event: Ready, now: float) -> None:
-        self._absorb(self.links.learner_started(event.life), now)
         self.links.holds(event.bases, event.replicas)
+        self._absorb(self.links.learner_started(event.life), now)
         self._seeking_since, self._asked = now, {}
         self._publish(phase="seeking", life=event.life, round=event.round)
         if self._founder and event.round < 0:
@@ -294,17 +299,22 @@ class Node:
             return
         if len(self._view) < 2 and not self.company:
             return
-        rounds = self.terms.rounds
-        if rounds and self.key.round >= rounds + topology.final_rounds(self.terms.topology, len(self._view)):
-            self._finish(now)
-            return
-        phase = FINAL if rounds and self.key.round >= rounds else TRAIN
+        rounds, phase = self.terms.rounds, TRAIN
+        if rounds and self.key.round >= rounds:
+            if self._finals is None:
+                self._finals = topology.final_rounds(self.terms.topology, len(self._view))
+            if self.key.round >= rounds + self._finals:
+                self._finish(now)
+                return
+            phase = FINAL
         self.key = Key(self.key.generation, self.key.round, phase)
         self._open, self._pushed_at, self._opened_at = True, None, now
         self._announce_round(now)
 
     def _announce_round(self, now: float) -> None:
         spec, seed, key = self.terms.topology, self.terms.seed, self.key
+        if key.phase == FINAL:
+            spec = topology.final_spec(spec)
         out = topology.out_neighbors(spec, self._view, self.me, key.round, seed)
         self._expected = frozenset(topology.in_neighbors(spec, self._view, self.me, key.round, seed))
         for round_ in range(key.round, key.round + topology.cycle(spec, len(self._view))):
@@ -340,7 +350,8 @@ class Node:
         if not self._open or self._pushed_at is None or not self.terms.lockstep:
             return
         late = [src for src in self._expected if self._heard.get(src, Key(-1)) < self.key]
-        if late and now >= max(self.patience.until(src, self._pushed_at) for src in late):
+        extra = FINAL_S if self.key.phase == FINAL else 0.0
+        if late and now >= max(extra + self.patience.until(src, self._pushed_at) for src in late):
             for src in late:
                 self.patience.missed(src)
             self._note("closes without", "debug", peers=",".join(sorted(late)), round=self.key.round)
@@ -475,14 +486,22 @@ class Node:
             self._absorb(self.links.drop_in(src), now)
 
     def _drop_idle(self, now: float) -> None:
+        """Close links that no round uses; what is out to a dead member stays in the ledger for a day."""
         for dst, at in list(self._needed.items()):
-            if now - at > IDLE_LINK_S and not self.links.unacked(dst):
+            if now - at > WRITE_OFF_S:
+                del self._needed[dst]
+                self._absorb(self.links.write_off(dst), now)
+            elif now - at > IDLE_LINK_S and not self.links.unacked(dst):
                 del self._needed[dst]
                 self._absorb(self.links.unwant(dst), now)
 
     # --- time ------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> None:
+        gap, self._ticked_at = now - self._ticked_at, now
+        if gap > STALL_S and math.isfinite(gap):
+            self.members.stalled(gap)
+            self._note("this device stood still", "warning", seconds=round(gap, 1))
         for peer in self.members.silent(now):
             self._note("is silent: taken for dead", "warning", peer=peer)
             self._effects.append(Tell(peer, Probe(self.members.digest())))

@@ -13,7 +13,6 @@ share itself, so columns sum to 1 whatever the others believe: push-sum tolerate
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -21,7 +20,6 @@ from peer.errors import UsageError
 from peer.events import PeerId
 
 KNOWN = ("ring", "exponential", "random-K", "complete")
-FINAL_SPREAD = 1e-2  # what final rounds on a ring leave of the spread between peers; guess
 
 
 def parse(spec: str) -> tuple[str, int]:
@@ -63,20 +61,22 @@ def cycle(spec: str, n: int) -> int:
     return max(1, _log2(n)) if kind in ("exponential", "random") else 1
 
 
-def final_rounds(spec: str, n: int) -> int:
-    """Dense rounds, without local steps, after which the nodes agree.
+def final_spec(spec: str) -> str:
+    """The graph of the final rounds. A ring would need about 0.93 n^2 of them to agree to a hundredth."""
+    return "complete" if parse(spec)[0] == "complete" else "exponential"
 
-    exponential: one period. Exact if n is a power of 2 (the product of its matrices is then 1/n everywhere),
-    else at most a quarter of the slowest mode is left. complete: exact. ring: with W = (I + P)/2 the slowest
-    mode shrinks by cos(pi/n) per round, so ln(1/FINAL_SPREAD) / -ln cos(pi/n) rounds, about 0.93 n^2.
-    random-K: 3 ceil(log2 n), after which push-sum on random-2 has agreed to a hundredth (tested).
+
+def final_rounds(spec: str, n: int) -> int:
+    """Rounds without local steps on `final_spec`, after which the nodes agree.
+
+    complete: 1, exact. exponential: one period; exact if n is a power of 2 (the product of its matrices is then
+    1/n everywhere), else at most a quarter of the slowest mode is left. ring and random-K come to the exponential
+    graph with links that are new: difference-push opens them in a first period, and averages in a second.
     """
     kind, _ = parse(spec)
-    if n < 2:
-        return 0
-    if kind == "ring" and n > 2:
-        return math.ceil(math.log(FINAL_SPREAD) / math.log(math.cos(math.pi / n)))
-    return {"ring": 1, "complete": 1, "exponential": _log2(n), "random": 3 * _log2(n)}[kind]
+    if n < 2 or kind == "complete":
+        return min(n - 1, 1)
+    return _log2(n) if kind == "exponential" else 2 * _log2(n)
 
 
 def _targets(spec: str, view: tuple[PeerId, ...], me: PeerId, round_: int, seed: int) -> tuple[PeerId, ...]:

@@ -335,8 +335,7 @@ class Transport:
         except RemoteError as error:
             contact.reject(str(error))
             raise
-        if heard is not None:
-            self._emit(Told(contact.peer, heard))
+        self._emit(Told(contact.peer, heard) if heard is not None else Progress(contact.peer, "out"))
 
 
 def _surface(task: asyncio.Task[None]) -> None:

@@ -49,7 +49,7 @@ def test_the_json_has_the_contracts_names(tmp_path: Path) -> None:
 def test_the_table_and_the_picture_show_every_device(tmp_path: Path) -> None:
     screen = io.StringIO()
     Console(file=screen, width=100).print(results.table([DONE, Outcome("0/2")]))
-    for word in ("speaker=theo", "50.0 %", "90.0 %", "9x", "1.5 s", "0/2"):
+    for word in ("theo", "50.0 %", "90.0 %", "9x", "1.5 s", "0/2"):
         assert word in screen.getvalue()
     assert results.draw([DONE, Outcome("0/2")], tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
@@ -70,8 +70,8 @@ def test_training_alone_tells_how_it_goes(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_session_is_booked_as_it_goes(tmp_path: Path) -> None:
-    device = Device(0, "speaker=theo", tmp_path)
-    for round_, accuracy in ((-1, 0.1), (7, 0.5), (7, 0.6), (9, 0.9)):
+    device = Device(0, "speaker=theo", tmp_path, 160)
+    for round_, accuracy in ((-1, 0.1), (7, 0.5), (7, 0.6), (9, 0.8), (12, 0.9)):
         links = (LinkStatus("p-b"),)
         device.book(
             SessionStatus(
@@ -93,7 +93,7 @@ async def test_a_daemon_that_does_not_start_is_an_error_that_names_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    device = Device(0, "speaker=theo", tmp_path)
+    device = Device(0, "speaker=theo", tmp_path, 160)
     with pytest.raises(DemoError, match=r"device 1 ended with code 1; see .*daemon\.log"):
         await device.start()
     await device.stop()
@@ -108,12 +108,12 @@ async def test_whatever_goes_wrong_every_device_is_stopped(
         if device.name == "device 2":
             raise DemoError("device 2 is broken")
 
-    async def stop(device: Device) -> None:
+    async def stop(device: Device, patience_s: float) -> None:
         stopped.append(device.name)
 
     monkeypatch.setattr(Device, "start", start)
     monkeypatch.setattr(Device, "stop", stop)
-    devices = [Device(number, shard, tmp_path) for number, shard in enumerate(shards(3))]
+    devices = [Device(number, shard, tmp_path, 160) for number, shard in enumerate(shards(3))]
     with pytest.raises(DemoError, match="device 2 is broken"):
         await story.together(devices, 5, progress()[0])
     assert stopped == ["device 1", "device 2", "device 3"]
@@ -128,7 +128,7 @@ async def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pyte
     fake.write_text(tells_its_pid)
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
-    devices = [Device(number, str(number), tmp_path) for number in range(2)]
+    devices = [Device(number, str(number), tmp_path, 160) for number in range(2)]
     both = asyncio.Event()
     pids: list[int] = []
 
@@ -173,6 +173,7 @@ def test_a_failure_is_one_line_and_a_code_and_keeps_the_logs(
 
     monkeypatch.setattr(program, "tell", fail)
     monkeypatch.setattr(program.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(program, "MAX_FOLDER", 1000)
     monkeypatch.setattr(sys, "argv", ["demo", "--picture", str(tmp_path / "p.png")])
     assert program.main() == 70
     said = capsys.readouterr().err

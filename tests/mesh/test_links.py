@@ -195,6 +195,7 @@ def test_a_new_epoch_on_request_waits_for_the_ack() -> None:
     links = sender()
     push(links)
     assert links.renew("b") == [] and not links.clear("b")
+    assert disposed(push(links, b"late", delivery="latest")) == [b"late"]
     effects = links.heard("b", "out", Ack(1, 1), 0.0)
     assert told(effects) == [Acked("b", 1, 1), LinkDown("b", "out")] and frames(effects) == [Open(7, 2)]
     assert frames(links.renew("b")) == [Open(7, 3)]
@@ -212,6 +213,18 @@ def test_a_newer_latest_replaces_one_unsent_or_lost_with_its_stream() -> None:
     effects = links.heard("b", "out", Ack(1, 2), 0.0)
     assert told(effects) == [] and disposed(effects) == [b"3"]
     assert links.ledger() == []
+
+
+def test_mass_queued_behind_a_lost_latest_keeps_its_place_and_leaves_no_gap() -> None:
+    links = sender()
+    push(links, b"1", delivery="latest")
+    push(links, b"mass")
+    push(links, b"2", delivery="latest")
+    links.stream_up("b", "out")  # a later stream, without a word about the end of the first
+    assert not links.clear("b") and links.heard("b", "out", Ack(1, 1), 0.0) == []
+    assert frames(links.heard("b", "out", Opened(3, 1, 0), 0.0)) == [parcel(1, b"1", delivery="latest")]
+    assert frames(links.heard("b", "out", Ack(1, 1), 0.0)) == [parcel(2, b"mass")]
+    assert frames(links.heard("b", "out", Ack(1, 2), 0.0)) == [parcel(3, b"2", delivery="latest")]
 
 
 @pytest.mark.parametrize("frame", [Ack(1, 2), Opened(3, 1, 2)])
@@ -296,6 +309,17 @@ def test_a_newer_open_starts_anew_and_what_is_in_hand_is_not_acknowledged() -> N
     effects = links.taken("a", 1, 1)
     assert disposed(effects) == [b"old"] and frames(effects) == []
     assert told(effects) == [Deliver("a", 2, 1, Key(), b"new")]
+
+
+def test_a_rebooted_sender_counts_from_one_again_and_gets_no_credit_for_its_last_life() -> None:
+    links = receiver()
+    links.heard("a", "in", parcel(1, b"old"), 0.0)
+    links.heard("a", "in", Open(9, 1), 0.0)  # the same epoch number, of another life
+    assert links.heard("a", "in", parcel(1, b"new"), 0.0) == []
+    effects = links.taken("a", 1, 1)
+    assert frames(effects) == [] and links.applied("a") == (9, 1, 0)
+    assert told(effects) == [Deliver("a", 1, 1, Key(), b"new")]
+    assert frames(links.taken("a", 1, 1)) == [Ack(1, 1)]
 
 
 def test_a_lost_life_sends_everything_unacknowledged_back_even_what_it_applied() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.errors import UsageError
-from peer.mesh.topology import cycle, final_rounds, in_neighbors, out_neighbors, parse
+from peer.mesh.topology import cycle, final_rounds, final_spec, in_neighbors, out_neighbors, parse
 
 SPECS = ("ring", "exponential", "random-1", "random-2", "complete")
 
@@ -97,15 +97,14 @@ def test_circulant_topologies_are_doubly_stochastic(spec: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "n", "left"),
-    [("ring", 2, 1e-9), ("ring", 3, 1e-2), ("ring", 8, 1e-2), ("ring", 13, 1e-2), ("complete", 7, 1e-9)]
+    [("ring", 2, 1e-9), ("ring", 8, 1e-9), ("random-2", 16, 1e-9), ("complete", 7, 1e-9)]
     + [("exponential", n, 0.3) for n in (3, 5, 6, 7, 12)]
-    + [("random-2", n, 1e-2) for n in (8, 16, 32)]
-    + [("random-1", n, 0.1) for n in (8, 16, 32)],
+    + [("ring", n, 0.1) for n in (3, 5, 6, 7, 13)],
 )
 def test_final_rounds_leave_no_more_than_promised_of_the_spread(spec: str, n: int, left: float) -> None:
     values = [float((i * 7) % n) for i in range(n)]
     for seed in range(5):
-        z = push_sum(spec, values, final_rounds(spec, n), seed)
+        z = push_sum(final_spec(spec), values, final_rounds(spec, n), seed)
         assert max(z) - min(z) <= left * (max(values) - min(values))
 
 

@@ -1,0 +1,156 @@
+"""One session's learner on this device: which process it is, what it says, and whether its model fits.
+
+The child is started by the daemon and restarted when it dies. A user's script that attaches takes its
+place: the child is told to stop, and none is started again until the next `join` or the daemon's next
+start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from peer.daemon.figures import Figures
+from peer.daemon.learner_end import LearnerEnd
+from peer.daemon.signatures import first_difference
+from peer.daemon.supervisor import HOPELESS, Supervisor
+from peer.errors import DataError, PeerdError, UsageError, by_exit_code
+from peer.events import Closed, FromLearner, LearnerGone, Leave, Ready
+from peer.local import Connection, Frame
+from peer.mesh.greeting import Signature
+from peer.mesh.node import Node, NodeEvent
+from peer.mesh.transport import Transport
+
+log = logging.getLogger(__name__)
+
+ADMIT_S = 5.0  # to hear the members' model signatures before a learner may be seated (guess)
+
+
+class Owner(Protocol):
+    """What a learner needs of its session."""
+
+    name: str
+    transport: Transport
+    node: Node | None
+
+    def feed(self, event: NodeEvent) -> None: ...
+    def fail(self, error: PeerdError) -> None: ...
+    def spawn(self, work: Any) -> None: ...
+
+
+class Learning:
+    """`end`: the learner that is attached. `scripted`: a user's script has taken the child's place.
+    `signature`: of the model it trains. local_steps: per round, for counting what dense exchanges would
+    have taken."""
+
+    def __init__(
+        self, owner: Owner, figures: Figures, supervisor: Callable[[Callable[[int], bool]], Supervisor]
+    ) -> None:
+        self.end: LearnerEnd | None = None
+        self.scripted = False
+        self.signature: Signature | None = None
+        self.local_steps = 1
+        self.wanted = True  # False from the session's end on: a child that dies stays dead
+        self._owner = owner
+        self._figures = figures
+        self.supervisor = supervisor(self._on_death)
+        self._loop = asyncio.get_running_loop()
+
+    async def serve(self, connection: Connection, end: LearnerEnd, welcome: Frame) -> None:
+        """Be this learner's session until its connection ends. welcome: the "attached" frame."""
+        await self._make_way(end)
+        self.end = end
+        connection.send(welcome)
+        log.info("a learner is attached", extra={"pid": end.pid, "life": end.life})
+        reason = await end.serve(self)
+        if self.end is end:
+            self._lost(str(end.failure) if end.failure is not None else reason)
+        if end.failure is not None and end.failure.exit_code in HOPELESS:
+            self._owner.fail(end.failure)
+
+    async def stop(self) -> None:
+        """Ask it to stop, and see to it that it does."""
+        self.wanted = False
+        end = self.end
+        if end is not None:
+            end.ask_to_stop()
+        await self.supervisor.stop()
+        if end is not None:
+            end.close()
+
+    async def _make_way(self, end: LearnerEnd) -> None:
+        old = self.end
+        if old is not None and not old.child and not end.child:
+            raise UsageError(
+                f"a script (pid {old.pid}) trains in '{self._owner.name}' already; end that one first"
+            )
+        self.scripted = not end.child
+        if self.scripted:
+            if old is not None:
+                old.ask_to_stop()
+            await self.supervisor.stop()
+        if old is not None and self.end is old:
+            old.close()
+            self._lost("another learner takes its place")
+
+    def _lost(self, reason: str) -> None:
+        self.end = self.signature = None
+        self._owner.feed(LearnerGone(reason))
+
+    # --- what a learner says ---------------------------------------------------------------------------
+
+    def on_learner_event(self, event: FromLearner) -> None:
+        if isinstance(event, Ready):
+            self._owner.spawn(self._admit(event))
+            return
+        if isinstance(event, Closed):
+            self._figures.closed(event, self.local_steps, self._loop.time())
+            heard = ",".join(event.heard) or "nobody"
+            log.info(
+                "round closed", extra={"peer": heard, "round": event.key.round, "loss": self._figures.loss}
+            )
+        self._owner.feed(event)
+
+    def on_report(self, frame: Frame) -> None:
+        self._figures.report(frame, self._loop.time())
+        digest, text = frame.get("signature"), frame.get("signature_list")
+        if isinstance(digest, bytes) and len(digest) == 32:
+            self.signature = Signature(digest, text if isinstance(text, bytes) else b"")
+
+    def on_learner_leaves(self) -> None:
+        """A script ends politely: its mass goes to a neighbor, the session stays."""
+        self._owner.feed(Leave(pause=True))
+
+    def _on_death(self, code: int) -> bool:
+        """The child is dead. May it be started again?"""
+        if code in HOPELESS:
+            said = f"the learner ended with code {code}; 'peerd logs {self._owner.name}' says why"
+            self._owner.fail(by_exit_code(code, said))
+        return self.wanted
+
+    # --- does its model fit? ---------------------------------------------------------------------------
+
+    async def _admit(self, ready: Ready) -> None:
+        """Exchange model signatures with the members before the learner may get mass."""
+        transport = self._owner.transport
+        known = [contact.peer for contact in transport.contacts if contact.introduction is not None]
+        refreshed = [self._loop.create_task(transport.refresh(peer)) for peer in known]
+        if refreshed:
+            await asyncio.wait(refreshed, timeout=ADMIT_S)
+        if self.end is not None and self.end.life == ready.life and self.check_model():
+            self._owner.feed(ready)
+
+    def check_model(self) -> bool:
+        """Is this model like those that the members train? If not, the session has failed here."""
+        node = self._owner.node
+        if self.signature is None or node is None or node.phase == "training":
+            return True
+        for record in node.members.alive():
+            said = self._owner.transport.introduction(record.peer)
+            if record.phase != "training" or said is None or said.signature is None:
+                continue
+            if said.signature.sha256 != self.signature.sha256:
+                self._owner.fail(DataError(first_difference(self.signature.text, said.signature.text)))
+                return False
+        return True

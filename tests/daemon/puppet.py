@@ -1,0 +1,207 @@
+"""A learner without a model, for tests of the daemon: it speaks the local protocol and keeps every rule of the rounds.
+
+Payloads are a few bytes of text; weights are numbers that follow push-sum, so that mass can be counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from peer.event_frames import EventAssembler
+from peer.events import (
+    Closed,
+    Deadline,
+    Deliver,
+    Expect,
+    Found,
+    HandOver,
+    Holds,
+    Key,
+    LinkDown,
+    LinkUp,
+    OpenRound,
+    Push,
+    Pushed,
+    Ready,
+    Returned,
+    Sponsor,
+    Taken,
+)
+from peer.local import PROTOCOL, Connection, Frame, error_of
+from peer.shared_buffer import SharedBuffer
+
+SIGNATURE = json.dumps([["weight", [2, 3], "float32"]]).encode()
+
+
+async def dial(path: Path, role: str = "cli") -> Connection:
+    """A connection to a daemon, after the hellos."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(str(path))
+    connection = Connection(sock, asyncio.get_running_loop())
+    connection.send({"op": "hello", "protocol": PROTOCOL, "role": role})
+    frame, _ = await connection.receive()
+    if frame["op"] == "error":
+        connection.close()
+        raise error_of(frame)
+    return connection
+
+
+async def ask(path: Path, op: str, **fields: Any) -> tuple[Frame, int | None]:
+    """One request; its last answer. Raises the error it reports."""
+    connection = await dial(path)
+    try:
+        connection.send({"op": op, **fields})
+        frame, fd = await connection.receive()
+        while frame["op"] == "progress":
+            frame, fd = await connection.receive()
+        if frame["op"] == "error":
+            raise error_of(frame)
+        return frame, fd
+    finally:
+        connection.close()
+
+
+class Puppet:
+    """`rounds` closed so far, `weight`, `heard` payloads, `stopped` by the daemon; `training` is set with mass."""
+
+    def __init__(self, connection: Connection, welcome: Frame, signature: bytes) -> None:
+        self.connection, self.welcome = connection, welcome
+        self.life = int(welcome["life"])
+        self.weight, self.rounds = 0.0, 0
+        self.heard: list[bytes] = []
+        self.commands: list[object] = []
+        self.stopped = False
+        self.training, self.changed = asyncio.Event(), asyncio.Event()
+        self._signature = signature
+        self._links: dict[str, int] = {}
+        self._round: OpenRound | None = None
+        self._came: set[tuple[str, Key]] = set()
+        self._sent: dict[str, float] = {}
+        self._task = asyncio.create_task(self._run())
+
+    @classmethod
+    async def attach(
+        cls, path: Path, session: str, *, child: bool = True, signature: bytes = SIGNATURE
+    ) -> Puppet:
+        connection = await dial(path, "learner")
+        connection.send({"op": "attach", "session": session, "child": child, "pid": 1})
+        frame, _ = await connection.receive()
+        if frame["op"] == "error":
+            connection.close()
+            raise error_of(frame)
+        return cls(connection, frame, signature)
+
+    async def until(self, rounds: int) -> None:
+        """Wait for so many closed rounds."""
+        while self.rounds < rounds:
+            self.changed.clear()
+            await self.changed.wait()
+
+    async def ended(self) -> None:
+        await self._task
+
+    def close(self) -> None:
+        self.connection.close()
+
+    async def _run(self) -> None:
+        import hashlib
+
+        digest = hashlib.sha256(self._signature).digest()
+        self.connection.send(
+            {"op": "report", "parameters": 6, "signature": digest, "signature_list": self._signature}
+        )
+        self.connection.send_event(Ready(self.life))
+        assembler = EventAssembler()
+        try:
+            while True:
+                frame, fd = await self.connection.receive()
+                if frame["op"] == "stop":
+                    self.stopped = True
+                elif frame["op"] == "export":
+                    with SharedBuffer.of(b"a model") as buffer:
+                        self.connection.send({"op": "exported", "size": len(buffer)}, buffer.fileno())
+                else:
+                    command = assembler.take(frame, fd)
+                    self.commands.append(command)
+                    self._obey(command)
+                self.changed.set()
+        except EOFError:
+            self.changed.set()
+        finally:
+            self.connection.close()
+
+    def _obey(self, command: object) -> None:
+        match command:
+            case Found():
+                self._seat(1.0)
+            case LinkUp(peer, "out", epoch):
+                self._links[peer] = epoch
+            case LinkDown(peer, "out"):
+                self._links.pop(peer, None)
+            case OpenRound():
+                self._open(command)
+            case Deliver(src, epoch, number, key, payload):
+                self._receive(src, epoch, number, key, payload)
+            case Returned(dst):
+                self.weight += self._sent.pop(dst, 0.0)
+            case Sponsor(dst) if dst in self._links:
+                self._give(dst, self.weight / 2, self._key())
+            case HandOver(dst) if dst is not None and dst in self._links:
+                self._give(dst, self.weight, self._key())
+            case Expect(_, expected) if self._round is not None:
+                self._round = OpenRound(self._round.key, {}, expected, 1, 1.0)
+                self._close_if_ready()
+            case Deadline(key) if self._round is not None and self._round.key == key:
+                self._close()
+
+    def _key(self) -> Key:
+        return self._round.key if self._round is not None else Key()
+
+    def _seat(self, weight: float) -> None:
+        self.weight += weight
+        self.training.set()
+        self.connection.send_event(Holds((), self.weight))
+
+    def _open(self, command: OpenRound) -> None:
+        self._round = command
+        for dst, share in command.out.items():
+            if dst in self._links:
+                self._give(dst, share * self.weight, command.key)
+        self.connection.send_event(Pushed(command.key))
+        self._close_if_ready()
+
+    def _give(self, dst: str, weight: float, key: Key) -> None:
+        self.weight -= weight
+        self._sent[dst] = weight
+        with SharedBuffer.of(repr(weight).encode()) as payload:
+            self.connection.send_event(Push(dst, self._links[dst], key, payload))
+
+    def _receive(self, src: str, epoch: int, number: int, key: Key, payload: object) -> None:
+        assert isinstance(payload, SharedBuffer)
+        text = bytes(payload.view())
+        payload.close()
+        self.heard.append(text)
+        self._came.add((src, key))
+        self.connection.send_event(Taken(src, epoch, number))
+        if not self.training.is_set():
+            self._seat(float(text))
+        else:
+            self.weight += float(text)
+        self._close_if_ready()
+
+    def _close_if_ready(self) -> None:
+        if self._round is not None and all(
+            (src, self._round.key) in self._came for src in self._round.expected
+        ):
+            self._close()
+
+    def _close(self) -> None:
+        assert self._round is not None
+        key, self._round = self._round.key, None
+        heard = tuple(sorted(src for src, k in self._came if k == key))
+        self.rounds += 1
+        self.connection.send_event(Closed(key, heard, self.weight))

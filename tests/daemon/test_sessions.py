@@ -1,0 +1,213 @@
+"""Whole daemons in one process: create, join, train, leave, crash. Only the learners are stand-ins (puppet.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+
+import pytest
+
+from daemon.conftest import PATIENCE_S, Home, here, session
+from daemon.puppet import Puppet, ask
+from peer.daemon.session import SessionDriver
+from peer.errors import DataError, NobodyFoundError, PortError, UnknownSessionError, UsageError, WrongKeyError
+from peer.keys import format_key, new_key
+from peer.shared_buffer import SharedBuffer
+
+Make = Callable[[str], Home]
+
+
+async def until(driver: SessionDriver, condition: Callable[[], object]) -> None:
+    """Look at every tick of the node until the condition holds."""
+    while not condition():
+        driver.changed.clear()
+        try:
+            async with asyncio.timeout(0.05):
+                await driver.changed.wait()
+        except TimeoutError:
+            continue
+
+
+def port(home: Home, name: str = "home") -> str:
+    address: str = home.daemon.sessions[name].discovery.addresses[0]  # type: ignore[union-attr]
+    return address
+
+
+async def pair(make: Make, **changes: object) -> tuple[Home, Home, Puppet, Puppet]:
+    """Two devices that train together."""
+    a, b = make("a"), make("b")
+    key = await a.daemon.create(session(**changes), here())
+    first = await Puppet.attach(a.socket, "home")
+    joining = asyncio.create_task(b.daemon.join("home", key, here(peers=(port(a),)), lambda text: None))
+    await until(a.daemon.sessions["home"], lambda: b.daemon.sessions and b.daemon.sessions["home"].descriptor)
+    second = await Puppet.attach(b.socket, "home")
+    await joining
+    return a, b, first, second
+
+
+async def test_two_devices_train_and_no_weight_is_made_or_lost(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b, first, second = await pair(home, rounds=20)
+        await asyncio.gather(first.until(20), second.until(20))
+        for h in (a, b):
+            await h.daemon.sessions["home"].ended.wait()
+    assert first.weight + second.weight == pytest.approx(1.0)
+    status = a.daemon.status("home").sessions[0]
+    assert (status.state, status.members) == ("stopped", 1)
+    assert status.bytes_dense == 4 * 6 * 4 * status.bytes_dense_exchanges // (4 * 6)
+    assert status.bytes_sent
+    assert status.round is not None
+    assert status.round >= 19
+    assert first.stopped
+
+
+async def test_status_shows_both_directions_and_is_healthy(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, _, first, second = await pair(home)
+        await asyncio.gather(first.until(5), second.until(5))
+        answer, _ = await ask(a.socket, "status", name=None)
+    [shown] = answer["status"]["sessions"]
+    assert answer["status"]["health"] == []
+    assert (shown["state"], shown["members"], shown["local_steps"]) == ("training", 2, 4)
+    assert sorted(link["direction"] for link in shown["links"]) == ["in", "out"]
+    assert {link["state"] for link in shown["links"]} == {"alive"}
+    assert {link["device"] for link in shown["links"]} == {"b"}
+    json.dumps(answer["status"])
+
+
+async def test_one_that_leaves_hands_its_weight_over_and_is_gone(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b, first, second = await pair(home)
+        await asyncio.gather(first.until(3), second.until(3))
+        await ask(b.socket, "leave", name="home", forget=False)
+        await until(a.daemon.sessions["home"], lambda: first.weight == pytest.approx(1.0))
+        with pytest.raises(UnknownSessionError):
+            await ask(b.socket, "status", name="home")
+        listed, _ = await ask(b.socket, "sessions")
+        [row] = listed["sessions"]
+        assert (row["name"], row["state"], row["known"]) == ("home", "left", True)
+        await ask(b.socket, "leave", name="home", forget=True)
+        assert (await ask(b.socket, "sessions"))[0]["sessions"] == []
+    assert second.stopped
+    assert second.weight == 0.0
+
+
+async def test_a_learner_that_dies_comes_back_as_a_new_life_with_a_sponsors_weight(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b, first, second = await pair(home)
+        await asyncio.gather(first.until(3), second.until(3))
+        second.close()
+        await until(b.daemon.sessions["home"], lambda: b.daemon.sessions["home"].learning.end is None)
+        again = await Puppet.attach(b.socket, "home")
+        assert again.life > second.life
+        await again.until(3)
+    assert b.daemon.sessions["home"].state == "training"
+    assert again.weight > 0
+
+
+async def test_a_script_takes_the_childs_place_and_a_second_script_is_refused(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        child = await Puppet.attach(a.socket, "home")
+        await child.training.wait()
+        script = await Puppet.attach(a.socket, "home", child=False)
+        await child.ended()
+        assert child.stopped
+        await script.training.wait()
+        with pytest.raises(UsageError, match="end that one first"):
+            await Puppet.attach(a.socket, "home", child=False)
+
+
+async def test_another_model_is_refused_with_the_first_difference(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b = home("a"), home("b")
+        key = await a.daemon.create(session(), here())
+        first = await Puppet.attach(a.socket, "home")
+        await first.training.wait()
+        joining = asyncio.create_task(b.daemon.join("home", key, here(peers=(port(a),)), lambda text: None))
+        await until(
+            a.daemon.sessions["home"], lambda: b.daemon.sessions and b.daemon.sessions["home"].descriptor
+        )
+        wide = json.dumps([["weight", [4, 3], "float32"]]).encode()
+        await Puppet.attach(b.socket, "home", signature=wide)
+        with pytest.raises(DataError, match=r"'weight': here \(4, 3\) float32, session has \(2, 3\) float32"):
+            await joining
+    assert b.daemon.sessions["home"].state == "failed"
+    assert "same task file" in " ".join(b.daemon.status(None).health)
+
+
+async def test_a_name_that_is_not_the_sessions_is_an_error_that_gives_the_real_one(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b = home("a"), home("b")
+        key = await a.daemon.create(session(), here())
+        with pytest.raises(UsageError, match="'home', not 'house'"):
+            await b.daemon.join("house", key, here(peers=(port(a),)), lambda text: None)
+
+
+async def test_nobody_there_is_said_and_the_session_waits(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        b = home("b")
+        key = format_key(new_key())
+        with pytest.raises(NobodyFoundError, match=r"--peer.*127\.0\.0\.1:9: nobody answers there"):
+            await b.daemon.join("home", key, here(peers=("127.0.0.1:9",), timeout_s=1.0), lambda text: None)
+    assert [s.state for s in b.daemon.status(None).sessions] == ["waiting"]
+    assert "127.0.0.1:9" in " ".join(b.daemon.status(None).health)
+
+
+async def test_a_wrong_key_makes_room_for_the_right_one(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b = home("a"), home("b")
+        key = await a.daemon.create(session(), here(insecure=False, listen="127.0.0.1:0"))
+        await Puppet.attach(a.socket, "home")
+        away = here(insecure=False, listen="127.0.0.1:0", peers=(port(a),), timeout_s=3.0)
+        with pytest.raises(WrongKeyError, match="did not recognise this key"):
+            await b.daemon.join("home", format_key(new_key()), away, lambda text: None)
+        joining = asyncio.create_task(b.daemon.join("home", key, away, lambda text: None))
+        await until(
+            a.daemon.sessions["home"],
+            lambda: b.daemon.sessions.get("home") and b.daemon.sessions["home"].descriptor,
+        )
+        await Puppet.attach(b.socket, "home")
+        await joining
+    assert len(b.daemon.store.sessions()) == 1
+
+
+async def test_an_occupied_port_leaves_no_session_behind(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b = home("a"), home("b")
+        await a.daemon.create(session(), here())
+        with pytest.raises(PortError, match="--listen"):
+            await b.daemon.create(session("other"), here(listen=port(a)))
+    assert b.daemon.sessions == {}
+    assert b.daemon.store.sessions() == []
+
+
+async def test_export_hands_the_learners_model_on(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        with pytest.raises(DataError, match="no learner"):
+            await ask(a.socket, "export", name="home")
+        await (await Puppet.attach(a.socket, "home")).training.wait()
+        answer, fd = await ask(a.socket, "export", name="home")
+        assert fd is not None
+        with SharedBuffer.from_fd(fd, answer["size"]) as buffer:
+            assert bytes(buffer.view()) == b"a model"
+
+
+async def test_a_daemon_takes_its_sessions_up_again(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        key = await a.daemon.create(session(), here())
+        await a.stop()
+        again = home("a")
+        await again.daemon.resume()
+        assert again.daemon.key("home") == key
+        assert again.daemon.device.boot == a.daemon.device.boot + 1
+        puppet = await Puppet.attach(again.socket, "home")
+        assert puppet.life >> 20 == again.daemon.device.boot
+        assert puppet.welcome["descriptor"] == session().to_dict()
+        assert os.path.isdir(puppet.welcome["folder"])

@@ -1,0 +1,113 @@
+"""The learner process: its environment, its death, its end. Real processes, none of which computes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+
+import pytest
+
+from peer.daemon import supervisor as supervisors
+from peer.daemon.supervisor import Supervisor, environment
+
+POLITE = (
+    "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up'); signal.pause()"
+)
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause()"
+
+
+class Deaths:
+    """Collects exit codes; `again` says how many times a child is to be started again."""
+
+    def __init__(self, again: int = 0) -> None:
+        self.codes: list[int] = []
+        self.again = again
+        self.enough = asyncio.Event()
+
+    def __call__(self, code: int) -> bool:
+        self.codes.append(code)
+        if len(self.codes) > self.again:
+            self.enough.set()
+        return len(self.codes) <= self.again
+
+
+def supervisor(script: str, deaths: Deaths) -> Supervisor:
+    return Supervisor([sys.executable, "-c", script], lambda: 1, deaths)
+
+
+async def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    while not any(text in record.getMessage() for record in caplog.records):
+        await asyncio.sleep(0)
+
+
+def test_a_learner_gets_no_secret_and_its_share_of_the_cores() -> None:
+    given = environment({"PEERD_KEY": "k", "NOTIFY_SOCKET": "n", "PATH": "/bin"}, learners=10_000)
+    assert "PEERD_KEY" not in given
+    assert "NOTIFY_SOCKET" not in given
+    assert given["PATH"] == "/bin"
+    assert given["OMP_NUM_THREADS"] == "1"
+    alone = environment({}, learners=1)
+    assert alone["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert environment({"OMP_NUM_THREADS": "3"}, learners=1)["OMP_NUM_THREADS"] == "3"
+
+
+async def test_what_a_learner_prints_is_logged_without_control_characters(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    deaths = Deaths()
+    child = supervisor("print('a\\x1b[31mb'); print('x' * 10000)", deaths)
+    child.start()
+    async with asyncio.timeout(60):
+        await deaths.enough.wait()
+    await child.stop()
+    said = [record.getMessage() for record in caplog.records]
+    assert "learner: a [31mb" in said
+    assert sum(line.count("x") for line in said) >= 10000
+
+
+async def test_one_that_dies_is_started_again_until_that_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisors, "BACKOFF_FIRST_S", 0.0)
+    deaths = Deaths(again=2)
+    child = supervisor("raise SystemExit(7)", deaths)
+    child.start()
+    async with asyncio.timeout(60):
+        await deaths.enough.wait()
+    await child.stop()
+    assert deaths.codes == [7, 7, 7]
+    assert child.restarts == 2
+    assert not child.running
+
+
+async def test_one_that_ends_when_told_is_not_killed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    deaths = Deaths(again=99)
+    child = supervisor(POLITE, deaths)
+    child.start()
+    async with asyncio.timeout(60):
+        await until_said(caplog, "up")
+        await child.stop(grace_s=0)
+    assert deaths.codes == []
+    assert not child.running
+
+
+async def test_one_that_ignores_everything_is_killed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(supervisors, "TERM_S", 0.05)
+    child = supervisor(STUBBORN, Deaths())
+    child.start()
+    async with asyncio.timeout(60):
+        await until_said(caplog, "up")
+        pid = child.pid
+        assert pid is not None
+        await child.stop(grace_s=0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_stopping_what_never_started_is_fine() -> None:
+    await supervisor("pass", Deaths()).stop()
