@@ -35,9 +35,10 @@ def session_lines(session: SessionStatus) -> list[str]:
         f"{clean(session.topology or UNKNOWN)}, every {count(session.local_steps, 'local step')}"
     )
     progress = f"round {figure(session.round)}, loss {figure(session.loss)}{metrics}"
+    less = f" ({times(session.reduction)} less than dense)" if session.reduction is not None else ""
     cost = (
-        f"{count(session.members, 'member')}, sent {size(session.bytes_sent)} "
-        f"({times(session.reduction)} less than dense), received {size(session.bytes_received)}"
+        f"{count(session.members, 'member')}, sent {size(session.bytes_sent)}{less}, "
+        f"received {size(session.bytes_received)}"
     )
     pace = (
         f"step {span(session.step_s)}, round {span(session.round_s)}, checkpoint "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from peer.errors import UsageError
-from peer.grammar import Compression, Option, Shard, ShardKind, parse_compression, parse_shard
+from peer.grammar import MAX_BITS, Compression, Option, Shard, ShardKind, parse_compression, parse_shard
 
 __all__ = ["Compression", "Option", "Shard", "parse_compression", "parse_shard"]
 
@@ -57,15 +57,17 @@ DEFAULT_ALGORITHM, DEFAULT_TOPOLOGY, DEFAULT_TASK = (
     "difference-push",
     "exponential",
     "spoken-digits",
-)  # cli.md
-DEFAULT_LOCAL_STEPS = 16  # cli.md
+)
+DEFAULT_LOCAL_STEPS = 16  # as preset "balanced"
 
-# Local steps and bits per exchange, and what they saved at which loss: sparse_push_experiments.md section 2.
+# Local steps and bits per exchange; bytes saved at which loss, measured: 8 peers, Fashion-MNIST, 54k.
 _PRESETS = {
     "dense": Preset(4, "bits=1"),  # 123x at 0.5 points
     "balanced": Preset(16, "bits=1"),  # 475x at 1.0 points
     "frugal": Preset(32, "bits=1"),  # 951x at 0.5 points, twice the steps
 }
+
+_MIN_WEIGHT = {"min-weight": Option("0.2", "a node lighter than this gives nothing away")}
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {
     entry.name: entry
@@ -75,7 +77,15 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "sends what each neighbor does not know yet, quantized; the default",
             compression="bits=1",
             compressions=frozenset({"bits"}),
-            options={"preset": Option("balanced", "how many bytes to save", choices=tuple(_PRESETS))},
+            options={
+                "preset": Option("balanced", "how many bytes to save", choices=tuple(_PRESETS)),
+                "bits": Option("1", "as --compression bits=R", least=0.01, most=MAX_BITS),
+                "final-bits": Option("2", "bits in the final rounds", least=0.01, most=MAX_BITS),
+                "share": Option("0.5", "most of the weight in one parcel", most=0.5),
+                "replicas": Option("on", "remember what each neighbor knows", choices=("on", "off")),
+                "replica-mb": Option("256", "memory for that", most=1e6),
+                **_MIN_WEIGHT,
+            },
             topologies=TOPOLOGIES,
             presets=_PRESETS,
         ),
@@ -84,7 +94,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "stochastic gradient push: whole models (Assran et al. 2019)",
             compression="none",
             compressions=frozenset({"dense"}),
-            options={},
+            options=dict(_MIN_WEIGHT),
             topologies=TOPOLOGIES,
             presets={},
         ),
@@ -94,10 +104,13 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             compression="topk=1%,fp16",
             compressions=frozenset({"topk"}),
             options={
-                "gamma": Option("auto", "consensus step; auto is the share of entries kept", words=("auto",)),
+                "gamma": Option(
+                    "auto", "consensus step; auto is the share kept", least=1e-6, words=("auto",)
+                ),
                 "reference": Option(
                     "initial", "what the sparse difference is taken from", choices=("initial", "zero")
                 ),
+                **_MIN_WEIGHT,
             },
             topologies=TOPOLOGIES,
             presets={},

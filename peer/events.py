@@ -394,7 +394,20 @@ class Finish:
     """The bounded session is done: every round and final round is closed. Stop."""
 
 
-ToLearner = Found | OpenRound | Expect | Deadline | Deliver | Acked | Returned | LinkUp | LinkDown | Sponsor | HandOver | Finish
+ToLearner = (
+    Found
+    | OpenRound
+    | Expect
+    | Deadline
+    | Deliver
+    | Acked
+    | Returned
+    | LinkUp
+    | LinkDown
+    | Sponsor
+    | HandOver
+    | Finish
+)
 
 
 # --- effects of a Node for its driver ----------------------------------------------------------------

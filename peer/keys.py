@@ -15,7 +15,7 @@ import secrets
 
 from peer.errors import UsageError
 
-KEY_BYTES = 16  # 128 bits: architecture.md section 5
+KEY_BYTES = 16  # 128 bits: out of reach of guessing
 CHECK_BYTES = 4  # one slip in 2**32 goes unnoticed (guess)
 PREFIX = "peerd1"
 _GROUP = 4  # letters, as on a product key

@@ -1,9 +1,11 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peer import catalogue
+from peer import algorithms, catalogue
 from peer.catalogue import Compression, parse_compression
+from peer.compression.bodies import Layout
 from peer.errors import UsageError
 from peer.grammar import Shard, parse_shard
 
@@ -187,3 +189,14 @@ def test_a_shard_must_fit_the_task() -> None:
         catalogue.check_shard("spoken-digits", "speaker=nobody")
     with pytest.raises(UsageError, match="no speaker shards"):
         catalogue.check_shard("quadratic", "speaker=theo")
+
+
+def test_what_the_catalogue_allows_the_algorithms_take() -> None:
+    layout = Layout((4, 3))
+    for name, entry in catalogue.ALGORITHMS.items():
+        defaults = {key: option.default for key, option in entry.options.items()}
+        made = algorithms.make(name, defaults, layout, torch.float32)
+        plain = algorithms.make(name, {}, layout, torch.float32)
+        assert vars(made).keys() == vars(plain).keys()
+        for attribute in ("min_weight", "budget", "gamma", "reference"):
+            assert getattr(made, attribute, None) == getattr(plain, attribute, None), (name, attribute)

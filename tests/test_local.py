@@ -284,6 +284,7 @@ async def test_what_the_kernel_does_not_take_at_once_arrives_later(ends: tuple[C
 
 async def test_a_busy_learner_does_not_fill_the_daemons_memory(ends: tuple[Connection, Client]) -> None:
     connection, client = ends
+
     def chatter() -> None:
         for n in range(3000):
             client.send({"op": "x", "n": n})

@@ -67,7 +67,7 @@ def _finding(session: SessionDriver, now: float) -> Iterator[str]:
     if discovery is None or session.options.insecure:
         return
     if discovery.problem:
-        yield discovery.problem
+        yield f"no multicast is possible: {discovery.problem}"
     elif not discovery.multicast_heard and now - session.started_at > LONELY_S:
         yield (
             "no multicast of any other peerd is heard; if others run on this network, it may be blocked (AP "
@@ -78,9 +78,7 @@ def _finding(session: SessionDriver, now: float) -> Iterator[str]:
 def _others(session: SessionDriver) -> Iterator[str]:
     for peer, version in sorted(session.finder.other_versions.items()):
         spoken = f"protocol {version}" if version else "another protocol"
-        yield (
-            f"{peer} speaks {spoken}, this device {PROTOCOL_MAX}; upgrade the one with the lower number"
-        )
+        yield (f"{peer} speaks {spoken}, this device {PROTOCOL_MAX}; upgrade the one with the lower number")
     if session.node is None:
         return
     mine = session.node.members.me.task_digest

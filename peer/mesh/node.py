@@ -341,7 +341,9 @@ class Node:
 
     def _next_key(self) -> Key:
         """The round after this one; when far behind the others, the one they are at."""
-        behind = 8 + 2 * topology.cycle(self.terms.topology, len(self._view))  # guess: never in healthy lockstep
+        behind = 8 + 2 * topology.cycle(
+            self.terms.topology, len(self._view)
+        )  # guess: never in healthy lockstep
         ahead = max((self._heard[p].round for p in self._view if p in self._heard), default=0)
         round_ = self.key.round + 1
         return Key(self.key.generation, ahead if ahead > round_ + behind else round_)
@@ -408,7 +410,9 @@ class Node:
         told = self._told.setdefault(peer, {})
         news = [r for r in self.members.records() if told.get(r.peer) != (r.boot, r.incarnation)]
         told.update({r.peer: (r.boot, r.incarnation) for r in news})
-        self._effects.append(Tell(peer, Probe(self.members.digest(), tuple(r for r in news if r.peer != peer))))
+        self._effects.append(
+            Tell(peer, Probe(self.members.digest(), tuple(r for r in news if r.peer != peer)))
+        )
 
     def _weigh(self, weight: float) -> None:
         """Own weight, published in steps of 2^(1/4): w̄ to 10 % without a record in every round."""
@@ -513,9 +517,7 @@ class Node:
                 self._gossip(peer)
         self._reverse_dial(now)
         self._drop_idle(now)
-        if self._finished_at is not None and (
-            not self.links.ledger() or now - self._finished_at > LINGER_S
-        ):
+        if self._finished_at is not None and (not self.links.ledger() or now - self._finished_at > LINGER_S):
             self._say_goodbye(now)
 
     # --- leaving ---------------------------------------------------------------------------------

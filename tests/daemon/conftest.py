@@ -1,4 +1,4 @@
-"""Daemons in this process: real state folders, Unix sockets, gRPC on loopback and mDNS; learners are puppets."""
+"""Daemons in this process: real state folders, Unix sockets, gRPC, mDNS; learners are puppets."""
 
 from __future__ import annotations
 

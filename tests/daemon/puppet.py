@@ -1,4 +1,4 @@
-"""A learner without a model, for tests of the daemon: it speaks the local protocol and keeps every rule of the rounds.
+"""A learner without a model, for tests of the daemon: it keeps the rules of the local protocol and of rounds.
 
 Payloads are a few bytes of text; weights are numbers that follow push-sum, so that mass can be counted.
 """
@@ -6,6 +6,7 @@ Payloads are a few bytes of text; weights are numbers that follow push-sum, so t
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import socket
 from pathlib import Path
@@ -66,7 +67,7 @@ async def ask(path: Path, op: str, **fields: Any) -> tuple[Frame, int | None]:
 
 
 class Puppet:
-    """`rounds` closed so far, `weight`, `heard` payloads, `stopped` by the daemon; `training` is set with mass."""
+    """`rounds` closed so far, `weight`, `heard` payloads, `stopped` by the daemon; `training`: has mass."""
 
     def __init__(self, connection: Connection, welcome: Frame, signature: bytes) -> None:
         self.connection, self.welcome = connection, welcome
@@ -79,7 +80,7 @@ class Puppet:
         self._signature = signature
         self._links: dict[str, int] = {}
         self._round: OpenRound | None = None
-        self._came: set[tuple[str, Key]] = set()
+        self._came: dict[str, Key] = {}  # the newest round heard of each
         self._sent: dict[str, float] = {}
         self._task = asyncio.create_task(self._run())
 
@@ -108,8 +109,6 @@ class Puppet:
         self.connection.close()
 
     async def _run(self) -> None:
-        import hashlib
-
         digest = hashlib.sha256(self._signature).digest()
         self.connection.send(
             {"op": "report", "parameters": 6, "signature": digest, "signature_list": self._signature}
@@ -185,23 +184,25 @@ class Puppet:
         text = bytes(payload.view())
         payload.close()
         self.heard.append(text)
-        self._came.add((src, key))
         self.connection.send_event(Taken(src, epoch, number))
         if not self.training.is_set():
             self._seat(float(text))
         else:
+            self._came[src] = max(key, self._came.get(src, key))
             self.weight += float(text)
         self._close_if_ready()
 
     def _close_if_ready(self) -> None:
-        if self._round is not None and all(
-            (src, self._round.key) in self._came for src in self._round.expected
-        ):
+        if self._round is not None and all(self._counts(src) for src in self._round.expected):
             self._close()
+
+    def _counts(self, src: str) -> bool:
+        """Has a message of this round, or of one later, come from there?"""
+        return self._round is not None and self._came.get(src, Key(-1)) >= self._round.key
 
     def _close(self) -> None:
         assert self._round is not None
+        heard = tuple(sorted(filter(self._counts, self._came)))
         key, self._round = self._round.key, None
-        heard = tuple(sorted(src for src, k in self._came if k == key))
         self.rounds += 1
         self.connection.send_event(Closed(key, heard, self.weight))

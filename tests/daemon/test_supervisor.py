@@ -12,9 +12,7 @@ import pytest
 from peer.daemon import supervisor as supervisors
 from peer.daemon.supervisor import Supervisor, environment
 
-POLITE = (
-    "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up'); signal.pause()"
-)
+POLITE = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(0)); print('up'); signal.pause()"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause()"
 
 
@@ -37,9 +35,25 @@ def supervisor(script: str, deaths: Deaths) -> Supervisor:
     return Supervisor([sys.executable, "-c", script], lambda: 1, deaths)
 
 
-async def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
-    while not any(text in record.getMessage() for record in caplog.records):
-        await asyncio.sleep(0)
+class Said(logging.Handler):
+    """Sets an event when a line with this text is logged."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.event = text, asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.text in record.getMessage():
+            self.event.set()
+
+
+async def until_said(text: str) -> None:
+    said = Said(text)
+    supervisors.log.addHandler(said)
+    try:
+        await said.event.wait()
+    finally:
+        supervisors.log.removeHandler(said)
 
 
 def test_a_learner_gets_no_secret_and_its_share_of_the_cores() -> None:
@@ -87,7 +101,7 @@ async def test_one_that_ends_when_told_is_not_killed(caplog: pytest.LogCaptureFi
     child = supervisor(POLITE, deaths)
     child.start()
     async with asyncio.timeout(60):
-        await until_said(caplog, "up")
+        await until_said("up")
         await child.stop(grace_s=0)
     assert deaths.codes == []
     assert not child.running
@@ -101,7 +115,7 @@ async def test_one_that_ignores_everything_is_killed(
     child = supervisor(STUBBORN, Deaths())
     child.start()
     async with asyncio.timeout(60):
-        await until_said(caplog, "up")
+        await until_said("up")
         pid = child.pid
         assert pid is not None
         await child.stop(grace_s=0)

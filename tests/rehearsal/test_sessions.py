@@ -52,9 +52,7 @@ def home(
     def train(peer: str, z: Tensor, round_: int) -> Tensor:
         return -rate(round_) * (z - MINIMISERS[int(peer[1:])])
 
-    return Rehearsal(
-        Terms(topology, seed, rounds=rounds), make_exchange, train, weather=weather, seed=seed
-    )
+    return Rehearsal(Terms(topology, seed, rounds=rounds), make_exchange, train, weather=weather, seed=seed)
 
 
 def together(r: Rehearsal, n: int, gap_s: float = 0.3) -> Rehearsal:
@@ -99,9 +97,7 @@ def test_sums_are_exact_under_loss_duplication_and_delay(algorithm: str) -> None
         device = r.add(name(i), founder=i == 0)
         submit, exchange = device.exchange.submit, device.exchange
 
-        def counted(
-            u: Tensor, lr: float, now: float, submit=submit, exchange=exchange
-        ):  # type: ignore[no-untyped-def]
+        def counted(u: Tensor, lr: float, now: float, submit=submit, exchange=exchange):  # type: ignore[no-untyped-def]
             changes.add_(exchange._links().mean_weight * u)
             return submit(u, lr, now)
 
