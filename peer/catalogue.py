@@ -67,7 +67,7 @@ _PRESETS = {
     "frugal": Preset(32, "bits=1"),  # 951x at 0.5 points, twice the steps
 }
 
-_MIN_WEIGHT = {"min-weight": Option("0.2", "a node lighter than this gives nothing away")}
+_MIN_WEIGHT = {"min-weight": Option("0.4", "a node lighter than this gives nothing away")}
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {
     entry.name: entry

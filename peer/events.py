@@ -131,7 +131,10 @@ class SponsorMe:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """I go, for good ("left") or for now ("paused"); of your link to me (life, epoch) I applied up to `applied`."""
+    """I go, for good ("left") or for now ("paused").
+
+    Of your link to me (life, epoch) I applied up to `applied`.
+    """
 
     record: Record
     life: int = 0
@@ -147,7 +150,7 @@ Control = Probe | SponsorMe | Goodbye
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """Hello succeeded with this peer (in either role): it is a member, and can be reached by control calls."""
+    """Hello succeeded with this peer, in either role: it is a member, and control calls reach it."""
 
     record: Record
 
@@ -255,7 +258,7 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The round is mixed. heard: in-neighbors whose message of this round counted. weight: push-sum weight now."""
+    """The round is mixed. heard: in-neighbors whose message of it counted. weight: push-sum weight now."""
 
     key: Key
     heard: tuple[PeerId, ...]

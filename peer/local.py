@@ -15,6 +15,7 @@ import os
 import select
 import socket
 from collections import deque
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -240,6 +241,7 @@ class Connection:
         self._out: deque[tuple[memoryview, int | None]] = deque()  # with a descriptor of our own each
         self._unsent = 0
         self._end: Exception | None = None  # why nothing more comes
+        self._at_end: list[Callable[[], object]] = []
         loop.add_reader(sock, self._on_readable)
         self._reading = True
 
@@ -334,8 +336,18 @@ class Connection:
         else:
             self._loop.remove_writer(self._sock)
 
+    def on_end(self, call: Callable[[], object]) -> None:
+        """Call this, once, when the client is gone; at once if it is already."""
+        if self._end is not None:
+            call()
+        else:
+            self._at_end.append(call)
+
     def _finish(self, end: Exception) -> None:
         self._end = self._end or end
+        calls, self._at_end = self._at_end, []
+        for call in calls:
+            call()
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 

@@ -78,12 +78,14 @@ class ControlServer:
         self._loop.add_reader(listener, self._accept)
 
     async def stop(self) -> None:
-        """Stop listening, end every connection, remove the socket (if it is still ours)."""
+        """Stop listening, end every connection, remove the socket (if still ours). Safe to call twice."""
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
             self._listener.close()
-        for connection in list(self._clients.values()):
+            self._listener = None
+        for task, connection in list(self._clients.items()):
             connection.close()
+            task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
         with suppress(FileNotFoundError):
             if self._path.stat().st_ino == self._inode:
@@ -129,11 +131,11 @@ class ControlServer:
             await _flush(connection)
 
     async def _answer(self, request: Frame, connection: Connection) -> None:
-        handle = self._requests.get(request["op"])
-        if handle is None:
-            raise PeerdError(f"the daemon knows no request {request['op']!r}; are both of one version?")
         fd = None
         try:
+            handle = self._requests.get(request["op"])
+            if handle is None:
+                raise PeerdError(f"the daemon knows no request {request['op']!r}; are both of one version?")
             answer, fd = await handle(request, connection)
             connection.send({"op": "done", **answer}, fd)
         except PeerdError as error:
@@ -184,10 +186,10 @@ class ControlServer:
         try:
             for line in recent.lines(name):
                 connection.send({"op": "progress", "text": line})
-            while request.get("follow") and not connection.closed:
-                line = await queue.get()
-                if connection.unsent < MAX_UNSENT_LOG:
-                    connection.send({"op": "progress", "text": line})
+            if request.get("follow"):
+                following = self._loop.create_task(_follow(queue, connection))
+                connection.on_end(following.cancel)
+                await asyncio.wait([following])
         finally:
             recent.unfollow(queue)
         return {}, None
@@ -239,6 +241,14 @@ async def _flush(connection: Connection) -> None:
             break
         await asyncio.sleep(0.01)
     connection.close()
+
+
+async def _follow(queue: asyncio.Queue[str], connection: Connection) -> None:
+    """Pass lines on as they come, without end; a client that is slow misses some."""
+    while True:
+        line = await queue.get()
+        if connection.unsent < MAX_UNSENT_LOG:
+            connection.send({"op": "progress", "text": line})
 
 
 def _map(request: Frame, key: str) -> Frame:

@@ -16,7 +16,7 @@ from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.signatures import first_difference
 from peer.daemon.supervisor import HOPELESS, Supervisor
 from peer.errors import DataError, PeerdError, UsageError, by_exit_code
-from peer.events import Closed, FromLearner, LearnerGone, Leave, Ready
+from peer.events import Closed, FromLearner, Leave, Ready
 from peer.local import Connection, Frame
 from peer.mesh.greeting import Signature
 from peer.mesh.node import Node, NodeEvent
@@ -35,6 +35,7 @@ class Owner(Protocol):
     node: Node | None
 
     def feed(self, event: NodeEvent) -> None: ...
+    def learner_lost(self, reason: str) -> None: ...
     def fail(self, error: PeerdError) -> None: ...
     def spawn(self, work: Any) -> None: ...
 
@@ -96,7 +97,7 @@ class Learning:
 
     def _lost(self, reason: str) -> None:
         self.end = self.signature = None
-        self._owner.feed(LearnerGone(reason))
+        self._owner.learner_lost(reason)
 
     # --- what a learner says ---------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from peer.errors import ConfigError, PeerdError, UsageError
 from peer.events import (
     ForLearner,
     Gone,
+    LearnerGone,
     Leave,
     LinkUp,
     Met,
@@ -283,13 +284,19 @@ class SessionDriver:
         else:
             self._signal(self.ended)
 
+    def learner_lost(self, reason: str) -> None:
+        """Its mass is lost with it. A founder without company so far was all there is: it founds anew."""
+        self.feed(LearnerGone(reason))
+        if self.folder.note.founder and self._gone is None and self._leaving is None:
+            self._start_over()
+
     def _start_over(self) -> None:
-        """A script has left and its daemon stays: a new node waits for the next learner."""
+        """A new node waits for the next learner: a script has left, or the founder's learner is lost."""
         assert self.node is not None
         me = self.node.members.me
         self._me, self._gone = replace(me, state="alive", incarnation=me.incarnation + 1), None
         others = [record for record in self.node.members.alive() if record.peer != me.peer]
-        self.node = Node(self._me, replace(self.node.terms, founder=False))
+        self.node = Node(self._me, replace(self.node.terms, founder=self.folder.note.founder))
         for record in others:
             self.feed(Met(record))
 

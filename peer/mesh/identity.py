@@ -28,69 +28,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
-from peer.errors import RemoteError, StateError, UsageError
+from peer.errors import RemoteError, StateError
+from peer.keys import KEY_BYTES
 
 log = logging.getLogger(__name__)
 
-KEY_BYTES = 16
-CHECK_BYTES = 4  # with the key 20 bytes = 32 letters of base32 = 8 groups of 4, no padding
-KEY_PREFIX = "peerd1"
 CURVE = (
     ec.SECP256R1()
 )  # gRPC refuses Ed25519 certificates: NO_COMMON_SIGNATURE_ALGORITHMS, measured on 1.85.1
-CURVE_ORDER = (
-    0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # n of P-256, FIPS 186-4 D.1.2.3
-)
+# n of P-256, FIPS 186-4, D.1.2.3
+CURVE_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 LEAF_EPOCH = datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC)
 FOREVER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5
 ANY_MEMBER = "peerd"  # the second name of every leaf: what a Hello channel, which knows no id yet, asks for
-
-
-def new_key() -> bytes:
-    """A fresh session key."""
-    return secrets.token_bytes(KEY_BYTES)
-
-
-def format_key(key: bytes) -> str:
-    """The key as people type it: peerd1-XXXX-… in eight groups of four letters, the last 32 bits a
-    checksum.
-    """
-    letters = base64.b32encode(key + _checksum(key)).decode()
-    return "-".join([KEY_PREFIX, *(letters[at : at + 4] for at in range(0, len(letters), 4))])
-
-
-def parse_key(text: str) -> bytes:
-    """The key from what was typed. Case, spaces and missing dashes do not matter. UsageError says what is
-    wrong.
-    """
-    plain = "".join(text.split()).upper().replace("-", "")
-    prefix = KEY_PREFIX.upper()
-    if not plain.startswith(prefix):
-        raise UsageError(f"a join key starts with '{KEY_PREFIX}-'; print yours with 'peerd key NAME'")
-    letters = plain.removeprefix(prefix)
-    for at, letter in enumerate(letters):
-        if letter not in "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567":
-            raise UsageError(
-                f"the join key has {letter!r} in group {at // 4 + 1}; a key has letters A-Z and digits 2-7"
-            )
-    if len(letters) != 32:
-        raise UsageError(
-            f"the join key has {len(letters)} letters after '{KEY_PREFIX}-', and needs 32 (8 groups of 4)"
-        )
-    raw = base64.b32decode(letters)
-    key, checksum = raw[:KEY_BYTES], raw[KEY_BYTES:]
-    if checksum != _checksum(key):
-        raise UsageError(
-            "the join key's checksum does not fit: at least one letter is wrong; compare it again"
-        )
-    return key
-
-
-def _checksum(key: bytes) -> bytes:
-    if len(key) != KEY_BYTES:
-        raise UsageError(f"a session key has {KEY_BYTES} bytes, this one {len(key)}")
-    return hashlib.sha256(b"peerd join key" + key).digest()[:CHECK_BYTES]
 
 
 def peer_id_of(certificate: bytes) -> str:
@@ -163,7 +114,7 @@ class SessionIdentity:
     """
 
     def __init__(self, key: bytes, device: Device, folder: Path | None = None) -> None:
-        _checksum(key)  # refuses a key of another length
+        assert len(key) == KEY_BYTES, f"a session key has {KEY_BYTES} bytes, not {len(key)}"
         self.peer_id = device.id
         self.beacon_key = _derive(key, "beacon", 32)
         self.insecure_token = _derive(key, "insecure", 16).hex()

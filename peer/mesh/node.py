@@ -73,7 +73,8 @@ WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up t
 ELECTION_S = 10.0  # architecture, section 5: silence after which nobody is taken to have mass
 ASK_AGAIN_S = 5.0  # a sponsor that has not answered by now is passed over; guess
 QUIET_S = 2.0  # probe members not heard for this long: reliability note, section e
-GOSSIP_S = 2.0  # answer differing views at most this often per peer; guess
+NEWS_S, NEWS_TO = 0.5, 3  # own news goes to so many at a time: memberlist's gossip is 3 each 0.2 s
+DIFFERS_S = 3.0  # news in flight makes views differ for a moment; after this all is told again; guess
 IDLE_LINK_S = 60.0  # a link that no round has used for this long is closed; guess
 REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed; guess
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
@@ -146,7 +147,8 @@ class Node:
         self._gone = False
         self._ticked_at = math.inf
         self._told: dict[PeerId, dict[PeerId, tuple[int, int]]] = {}
-        self._gossiped: dict[PeerId, float] = {}
+        self._differs: dict[PeerId, float] = {}  # peers whose view is another, since when
+        self._spread_at = -math.inf
         self._effects: list[Effect] = []
 
     @property
@@ -184,7 +186,7 @@ class Node:
             case Met(record):
                 self._merge([record], now)
                 self._alive(record.peer, now)
-                self._gossip(record.peer)
+                self._gossip(record.peer, everything=True)
             case Told(peer, message):
                 self._alive(peer, now)
                 self._control(peer, message, now)
@@ -231,7 +233,7 @@ class Node:
         self._absorb(self.links.learner_started(event.life), now)
         self._seeking_since, self._asked = now, {}
         self._publish(phase="seeking", life=event.life, round=event.round)
-        if self._founder and event.round < 0:
+        if self._founder and event.round < 0 and not self.company:
             self._found(resume=False)
         else:
             self._seek(now)
@@ -241,7 +243,6 @@ class Node:
         self._learner(Found(resume))
 
     def _seated(self, now: float) -> None:
-        self._founder = False
         self._sponsoring.clear()
         self._publish(phase="training")
         self._note("has mass and trains", round=self.key.round)
@@ -376,10 +377,7 @@ class Node:
                 self._merge(records, now)
                 told = self._told.setdefault(peer, {})
                 told.update({r.peer: (r.boot, r.incarnation) for r in records})
-                if view != self.members.digest() and now - self._gossiped.get(peer, -math.inf) >= GOSSIP_S:
-                    self._gossiped[peer] = now
-                    self._told[peer] = {}
-                    self._gossip(peer)
+                self._compare_views(peer, view, now)
             case SponsorMe():
                 self._sponsor(peer, now)
             case Goodbye(record, life, epoch, applied):
@@ -405,20 +403,41 @@ class Node:
                 if record.peer != self.me:
                     self._gossip(record.peer)
 
-    def _gossip(self, peer: PeerId) -> None:
-        """A sign of life, with the records this peer has not been told."""
+    def _gossip(self, peer: PeerId, *, everything: bool = False) -> None:
+        """A sign of life, with this node's own record, or all it knows, as far as the peer has not been told."""
         told = self._told.setdefault(peer, {})
-        news = [r for r in self.members.records() if told.get(r.peer) != (r.boot, r.incarnation)]
+        records = self.members.records() if everything else [self.members.me]
+        news = [r for r in records if r.peer != peer and told.get(r.peer) != (r.boot, r.incarnation)]
         told.update({r.peer: (r.boot, r.incarnation) for r in news})
-        self._effects.append(
-            Tell(peer, Probe(self.members.digest(), tuple(r for r in news if r.peer != peer)))
-        )
+        self._effects.append(Tell(peer, Probe(self.members.digest(), tuple(news))))
+
+    def _spread_news(self, now: float) -> None:
+        """Tell own news to a few that have not been told, until all have."""
+        if now - self._spread_at < NEWS_S:
+            return
+        self._spread_at = now
+        me = self.members.me
+        ignorant = [
+            r.peer
+            for r in self.members.alive()
+            if r.peer != self.me and self._told.get(r.peer, {}).get(self.me) != (me.boot, me.incarnation)
+        ]
+        for peer in sorted(ignorant, key=self.members.heard_at)[:NEWS_TO]:
+            self._gossip(peer)
+
+    def _compare_views(self, peer: PeerId, view: bytes, now: float) -> None:
+        """Anti-entropy: a peer whose records differ for a while is told everything."""
+        if view == self.members.digest():
+            self._differs.pop(peer, None)
+        elif now - self._differs.setdefault(peer, now) >= DIFFERS_S:
+            self._differs[peer] = now
+            self._told[peer] = {}
+            self._gossip(peer, everything=True)
 
     def _weigh(self, weight: float) -> None:
-        """Own weight, published in steps of 2^(1/4): w̄ to 10 % without a record in every round."""
+        """Own weight; published when it has changed enough."""
         self.weight = weight
-        coarse = 2.0 ** (round(4 * math.log2(weight)) / 4) if weight > 0 else 0.0
-        self.members.update_me(weight=coarse)
+        self.members.update_me(weight=weight)
 
     def _watch_view(self, now: float) -> None:
         if self.members.version == self._seen:
@@ -515,6 +534,7 @@ class Node:
         for peer in self.members.probe_targets(now):
             if now - self.members.heard_at(peer) >= QUIET_S:
                 self._gossip(peer)
+        self._spread_news(now)
         self._reverse_dial(now)
         self._drop_idle(now)
         if self._finished_at is not None and (not self.links.ledger() or now - self._finished_at > LINGER_S):

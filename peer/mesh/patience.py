@@ -64,11 +64,11 @@ class Patience:
     def until(self, src: PeerId, pushed_at: float) -> float:
         """When to stop waiting for this neighbor's message of the round pushed at `pushed_at`."""
         link = self._links.get(src, _Link())
-        wait = (
-            FIRST_S
-            if link.mean_s is None
-            else max(FLOOR_S, 2 * self._round_s, link.mean_s + 4 * link.deviation_s)
-        )
+        if link.mean_s is None:
+            wait = min(FIRST_S, 4 * self._round_s) if self._round_s else FIRST_S
+        else:
+            wait = max(2 * self._round_s, link.mean_s + 4 * link.deviation_s)
+        wait = max(FLOOR_S, wait)
         return max(pushed_at + min(CAP_S, wait) * 0.5**link.misses, link.progress_at + PROGRESS_S)
 
     def forget(self, src: PeerId) -> None:

@@ -19,7 +19,7 @@ def text(*entries: object) -> bytes:
 @pytest.mark.parametrize(
     ("here", "there", "words"),
     [
-        ([CONV], [["conv1.weight", [8, 1, 3, 3], "float32"]], "here (16, 1, 3, 3) float32, session has (8, 1"),
+        ([CONV], [["conv1.weight", [8, 1, 3, 3], "float32"]], "here (16, 1, 3, 3) float32, session has (8,"),
         ([CONV], [["conv1.weight", [16, 1, 3, 3], "float64"]], "session has (16, 1, 3, 3) float64"),
         ([CONV, BIAS], [CONV], "'conv1.bias': here (16,) float32, not in the session's"),
         ([CONV], [CONV, BIAS], "'conv1.bias': not here, session has (16,) float32"),

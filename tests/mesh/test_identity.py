@@ -9,57 +9,18 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given
-from hypothesis import strategies as st
 
-from peer.errors import RemoteError, StateError, UsageError
+from peer.errors import RemoteError, StateError
+from peer.keys import new_key
 from peer.mesh.identity import (
     Device,
     SessionIdentity,
-    format_key,
-    new_key,
-    parse_key,
     peer_id_of,
 )
 
 
 def device() -> Device:
     return Device(ec.generate_private_key(ec.SECP256R1()))
-
-
-@given(st.binary(min_size=16, max_size=16))
-def test_a_key_survives_being_typed(key: bytes) -> None:
-    text = format_key(key)
-    assert len(text) == len("peerd1") + 8 * 5
-    assert parse_key(text) == key
-    assert parse_key(f"  {text.lower().replace('-', ' ')}\n") == key
-
-
-@given(
-    st.binary(min_size=16, max_size=16),
-    st.integers(0, 31),
-    st.sampled_from("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"),
-)
-def test_one_wrong_letter_is_noticed(key: bytes, at: int, letter: str) -> None:
-    letters = format_key(key).replace("-", "").removeprefix("peerd1")
-    wrong = letters[:at] + letter + letters[at + 1 :]
-    if wrong != letters:
-        with pytest.raises(UsageError, match="checksum"):
-            parse_key("peerd1" + wrong)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("7K3Q-AAAA", "starts with 'peerd1-'"),
-        ("peerd1-AAAA-BBBB", "8 letters"),
-        ("peerd1-AAAA-B0BB", "'0' in group 2"),
-        ("", "starts with"),
-    ],
-)
-def test_a_mistyped_key_says_what_is_wrong(text: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        parse_key(text)
 
 
 def test_the_ca_is_byte_for_byte_the_same_on_every_member() -> None:

@@ -174,9 +174,9 @@ def test_the_view_is_the_living_that_train_and_mean_weight_is_theirs() -> None:
     [
         ({}, False),
         ({"weight": 1.0}, False),
-        ({"weight": 1.04}, False),
+        ({"weight": 1.19}, False),
         ({"weight": 0.96}, False),
-        ({"weight": 1.06}, True),
+        ({"weight": 1.21}, True),
         ({"weight": 0.94}, True),
         ({"phase": "training"}, False),
         ({"phase": "leaving", "weight": 1.01}, True),

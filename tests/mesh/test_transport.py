@@ -36,11 +36,12 @@ from peer.events import (
     StreamUp,
     Told,
 )
+from peer.keys import new_key
 from peer.mesh import greeting as greetings
 from peer.mesh.channels import HELLO, LINK, TELL, Dialer
 from peer.mesh.frames import Begin, Chunk, End, WireFrame, control_to_wire, frame_to_wire
 from peer.mesh.greeting import Greeting, Introduction, Signature, VersionError, greeting_to_wire
-from peer.mesh.identity import Device, SessionIdentity, new_key
+from peer.mesh.identity import Device, SessionIdentity
 from peer.mesh.service import attach
 from peer.mesh.stream import CHUNK_BYTES, Buffer, Intake
 from peer.mesh.transport import Event, Transport
