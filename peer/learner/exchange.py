@@ -77,6 +77,7 @@ class Exchange:
         self._pushed = False
         self._round: OpenRound | None = None
         self._mixed: Tensor | None = None
+        self._heir: PeerId | None = None
         self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
         self._out: dict[PeerId, Message] = {}  # sent and not acknowledged, by destination
 
@@ -125,7 +126,7 @@ class Exchange:
             case Deliver():
                 return self._deliver(command, now)
             case Acked(dst):
-                self._acked(dst)
+                return self._acked(dst)
             case Returned(dst):
                 return self._returned(dst)
             case LinkUp() | LinkDown():
@@ -220,10 +221,11 @@ class Exchange:
             answers.append(self._now_training())
         return [*answers, *self._try_close()]
 
-    def _acked(self, dst: PeerId) -> None:
+    def _acked(self, dst: PeerId) -> Sequence[FromLearner]:
         message = self._out.pop(dst, None)
         if message is not None:
             self.algorithm.settled(dst, message)
+        return self._give_all() if self.state == "left" and dst == self._heir else []
 
     def _returned(self, dst: PeerId) -> Sequence[FromLearner]:
         message = self._out.pop(dst, None)
@@ -249,12 +251,17 @@ class Exchange:
         return [self._push(dst, message), self._holds()]
 
     def _hand_over(self, dst: PeerId | None) -> Sequence[FromLearner]:
-        had_mass = self.algorithm.weight > 0
-        self.state, self.open = "left", False
-        if dst is None or not had_mass or dst not in self._epochs or dst in self._out:
+        self.state, self.open, self._heir = "left", False, dst
+        return self._give_all()
+
+    def _give_all(self) -> Sequence[FromLearner]:
+        """All mass to the heir, once its link is clear. Holds with weight 0 says that nothing is left here."""
+        heir = self._heir
+        if heir is None or self.algorithm.weight == 0:
             return [Holds((), 0.0)]
-        message = self.algorithm.hand_over(self.key)
-        return [self._push(dst, message), Holds((), 0.0)]
+        if heir not in self._epochs or heir in self._out:
+            return []  # the last round's message is on its way there; or the node is about to name another
+        return [self._push(heir, self.algorithm.hand_over(self.key)), Holds((), 0.0)]
 
 
 def _bytes(payload: object) -> bytes | bytearray | memoryview:

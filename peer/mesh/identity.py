@@ -33,9 +33,8 @@ from peer.keys import KEY_BYTES
 
 log = logging.getLogger(__name__)
 
-CURVE = (
-    ec.SECP256R1()
-)  # gRPC refuses Ed25519 certificates: NO_COMMON_SIGNATURE_ALGORITHMS, measured on 1.85.1
+# gRPC refuses Ed25519 certificates: NO_COMMON_SIGNATURE_ALGORITHMS, measured on 1.85.1
+CURVE = ec.SECP256R1()
 # n of P-256, FIPS 186-4, D.1.2.3
 CURVE_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

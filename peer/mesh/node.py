@@ -39,6 +39,7 @@ from peer.events import (
     Key,
     LearnerGone,
     Leave,
+    LinkDown,
     LinkUp,
     Met,
     Moved,
@@ -98,7 +99,7 @@ NodeEvent = (
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a node needs of the session's descriptor. rounds: 0 is forever. founder: it created the session."""
+    """What a node needs of the session's descriptor. rounds: 0 is forever. founder: it made the session."""
 
     topology: str
     seed: int
@@ -225,6 +226,7 @@ class Node:
             case Holds(bases, weight):
                 self.links.holds(bases)
                 self._weigh(weight)
+                self._check_handed(now)
                 if self.phase == "seeking" and weight > 0:
                     self._seated(now)
 
@@ -404,7 +406,7 @@ class Node:
                     self._gossip(record.peer)
 
     def _gossip(self, peer: PeerId, *, everything: bool = False) -> None:
-        """A sign of life, with this node's own record, or all it knows, as far as the peer has not been told."""
+        """A sign of life, with this node's own record or all records, as far as the peer lacks them."""
         told = self._told.setdefault(peer, {})
         records = self.members.records() if everything else [self.members.me]
         news = [r for r in records if r.peer != peer and told.get(r.peer) != (r.boot, r.incarnation)]
@@ -478,8 +480,8 @@ class Node:
                 case Deliver(src, _, _, key):
                     self._delivered(src, key, now)
                 case Acked(dst) if dst == self._handing_to:
-                    self._say_goodbye(now)
-                case Returned(dst) if dst == self._handing_to:
+                    self._check_handed(now)
+                case Returned(dst) | LinkDown(dst, "out") if dst == self._handing_to:
                     self._handing_to = None
 
     def _delivered(self, src: PeerId, key: Key, now: float) -> None:
@@ -563,6 +565,11 @@ class Node:
             self._learner(HandOver(self._handing_to))
         elif not heirs or not self._has_mass:
             self._learner(HandOver(None))
+            self._say_goodbye(now)
+
+    def _check_handed(self, now: float) -> None:
+        """The learner holds nothing any more, and the parcel that took it away is acknowledged?"""
+        if self._handing_to is not None and self.weight == 0 and not self.links.unacked(self._handing_to):
             self._say_goodbye(now)
 
     def _say_goodbye(self, now: float) -> None:

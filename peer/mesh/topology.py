@@ -69,9 +69,9 @@ def final_spec(spec: str) -> str:
 def final_rounds(spec: str, n: int) -> int:
     """Rounds without local steps on `final_spec`, after which the nodes agree.
 
-    complete: 1, exact. exponential: one period; exact if n is a power of 2 (the product of its matrices is then
-    1/n everywhere), else at most a quarter of the slowest mode is left. ring and random-K come to the exponential
-    graph with links that are new: difference-push opens them in a first period, and averages in a second.
+    complete: 1, exact. exponential: one period; exact if n is a power of 2 (the product of its matrices is
+    then 1/n everywhere), else at most a quarter of the slowest mode is left. ring and random-K come to the
+    exponential graph with new links: difference-push opens them in a first period, and averages in a second.
     """
     kind, _ = parse(spec)
     if n < 2 or kind == "complete":

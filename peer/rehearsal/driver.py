@@ -183,7 +183,7 @@ class Rehearsal:
             return receiver.left == ""  # a crash took what it had applied, and may have applied this
         for parcel in device.node.links.ledger():
             if parcel.dst == dst:
-                life, epoch, applied = receiver.node.links.applied(device.peer)
+                _, epoch, applied = receiver.node.links.applied(device.peer)
                 return epoch == parcel.epoch and applied >= parcel.number
         return False
 

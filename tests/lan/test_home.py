@@ -59,10 +59,10 @@ def comes_to(home: Network, weight: float) -> bool:
 
 def rounds_later(home: Network, count: int, *, without: str = "") -> bool:
     """Every device closes `count` more rounds."""
-    before = {d.name: d.session(NAME)["round"] for d in devices(home, without=without)}
+    before = {d.name: d.session(NAME)["round"] or 0 for d in devices(home, without=without)}
 
     def gone_on() -> bool:
-        now = {d.name: d.session(NAME)["round"] for d in devices(home, without=without)}
+        now = {d.name: d.session(NAME)["round"] or 0 for d in devices(home, without=without)}
         return all(now[name] >= before[name] + count for name in before)
 
     return home.wait(f"{count} more rounds on {sorted(before)}", gone_on)

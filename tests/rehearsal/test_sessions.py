@@ -1,4 +1,4 @@
-"""Whole sessions in virtual time: the node, the links, the algorithms and the codec of the daemon, many devices.
+"""Whole sessions in virtual time, of many devices: the daemon's node and links, algorithms and codec.
 
 Every device pulls its model towards a minimiser of its own; only averaging brings anybody to their mean.
 """
@@ -259,3 +259,14 @@ def test_pace_free_never_waits() -> None:
     assert r.devices[name(0)].node.key.round > 150
     assert worst_error(r, target(4)) < 1.5
     assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+
+
+def test_a_hand_over_waits_for_the_message_that_is_on_its_way() -> None:
+    """Leaving at any moment of a round loses no weight: also while the round's own message is unacknowledged."""
+    for tenth in range(24):
+        r = together(home("sgp", weather=Weather(latency_s=(0.2, 0.4)), seed=tenth), 3)
+        r.run(10.0 + tenth / 10)
+        r.leave(name(1))
+        r.run(20.0, until=lambda r=r: not r.devices[name(1)].alive)
+        r.run(10.0)
+        assert r.mass()[1] == pytest.approx(1.0, rel=1e-9), f"left {tenth / 10} s into a round"
