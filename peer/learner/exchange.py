@@ -255,7 +255,7 @@ class Exchange:
         return self._give_all()
 
     def _give_all(self) -> Sequence[FromLearner]:
-        """All mass to the heir, once its link is clear. Holds with weight 0 says that nothing is left here."""
+        """All mass to the heir, once its link is clear. Holds with weight 0 says that nothing is left."""
         heir = self._heir
         if heir is None or self.algorithm.weight == 0:
             return [Holds((), 0.0)]

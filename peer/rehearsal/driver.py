@@ -54,9 +54,14 @@ MakeExchange = Callable[[PeerId, tuple[Tensor, int] | None], Exchange]
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """The network's faults. latency_s: uniform range per frame; loss, duplicate: probability per frame."""
+    """The network's faults. latency_s: uniform range per frame; loss, duplicate: probability per frame.
+
+    local_s: each way between a device's node and its learner. Above 0, `mass` may count a parcel twice
+    while the learner's word that it has taken it is on its way.
+    """
 
     latency_s: tuple[float, float] = (0.005, 0.05)
+    local_s: float = 0.0
     loss: float = 0.0
     duplicate: float = 0.0
     redial_s: float = 0.2
@@ -224,7 +229,7 @@ class Rehearsal:
     def _perform(self, device: Device, effect: Effect) -> None:
         match effect:
             case ForLearner(command):
-                self._answer(device, device.exchange.handle(command, self.now))
+                self._locally(device, lambda: self._answer(device, device.exchange.handle(command, self.now)))
             case Connect(peer, direction):
                 self._wanted.add((device.peer, peer, direction))
                 self._at(self._latency(), lambda: self._dial(device, peer, direction))
@@ -243,7 +248,8 @@ class Rehearsal:
                 self._at(0.0, lambda: self._off(device))
 
     def _answer(self, device: Device, events: Iterable[FromLearner]) -> None:
-        self._feed(device, *events)
+        events = tuple(events)
+        self._locally(device, lambda: self._feed(device, *events))
         model = device.exchange.take()
         if model is not None:
             device.model, device.rounds = model, device.rounds + 1
@@ -258,6 +264,13 @@ class Rehearsal:
             return
         u = self._train(device.peer, device.model, device.exchange.key.round)
         self._answer(device, device.exchange.submit(u, 1.0, self.now))
+
+    def _locally(self, device: Device, action: Callable[[], None]) -> None:
+        """Over the socket between node and learner, which keeps order."""
+        if self.weather.local_s:
+            self._at(self.weather.local_s, lambda: action() if self._is_on(device) else None)
+        else:
+            action()
 
     # --- streams ---------------------------------------------------------------------------------
 

@@ -262,11 +262,15 @@ def test_pace_free_never_waits() -> None:
 
 
 def test_a_hand_over_waits_for_the_message_that_is_on_its_way() -> None:
-    """Leaving at any moment of a round loses no weight: also while the round's own message is unacknowledged."""
+    """Leaving at any moment loses no weight, also while the round's own message is unacknowledged."""
     for tenth in range(24):
-        r = together(home("sgp", weather=Weather(latency_s=(0.2, 0.4)), seed=tenth), 3)
+        r = together(home("sgp", weather=Weather(latency_s=(0.01, 0.02), local_s=0.1), seed=tenth), 3)
         r.run(10.0 + tenth / 10)
         r.leave(name(1))
-        r.run(20.0, until=lambda r=r: not r.devices[name(1)].alive)
-        r.run(10.0)
-        assert r.mass()[1] == pytest.approx(1.0, rel=1e-9), f"left {tenth / 10} s into a round"
+        r.run(20.0)
+        assert r.devices[name(1)].left == "left"
+        totals = []
+        for _ in range(40):
+            r.run(0.1)
+            totals.append(r.mass()[1])
+        assert min(totals) == pytest.approx(1.0, rel=1e-9), f"left {tenth / 10} s into a round: {totals}"
