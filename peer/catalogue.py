@@ -67,7 +67,10 @@ _PRESETS = {
     "frugal": Preset(32, "bits=1"),  # 951x at 0.5 points, twice the steps
 }
 
-_MIN_WEIGHT = {"min-weight": Option("0.4", "a node lighter than this gives nothing away")}
+_GUARD = {
+    "min-weight": Option("0.4", "a node lighter than this, relative to the others, gives nothing away"),
+    "overshoot": Option("1.25", "a light node's model moves at most so many times its own local change"),
+}
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {
     entry.name: entry
@@ -84,7 +87,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 "share": Option("0.5", "most of the weight in one parcel", most=0.5),
                 "replicas": Option("on", "remember what each neighbor knows", choices=("on", "off")),
                 "replica-mb": Option("256", "memory for that", most=1e6),
-                **_MIN_WEIGHT,
+                **_GUARD,
             },
             topologies=TOPOLOGIES,
             presets=_PRESETS,
@@ -94,7 +97,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "stochastic gradient push: whole models (Assran et al. 2019)",
             compression="none",
             compressions=frozenset({"dense"}),
-            options=dict(_MIN_WEIGHT),
+            options=dict(_GUARD),
             topologies=TOPOLOGIES,
             presets={},
         ),
@@ -110,7 +113,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 "reference": Option(
                     "initial", "what the sparse difference is taken from", choices=("initial", "zero")
                 ),
-                **_MIN_WEIGHT,
+                **_GUARD,
             },
             topologies=TOPOLOGIES,
             presets={},

@@ -198,5 +198,5 @@ def test_what_the_catalogue_allows_the_algorithms_take() -> None:
         made = algorithms.make(name, defaults, layout, torch.float32)
         plain = algorithms.make(name, {}, layout, torch.float32)
         assert vars(made).keys() == vars(plain).keys()
-        for attribute in ("min_weight", "budget", "gamma", "reference"):
+        for attribute in ("guard", "budget", "gamma", "reference"):
             assert getattr(made, attribute, None) == getattr(plain, attribute, None), (name, attribute)

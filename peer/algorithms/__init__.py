@@ -13,7 +13,7 @@ import torch
 from peer import catalogue
 from peer.algorithms.base import Algorithm
 from peer.algorithms.difference_push import Budget, DifferencePush
-from peer.algorithms.push_sum import MIN_WEIGHT
+from peer.algorithms.push_sum import GUARD, Guard
 from peer.algorithms.replicas import REPLICA_MB
 from peer.algorithms.sgp import SGP
 from peer.algorithms.sparse_push import SparsePush
@@ -24,9 +24,18 @@ from peer.errors import UsageError
 from peer.grammar import MAX_BITS, Compression
 
 _KNOWN = {
-    "sgp": ("min-weight",),
-    "sparse-push": ("gamma", "reference", "min-weight"),
-    "difference-push": ("preset", "bits", "final-bits", "share", "replicas", "replica-mb", "min-weight"),
+    "sgp": ("min-weight", "overshoot"),
+    "sparse-push": ("gamma", "reference", "min-weight", "overshoot"),
+    "difference-push": (
+        "preset",
+        "bits",
+        "final-bits",
+        "share",
+        "replicas",
+        "replica-mb",
+        "min-weight",
+        "overshoot",
+    ),
 }
 
 
@@ -83,8 +92,11 @@ class _Request:
         return text
 
     @property
-    def min_weight(self) -> float:
-        return self.number("min-weight", MIN_WEIGHT, 0.0, 1.0)
+    def guard(self) -> Guard:
+        return Guard(
+            self.number("min-weight", GUARD.min_weight, 0.0, 1.0),
+            self.number("overshoot", GUARD.overshoot, 1.0, 1e9),
+        )
 
     @property
     def compressor(self) -> Compressor:
@@ -93,7 +105,7 @@ class _Request:
 
 def _sgp(asked: _Request) -> Algorithm:
     Q = None if asked.spec == Compression() else asked.compressor
-    return SGP(asked.layout, asked.dtype, Q, lockstep=asked.lockstep, min_weight=asked.min_weight)
+    return SGP(asked.layout, asked.dtype, Q, lockstep=asked.lockstep, guard=asked.guard)
 
 
 def _sparse_push(asked: _Request) -> Algorithm:
@@ -110,7 +122,7 @@ def _sparse_push(asked: _Request) -> Algorithm:
         gamma,
         reference="zero" if asked.word("reference", "initial", "zero") == "zero" else "initial",
         lockstep=asked.lockstep,
-        min_weight=asked.min_weight,
+        guard=asked.guard,
     )
 
 
@@ -135,5 +147,5 @@ def _difference_push(asked: _Request) -> Algorithm:
         replicas=replicas,
         replica_mb=asked.number("replica-mb", REPLICA_MB, 0.0, 1e6),
         lockstep=asked.lockstep,
-        min_weight=asked.min_weight,
+        guard=asked.guard,
     )

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.base import Links, Message
-from peer.algorithms.push_sum import MIN_WEIGHT, PushSum
+from peer.algorithms.push_sum import GUARD, Guard, PushSum
 from peer.algorithms.replicas import REPLICA_MB, Replicas
 from peer.compression.bodies import Body, Empty, Layout
 from peer.compression.compressor import Compressor
@@ -77,9 +77,9 @@ class DifferencePush(PushSum):
         replicas: bool = True,
         replica_mb: float = REPLICA_MB,
         lockstep: bool = True,
-        min_weight: float = MIN_WEIGHT,
+        guard: Guard = GUARD,
     ) -> None:
-        super().__init__(layout, dtype, lockstep=lockstep, min_weight=min_weight)
+        super().__init__(layout, dtype, lockstep=lockstep, guard=guard)
         self.C, self.opening, self.budget = C, opening, budget
         self.replicas = Replicas(self.held, allowed=replicas, mb=replica_mb)
 

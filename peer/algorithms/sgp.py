@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 
 from peer.algorithms.base import Links, Message
-from peer.algorithms.push_sum import MIN_WEIGHT, PushSum
+from peer.algorithms.push_sum import GUARD, Guard, PushSum
 from peer.compression.bodies import Layout
 from peer.compression.compressor import Compressor
 from peer.events import FINAL, PeerId
@@ -35,9 +35,9 @@ class SGP(PushSum):
         Q: Compressor | None = None,
         *,
         lockstep: bool = True,
-        min_weight: float = MIN_WEIGHT,
+        guard: Guard = GUARD,
     ) -> None:
-        super().__init__(layout, dtype, lockstep=lockstep, min_weight=min_weight)
+        super().__init__(layout, dtype, lockstep=lockstep, guard=guard)
         self.Q = Q or self.exactly
 
     def push(self, links: Links) -> dict[PeerId, Message]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.base import SHARE, Links, Message
-from peer.algorithms.push_sum import MIN_WEIGHT, PushSum
+from peer.algorithms.push_sum import GUARD, Guard, PushSum
 from peer.compression.bodies import Body, Empty, Layout
 from peer.compression.compressor import Compressor
 from peer.events import FINAL, PeerId
@@ -51,9 +51,9 @@ class SparsePush(PushSum):
         *,
         reference: Reference = "zero",
         lockstep: bool = True,
-        min_weight: float = MIN_WEIGHT,
+        guard: Guard = GUARD,
     ) -> None:
-        super().__init__(layout, dtype, lockstep=lockstep, min_weight=min_weight)
+        super().__init__(layout, dtype, lockstep=lockstep, guard=guard)
         self.C, self.gamma, self.reference = C, gamma, reference
         self.e = torch.zeros_like(self.x)
 

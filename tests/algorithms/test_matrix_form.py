@@ -10,7 +10,7 @@ from torch import Tensor
 
 from algorithms.swarm import F64, Graph, Swarm, exponential, random_out, randoms, ring, skewed
 from peer.algorithms.difference_push import Budget, DifferencePush
-from peer.algorithms.push_sum import PushSum
+from peer.algorithms.push_sum import OFF, PushSum
 from peer.algorithms.sgp import SGP
 from peer.algorithms.sparse_push import SparsePush
 from peer.compression.bodies import Body, Layout, Sparse
@@ -67,7 +67,7 @@ def begun(nodes: Sequence[PushSum], graph: Graph) -> Swarm:
 @pytest.mark.parametrize("values", [None, "fp16", "int8"])
 def test_sgp_equals_its_matrix_form(n: int, graph: Graph, values: Values | None) -> None:
     Q = None if values is None else compressor(Compression(values=values), LAYOUT, F64)
-    swarm = begun([SGP(LAYOUT, F64, Q, min_weight=0) for _ in range(n)], graph)
+    swarm = begun([SGP(LAYOUT, F64, Q, guard=OFF) for _ in range(n)], graph)
     X, w = swarm.X, swarm.w
     for t in range(ROUNDS):
         U = updates(n, t)
@@ -81,7 +81,7 @@ def test_sgp_equals_its_matrix_form(n: int, graph: Graph, values: Values | None)
 @pytest.mark.parametrize(("n", "graph"), GRAPHS)
 def test_sparse_push_equals_its_matrix_form(n: int, graph: Graph) -> None:
     gamma = 0.15
-    nodes = [SparsePush(LAYOUT, F64, top_k_exactly, gamma, min_weight=0) for _ in range(n)]
+    nodes = [SparsePush(LAYOUT, F64, top_k_exactly, gamma, guard=OFF) for _ in range(n)]
     swarm = begun(nodes, graph)
     X, w, E = swarm.X, swarm.w, torch.zeros_like(swarm.X)
     for t in range(ROUNDS):
@@ -99,7 +99,7 @@ def test_sparse_push_equals_its_matrix_form(n: int, graph: Graph) -> None:
 @pytest.mark.parametrize(("bits", "phase"), [(1.0, TRAIN), (2.0, FINAL), (0.5, TRAIN)])
 def test_difference_push_equals_its_matrix_form(n: int, graph: Graph, bits: float, phase: int) -> None:
     budget = Budget(R=bits, final=bits)
-    nodes = [DifferencePush(LAYOUT, F64, quantizer, INT8, budget, min_weight=0) for _ in range(n)]
+    nodes = [DifferencePush(LAYOUT, F64, quantizer, INT8, budget, guard=OFF) for _ in range(n)]
     swarm = begun(nodes, graph)
     X, w = swarm.X, swarm.w
     H = X[0].expand(n, n, -1).clone()  # every link opens with the initial model as its base
