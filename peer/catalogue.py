@@ -69,7 +69,9 @@ _PRESETS = {
 
 _GUARD = {
     "min-weight": Option("0.4", "a node lighter than this, relative to the others, gives nothing away"),
-    "overshoot": Option("1.25", "a light node's model moves at most so many times its own local change"),
+    "overshoot": Option(
+        "1.25", "a light node's model moves at most so many times its own local change", least=1, most=1e9
+    ),
 }
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {

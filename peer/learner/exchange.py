@@ -218,7 +218,7 @@ class Exchange:
         answers += [self._push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:
             self.key = message.key
-            answers.append(self._now_training())
+            answers.insert(0, self._now_training())
         return [*answers, *self._try_close()]
 
     def _acked(self, dst: PeerId) -> Sequence[FromLearner]:

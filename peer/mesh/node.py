@@ -79,6 +79,7 @@ DIFFERS_S = 3.0  # news in flight makes views differ for a moment; after this al
 IDLE_LINK_S = 60.0  # a link that no round has used for this long is closed; guess
 REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed; guess
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
+CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
@@ -127,6 +128,8 @@ class Node:
         self._open = False
         self._pushed_at: float | None = None
         self._opened_at = 0.0
+        self._overdue = False  # the learner has been told to close this round as it is
+        self._at_learner: dict[tuple[PeerId, int, int], Key] = {}  # parcels it has not answered yet
         self._pushes: dict[Key, float] = {}
         self._expected: frozenset[PeerId] = frozenset()
         self._heard: dict[PeerId, Key] = {}
@@ -143,7 +146,7 @@ class Node:
         self._leaving_since = 0.0
         self._has_mass = False
         self._handing_to: PeerId | None = None
-        self._finals: int | None = None  # how many final rounds, fixed when the first of them opens
+        self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
         self._finished_at: float | None = None
         self._gone = False
         self._ticked_at = math.inf
@@ -187,6 +190,7 @@ class Node:
             case Met(record):
                 self._merge([record], now)
                 self._alive(record.peer, now)
+                self._told.pop(record.peer, None)
                 self._gossip(record.peer, everything=True)
             case Told(peer, message):
                 self._alive(peer, now)
@@ -209,16 +213,15 @@ class Node:
             case Push(dst, epoch, key, payload, delivery):
                 self._absorb(self.links.push(dst, epoch, key, payload, delivery, now), now)
             case Pushed(key):
-                if key == self.key and self._open:
-                    self.patience.worked(now - self._opened_at)
-                    self._pushed_at = self._pushes[key] = now
-                    self._pushes = dict(list(self._pushes.items())[-32:])
-                    self._check_deadline(now)
+                self._pushed(key, now)
             case Closed():
                 self._closed(event, now)
             case Taken(src, epoch, number):
+                if (taken := self._at_learner.pop((src, epoch, number), None)) is not None:
+                    self._took(src, taken, now)
                 self._absorb(self.links.taken(src, epoch, number), now)
             case Rejected(src, epoch, number, reason, fault):
+                self._at_learner.pop((src, epoch, number), None)
                 if fault:
                     self.faults[src] = self.faults.get(src, 0) + 1
                     self._note("sent something that was refused", "warning", peer=src, reason=reason)
@@ -226,6 +229,7 @@ class Node:
             case Holds(bases, weight):
                 self.links.holds(bases)
                 self._weigh(weight)
+                self._has_mass = self._has_mass or weight > 0
                 self._check_handed(now)
                 if self.phase == "seeking" and weight > 0:
                     self._seated(now)
@@ -233,7 +237,7 @@ class Node:
     def _ready(self, event: Ready, now: float) -> None:
         self.links.holds(event.bases, event.replicas)
         self._absorb(self.links.learner_started(event.life), now)
-        self._seeking_since, self._asked = now, {}
+        self._seeking_since, self._asked, self.key = now, {}, Key()
         self._publish(phase="seeking", life=event.life, round=event.round)
         if self._founder and event.round < 0 and not self.company:
             self._found(resume=False)
@@ -246,6 +250,7 @@ class Node:
 
     def _seated(self, now: float) -> None:
         self._sponsoring.clear()
+        self.key = max([self.key, *self._at_learner.values()])  # the sponsor's round, if there was a sponsor
         self._publish(phase="training")
         self._note("has mass and trains", round=self.key.round)
         self._open_next(now)
@@ -253,7 +258,8 @@ class Node:
     def _learner_gone(self, reason: str, now: float) -> None:
         self._absorb(self.links.learner_gone(), now)
         self._open, self._pushed_at, self.weight = False, None, 0.0
-        self._has_mass = False
+        self._has_mass, self._handing_to = False, None
+        self._at_learner.clear()
         if self._leaving is None:
             self._publish(phase="idle", life=0, weight=0.0)
 
@@ -281,9 +287,12 @@ class Node:
         elif best is None and self._founder:
             self._found(resume=False)
 
-    def _sponsor(self, peer: PeerId, now: float) -> None:
-        if self.phase != "training":
+    def _sponsor(self, peer: PeerId, life: int, now: float) -> None:
+        record = next((r for r in self.members.alive() if r.peer == peer), None)
+        if self.phase != "training" or record is None:
             return
+        if record.phase == "training" and record.life == life:
+            return  # somebody else was faster
         self._sponsoring.add(peer)
         self._need(peer, now)
         if self.links.clear(peer):
@@ -304,30 +313,29 @@ class Node:
             return
         rounds, phase = self.terms.rounds, TRAIN
         if rounds and self.key.round >= rounds:
-            if self._finals is None:
-                self._finals = topology.final_rounds(self.terms.topology, len(self._view))
-            if self.key.round >= rounds + self._finals:
+            self._final_view = self._final_view or self._view  # who finishes first must not change the graph
+            if self.key.round >= rounds + topology.final_rounds(self.terms.topology, len(self._final_view)):
                 self._finish(now)
                 return
             phase = FINAL
         self.key = Key(self.key.generation, self.key.round, phase)
-        self._open, self._pushed_at, self._opened_at = True, None, now
+        self._open, self._pushed_at, self._opened_at, self._overdue = True, None, now, False
         self._announce_round(now)
 
     def _announce_round(self, now: float) -> None:
-        spec, seed, key = self.terms.topology, self.terms.seed, self.key
+        spec, view, seed, key = self.terms.topology, self._view, self.terms.seed, self.key
         if key.phase == FINAL:
-            spec = topology.final_spec(spec)
-        out = topology.out_neighbors(spec, self._view, self.me, key.round, seed)
-        self._expected = frozenset(topology.in_neighbors(spec, self._view, self.me, key.round, seed))
-        for round_ in range(key.round, key.round + topology.cycle(spec, len(self._view))):
-            for dst in topology.out_neighbors(spec, self._view, self.me, round_, seed):
+            spec, view = topology.final_spec(spec), self._final_view
+        out = topology.out_neighbors(spec, view, self.me, key.round, seed)
+        self._expected = frozenset(topology.in_neighbors(spec, view, self.me, key.round, seed))
+        for round_ in range(key.round, key.round + topology.cycle(spec, len(view))):
+            for dst in topology.out_neighbors(spec, view, self.me, round_, seed):
                 self._need(dst, now)
-            for src in topology.in_neighbors(spec, self._view, self.me, round_, seed):
+            for src in topology.in_neighbors(spec, view, self.me, round_, seed):
                 if not self.links.has_stream(src, "in"):
                     self._due.setdefault(src, now)
         self._learner(
-            OpenRound(key, out, tuple(sorted(self._expected)), len(self._view), self.members.mean_weight())
+            OpenRound(key, out, tuple(sorted(self._expected)), len(view), self.members.mean_weight())
         )
 
     def _closed(self, event: Closed, now: float) -> None:
@@ -347,19 +355,31 @@ class Node:
         behind = 8 + 2 * topology.cycle(
             self.terms.topology, len(self._view)
         )  # guess: never in healthy lockstep
-        ahead = max((self._heard[p].round for p in self._view if p in self._heard), default=0)
+        heard = sorted(self._heard[p].round for p in self._view if p in self._heard)
+        ahead = heard[(len(heard) - 1) // 2] if heard else 0  # the median: no single member sets the pace
         round_ = self.key.round + 1
         return Key(self.key.generation, ahead if ahead > round_ + behind else round_)
 
+    def _pushed(self, key: Key, now: float) -> None:
+        if key != self.key or not self._open:
+            return
+        self.patience.worked(now - self._opened_at)
+        self._pushed_at = self._pushes[key] = now
+        self._pushes = dict(list(self._pushes.items())[-32:])
+        self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view
+        self._check_deadline(now)
+
     def _check_deadline(self, now: float) -> None:
-        if not self._open or self._pushed_at is None or not self.terms.lockstep:
+        if not self._open or self._pushed_at is None or not self.terms.lockstep or self._overdue:
             return
         late = [src for src in self._expected if self._heard.get(src, Key(-1)) < self.key]
         extra = FINAL_S if self.key.phase == FINAL else 0.0
-        if late and now >= max(extra + self.patience.until(src, self._pushed_at) for src in late):
+        waits = [extra + self.patience.until(src, self._pushed_at) for src in late]
+        if now >= max(waits, default=self._pushed_at + CLOSE_S):
             for src in late:
                 self.patience.missed(src)
             self._note("closes without", "debug", peers=",".join(sorted(late)), round=self.key.round)
+            self._overdue = True
             self._learner(Deadline(self.key))
 
     def _finish(self, now: float) -> None:
@@ -380,8 +400,8 @@ class Node:
                 told = self._told.setdefault(peer, {})
                 told.update({r.peer: (r.boot, r.incarnation) for r in records})
                 self._compare_views(peer, view, now)
-            case SponsorMe():
-                self._sponsor(peer, now)
+            case SponsorMe(life):
+                self._sponsor(peer, life, now)
             case Goodbye(record, life, epoch, applied):
                 if record.peer == peer:
                     self._absorb(self.links.goodbye(peer, life, epoch, applied), now)
@@ -458,7 +478,8 @@ class Node:
         elif self._pushed_at is None:
             self._announce_round(now)
         else:
-            self._expected &= set(view)
+            alive = {record.peer for record in self.members.alive()}
+            self._expected &= alive if self.key.phase == FINAL else set(view)
             self._learner(Expect(self.key, tuple(sorted(self._expected))))
 
     # --- links -----------------------------------------------------------------------------------
@@ -477,18 +498,17 @@ class Node:
             match effect.command:
                 case LinkUp(peer, "out") if peer in self._sponsoring:
                     self._grant(peer)
-                case Deliver(src, _, _, key):
-                    self._delivered(src, key, now)
+                case Deliver(src, epoch, number, key):
+                    self._at_learner[src, epoch, number] = key
                 case Acked(dst) if dst == self._handing_to:
                     self._check_handed(now)
                 case Returned(dst) | LinkDown(dst, "out") if dst == self._handing_to:
                     self._handing_to = None
 
-    def _delivered(self, src: PeerId, key: Key, now: float) -> None:
+    def _took(self, src: PeerId, key: Key, now: float) -> None:
+        """The learner has accepted a message of this round from `src`."""
         self._heard[src] = max(key, self._heard.get(src, Key(-1)))
-        if self.phase == "seeking":
-            self.key = key
-        elif key <= self.key:
+        if key <= self.key:
             pushed = self._pushes.get(key)
             if pushed is not None:
                 self.patience.came(src, now - pushed)
@@ -513,6 +533,8 @@ class Node:
     def _drop_idle(self, now: float) -> None:
         """Close links that no round uses; what is out to a dead member stays in the ledger for a day."""
         for dst, at in list(self._needed.items()):
+            if at >= self._opened_at:
+                continue  # the open round, or the ones after it, may use it, however long it takes
             if now - at > WRITE_OFF_S:
                 del self._needed[dst]
                 self._absorb(self.links.write_off(dst), now)
@@ -545,6 +567,8 @@ class Node:
     # --- leaving ---------------------------------------------------------------------------------
 
     def _leave(self, event: Leave, now: float) -> None:
+        if self._leaving is not None:
+            return
         self._leaving, self._leaving_since = event, now
         self._absorb(self.links.refuse_all(), now)
         self._has_mass = self.phase == "training"
@@ -558,6 +582,8 @@ class Node:
             self._say_goodbye(now)
         if self._gone or self._handing_to is not None or self.links.in_hand():
             return
+        if self._has_mass and self.links.ledger() and now - self._leaving_since < HAND_OVER_S / 2:
+            return  # what is out to others arrives, or comes back and is handed over too
         heirs = [r.peer for r in self.members.alive() if r.phase == "training" and r.peer != self.me]
         clear = [peer for peer in heirs if self.links.clear(peer)]
         if self._has_mass and clear:
@@ -566,6 +592,8 @@ class Node:
         elif not heirs or not self._has_mass:
             self._learner(HandOver(None))
             self._say_goodbye(now)
+        elif not any(heir in self._needed for heir in heirs):
+            self._need(min(heirs), now)
 
     def _check_handed(self, now: float) -> None:
         """The learner holds nothing any more, and the parcel that took it away is acknowledged?"""

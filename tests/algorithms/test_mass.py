@@ -26,12 +26,13 @@ KINDS: dict[str, tuple[str, dict[str, str], str]] = {
     "difference-push": ("difference-push", {"bits": "0.5"}, ""),
     "difference-push-no-replicas": ("difference-push", {"replicas": "off"}, ""),
 }
+PAPER = {"min-weight": "0", "overshoot": "1e9"}  # no guard: x += w̄ u and u = p w to the letter
 every_kind = pytest.mark.parametrize("kind", list(KINDS))
 
 
 def node(kind: str, *, lockstep: bool = True, dtype: torch.dtype = F64) -> PushSum:
     name, options, compression = KINDS[kind]
-    built = make(name, options, LAYOUT, dtype, compression, lockstep=lockstep)
+    built = make(name, {**PAPER, **options}, LAYOUT, dtype, compression, lockstep=lockstep)
     assert isinstance(built, PushSum)
     return built
 
@@ -175,19 +176,6 @@ def test_column_sums_stay_one(kind: str, phase: int) -> None:
         swarm.exchange([torch.zeros(LAYOUT.d, dtype=F64)] * 5, phase)
         assert float(swarm.w.sum()) == pytest.approx(5, rel=1e-12)
         assert float(swarm.w.min()) > 0
-
-
-def test_a_light_node_does_not_push_itself_below_the_limit() -> None:
-    """Or one that hears nothing would soon move by many times its local updates."""
-    one = node("sgp")
-    model = randoms(1, LAYOUT.d, 1)[0]
-    one.begin(model, 1.0)
-    for t in range(20):
-        links = Links(Key(0, t), {"1": 0.5}, frozenset(), 2, 1.0, frozenset({"1"}))
-        messages = one.step(torch.zeros(LAYOUT.d, dtype=F64), 0.1, links, 0.0)
-        assert set(messages) == {"1"}, "its neighbor waits for a message of each round"
-    assert one.w == pytest.approx(0.2)
-    torch.testing.assert_close(one.mix(), model)
 
 
 def test_what_went_out_and_came_in_is_not_changed_in_place() -> None:

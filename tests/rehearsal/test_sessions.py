@@ -276,3 +276,75 @@ def test_a_hand_over_waits_for_the_message_that_is_on_its_way() -> None:
             r.run(0.1)
             totals.append(r.mass()[1])
         assert min(totals) == pytest.approx(1.0, rel=1e-9), f"left {tenth / 10} s into a round: {totals}"
+
+
+def test_rounds_longer_than_an_idle_link_lives_still_exchange() -> None:
+    r = home("sgp")
+    r._step_s = lambda peer: 100.0
+    together(r, 4)
+    r.run(2000.0)
+    assert r.devices[name(0)].node.key.round >= 15
+    assert all(d.node.rounds_alone_total <= 3 for d in r.alive())
+
+
+def test_rejected_parcels_do_not_stop_anybody() -> None:
+    """One device whose messages cannot be decoded: the others close their rounds without it."""
+    r = together(home("sgp"), 3)
+    r.run(5.0)
+    bad = r.devices[name(1)]
+    answer = r._answer
+
+    def garbled(device, events):  # type: ignore[no-untyped-def]
+        from dataclasses import replace
+
+        from peer.events import Push
+
+        answer(
+            device,
+            [replace(e, payload=b"garbage") if isinstance(e, Push) and device is bad else e for e in events],
+        )
+
+    r._answer = garbled  # type: ignore[method-assign]
+    before = [d.node.key.round for d in r.alive()]
+    r.run(60.0)
+    assert all(d.node.key.round > b + 20 for d, b in zip(r.alive(), before, strict=True))
+    assert sum(d.node.faults.get(name(1), 0) for d in r.alive()) > 5
+
+
+def test_leaving_waits_for_what_is_out_to_others() -> None:
+    for tenth in range(12):
+        r = together(home("sgp", "complete", weather=Weather(latency_s=(0.01, 0.9)), seed=tenth), 4)
+        r.run(6.0 + tenth / 10)
+        r.leave(name(1))
+        r.run(0.3)
+        r.leave(name(1), pause=True)  # SIGTERM on top of it
+        r.run(30.0)
+        assert r.devices[name(1)].left == "left"
+        assert r.mass()[1] == pytest.approx(1.0, rel=1e-9), f"seed {tenth}"
+
+
+def test_when_one_of_two_leaves_the_other_goes_on() -> None:
+    for tenth in range(12):
+        r = together(home("sgp", weather=Weather(latency_s=(0.01, 0.05), local_s=0.05), seed=tenth), 2)
+        r.run(5.0 + tenth / 10)
+        r.leave(name(1))
+        r.run(15.0)
+        before = r.devices[name(0)].node.key.round
+        r.run(20.0)
+        assert r.devices[name(0)].node.key.round > before + 10
+        assert r.devices[name(0)].node.rounds_alone > 3
+
+
+def test_leaving_with_a_snapshot_in_hand_gives_it_back() -> None:
+    for tenth in range(10):
+        r = together(home("sgp", weather=Weather(latency_s=(0.01, 0.05), local_s=0.1), seed=tenth), 2)
+        r.run(5.0)
+        r.add(name(2))
+        r.run(0.2 + tenth / 20)
+        r.leave(name(2))
+        r.run(20.0)
+        totals = []
+        for _ in range(20):
+            r.run(0.1)
+            totals.append(r.mass()[1])
+        assert min(totals) == pytest.approx(1.0, rel=1e-9), (tenth, totals)

@@ -1,0 +1,63 @@
+"""How long a round waits for whom: learnt per link."""
+
+from __future__ import annotations
+
+from peer.mesh.patience import CAP_S, FIRST_S, FLOOR_S, PROGRESS_S, Patience
+
+
+def test_before_anything_is_learnt_it_waits_a_first_while() -> None:
+    assert Patience().until("a", 100.0) == 100.0 + FIRST_S
+
+
+def test_a_new_link_is_waited_for_as_long_as_own_rounds_suggest() -> None:
+    patience = Patience()
+    patience.worked(0.5)
+    assert patience.until("a", 0.0) == 2.0
+
+
+def test_lateness_is_learnt_link_by_link() -> None:
+    patience = Patience()
+    for _ in range(50):
+        patience.came("slow", 3.0)
+        patience.came("quick", 0.0)
+    assert 3.0 < patience.until("slow", 0.0) < 4.0
+    assert patience.until("quick", 0.0) == FLOOR_S
+
+
+def test_jitter_widens_the_wait_past_the_latest_seen() -> None:
+    patience = Patience()
+    for i in range(100):
+        patience.came("a", 1.0 if i % 2 else 2.0)
+    assert patience.until("a", 0.0) > 3.0
+
+
+def test_it_waits_at_least_two_of_its_own_rounds() -> None:
+    patience = Patience()
+    patience.worked(4.0)
+    patience.came("a", 0.0)
+    assert patience.until("a", 0.0) == 8.0
+
+
+def test_one_that_hangs_costs_a_vanishing_share_until_it_is_heard_again() -> None:
+    patience = Patience()
+    for _ in range(20):
+        patience.came("a", 2.0)
+    full = patience.until("a", 0.0)
+    for _ in range(6):
+        patience.missed("a")
+    assert patience.until("a", 0.0) == full / 64
+    patience.early("a")
+    assert patience.until("a", 0.0) == full
+
+
+def test_bytes_on_their_way_count_as_life() -> None:
+    patience = Patience()
+    patience.came("a", 0.0)
+    patience.moving("a", 50.0)
+    assert patience.until("a", 10.0) == 50.0 + PROGRESS_S
+
+
+def test_nothing_is_waited_for_longer_than_the_cap() -> None:
+    patience = Patience()
+    patience.came("a", 1e6)
+    assert patience.until("a", 0.0) == CAP_S
