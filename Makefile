@@ -3,7 +3,8 @@
 # make check   format, lint, types, who may import whom
 # make proto   regenerate peer/wire from proto/peer.proto
 # make bench   footprint and speed, as tables; never part of the tests
-# make soak    the long story of tests/lan again and again; make fuzz: hypothesis with many more examples
+# make soak    the long story of tests/lan again and again; make fuzz: hypothesis with many more
+#              examples, then $FUZZ_SECONDS (60) of damaged messages for the codec
 #
 # The first target that needs it makes .venv. PYTHON names the interpreter (3.11 or newer); torch is installed
 # once: that interpreter's own, else $PEERD_TORCH (a requirement or a wheel), else the pin below.
@@ -18,6 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 RUN := .venv/bin/python -P -m
 SOAK_TIMES ?= 10
+FUZZ_SECONDS ?= 60
 
 venv: .venv/.installed
 
@@ -62,6 +64,7 @@ soak: venv
 
 fuzz: venv
 	HYPOTHESIS_PROFILE=fuzz $(RUN) pytest -q -x tests --ignore=tests/lan
+	.venv/bin/python -P tests/compression/fuzz_codec.py --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

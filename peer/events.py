@@ -287,13 +287,24 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Holds:
-    """The digests of the models this learner holds have changed, or its weight outside of a round has."""
+    """The digests of the models this learner holds have changed, or its weight outside of a round has.
+
+    replicas: is there room for one more in-link's? Epochs that begin from now on say so.
+    """
 
     bases: tuple[bytes, ...]
     weight: float
+    replicas: bool = True
 
 
-FromLearner = Ready | Push | Pushed | Closed | Taken | Rejected | Holds
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """The state of this out-link made room for another's: a new epoch, so that the far end's goes too."""
+
+    dst: PeerId
+
+
+FromLearner = Ready | Push | Pushed | Closed | Taken | Rejected | Holds | Renew
 
 
 # --- node -> learner (also frames of the local socket) -----------------------------------------------

@@ -200,7 +200,7 @@ def connect(path: Path | str, role: str = "cli", timeout_s: float = 10.0) -> Cli
     except TimeoutError as error:
         client.close()
         raise NoDaemonError(
-            f"the daemon on {path} does not answer; restart it with 'systemctl restart peerd'"
+            f"the daemon on {path} does not answer; stop it, then run 'peerd daemon'"
         ) from error
     except BaseException:
         client.close()
@@ -210,8 +210,7 @@ def connect(path: Path | str, role: str = "cli", timeout_s: float = 10.0) -> Cli
 
 def nobody_answers(path: Path) -> NoDaemonError:
     return NoDaemonError(
-        f"no daemon answers on {path}; start one with 'systemctl start peerd' or 'peerd daemon', "
-        "or name another socket with --socket"
+        f"no daemon answers on {path}; start one with 'peerd daemon', or name another socket with --socket"
     )
 
 

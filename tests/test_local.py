@@ -327,7 +327,7 @@ def test_an_error_comes_back_as_the_class_it_was_raised_as(
 
 
 def test_no_daemon_says_how_to_start_one(tmp_path: Path) -> None:
-    with pytest.raises(NoDaemonError, match="systemctl start peerd"):
+    with pytest.raises(NoDaemonError, match="start one with 'peerd daemon'"):
         connect(tmp_path / "none.sock")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -35,23 +36,72 @@ def test_the_wheel_holds_the_packages_the_data_and_the_licenses(wheel: Path) -> 
     assert licenses == {"LICENSE", "peer/tasks/data/LICENSE"}
 
 
-def test_the_installed_command_runs_where_a_user_has_files_of_the_same_names(
-    wheel: Path, tmp_path: Path
-) -> None:
-    site, here = tmp_path / "site", tmp_path / "here"
-    pip("install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel))
-    here.mkdir()
+@dataclass(frozen=True)
+class Installed:
+    """The wheel in a folder of its own, and a user's folder with files that bear its modules' names.
+
+    What it depends on is this interpreter's: nothing is downloaded.
+    """
+
+    site: Path
+    here: Path
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=self.here,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(self.here),
+                "LANG": "C.UTF-8",
+                "PYTHONPATH": str(self.site),
+                "PEERD_SOCKET": str(self.here / "nobody.sock"),
+            },
+            capture_output=True,
+            text=True,
+        )
+
+    def peerd(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.run(str(self.site / "bin" / "peerd"), *words)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    folder = tmp_path_factory.mktemp("installed")
+    found = Installed(folder / "site", folder / "here")
+    pip("install", "--quiet", "--no-deps", "--no-index", "--target", str(found.site), str(wheel))
+    found.here.mkdir()
     for name in ("cli", "peer", "click", "torch"):
-        (here / f"{name}.py").write_text("raise SystemExit('the wrong file was imported')\n")
-    done = subprocess.run(
-        [sys.executable, str(site / "bin" / "peerd"), "--help"],
-        cwd=here,
-        env={"PATH": os.environ["PATH"], "HOME": str(here), "PYTHONPATH": str(site), "LANG": "C.UTF-8"},
-        capture_output=True,
-        text=True,
-    )
+        (found.here / f"{name}.py").write_text("raise SystemExit('the wrong file was imported')\n")
+    return found
+
+
+def test_the_installed_command_runs_where_a_user_has_files_of_the_same_names(installed: Installed) -> None:
+    done = installed.peerd("--help")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "join" in done.stdout
+
+
+def test_the_installed_command_says_that_no_daemon_answers(installed: Installed) -> None:
+    done = installed.peerd("status")
+    assert done.returncode == 69, done.stdout + done.stderr
+    assert "nobody.sock" in done.stderr
+
+
+def test_the_installed_task_reads_its_data_out_of_the_wheel(installed: Installed) -> None:
+    done = installed.run(
+        "-P", "-c",
+        "import peer.tasks.spoken_digits as task\n"
+        "print(task.__file__, len(task.load_clips(test=True).digits))",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == [str(installed.site / "peer" / "tasks" / "spoken_digits.py"), "300"]
+
+
+def test_the_source_distribution_names_files_that_are_there() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]
+    assert "/ARCHITECTURE.md" in named["include"]
+    assert [path for path in named["include"] if not (ROOT / path.removeprefix("/")).exists()] == []
 
 
 def test_lower_bounds_are_what_the_generated_code_asks_for() -> None:

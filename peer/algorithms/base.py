@@ -122,5 +122,14 @@ class Algorithm(ABC):
     def on_links(self, change: LinkUp | LinkDown) -> None:  # noqa: B027 - most algorithms keep nothing per link
         """A link has a new epoch, or is gone: state kept per link starts anew."""
 
+    @property
+    def room(self) -> bool:
+        """Is there memory for what one more in-link would have this node keep?"""
+        return True
+
+    def evicted(self) -> tuple[PeerId, ...]:
+        """Out-neighbors whose link's state made room for another: their links need a new epoch. Told once."""
+        return ()
+
     def expect(self, expected: frozenset[PeerId]) -> None:  # noqa: B027
         """The in-neighbors still worth waiting for this round have changed."""

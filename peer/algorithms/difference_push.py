@@ -34,7 +34,6 @@ from peer.algorithms.push_sum import GUARD, Guard, PushSum
 from peer.algorithms.replicas import REPLICA_MB, Replicas
 from peer.compression.bodies import Body, Empty, Layout
 from peer.compression.compressor import Compressor
-from peer.errors import UnknownBaseError
 from peer.events import FINAL, Key, LinkDown, LinkUp, PeerId
 
 DIFFERENCE = 16  # h += body, from the model `base` if one is named; weight units of h
@@ -126,21 +125,15 @@ class DifferencePush(PushSum):
     def mass_of(self, src: PeerId, message: Message) -> Tensor | None:
         meaning, q = message.meaning, message.body
         if meaning == REPLICA:
-            self.replicas.into[src] = q.dense()
+            self.replicas.learn(src, q.dense())
             return None
         if meaning == DIFFERENCE:
-            h = self.replicas.into[src] = self._replica_of(src, message) + q.dense()
+            h = q.dense() + (self.held.get(message.base) if message.base else self.replicas.known_of(src))
+            self.replicas.learn(src, h)
             return message.weight * h
         if meaning == DEVIATION:
             return message.weight * (self.initial_model(message.base) + q.dense())
         return super().mass_of(src, message)
-
-    def _replica_of(self, src: PeerId, message: Message) -> Tensor:
-        if message.base:
-            return self.held.get(message.base)
-        if src not in self.replicas.into:
-            raise UnknownBaseError(f"no replica of the link from {src} is held here; open the link anew")
-        return self.replicas.into[src]
 
     def returned(self, dst: PeerId, message: Message) -> None:
         super().returned(dst, message)
@@ -148,6 +141,14 @@ class DifferencePush(PushSum):
 
     def on_links(self, change: LinkUp | LinkDown) -> None:
         self.replicas.on_links(change)
+
+    @property
+    def room(self) -> bool:
+        return self.replicas.room(self.x.nbytes)
+
+    def evicted(self) -> tuple[PeerId, ...]:
+        evicted, self.replicas.evicted = tuple(self.replicas.evicted), []
+        return evicted
 
     # --- joining ---------------------------------------------------------------------------------
 

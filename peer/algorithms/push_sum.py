@@ -45,6 +45,7 @@ class Guard:
 
 
 GUARD, OFF = Guard(), Guard(0.0, math.inf)
+MAX_WEIGHT = 1e6  # in one message; the weights of a whole session sum up to its founders' (guess)
 
 
 @dataclass(slots=True)
@@ -146,6 +147,7 @@ class PushSum(Algorithm):
     # --- mail ------------------------------------------------------------------------------------
 
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
+        self._check(src, message)
         v = self.mass_of(src, message)
         of_round = max(message.key, self.key) if self.lockstep else self.key
         if message.key >= self.key or not self.lockstep:
@@ -157,6 +159,16 @@ class PushSum(Algorithm):
         else:
             self._credit(v, message.weight)
         return {}
+
+    def _check(self, src: PeerId, message: Message) -> None:
+        """Raises RemoteError for numbers that are finite, and in products and sums soon would not be."""
+        if message.weight > MAX_WEIGHT:
+            raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
+        peak, most = float(message.body.dense().abs().max()), math.sqrt(torch.finfo(self.dtype).max)
+        if not peak * max(1.0, message.weight) <= most:
+            raise RemoteError(
+                f"message from {src}: values of at most {most:.0e}, not {peak:g}, after weighing"
+            )
 
     def mass_of(self, src: PeerId, message: Message) -> Tensor | None:
         """The numerator mass in `message`; None for none. Raises RemoteError, with nothing changed."""

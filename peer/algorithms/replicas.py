@@ -1,8 +1,10 @@
 """Replicas h_ij, kept identically at both ends of a directed link i->j: the model that j knows of i.
 
 A replica lives for one epoch of its link. It starts from a base (a model both ends name by digest) or from
-a dense parcel; difference_push says what is added to it. There is room for so many bytes of them; links
-beyond that do without, and a link that has long been idle makes room for one that is used.
+a dense parcel; difference_push says what is added to it. There is room for so many bytes of them, in-links
+and out-links together; links beyond that do without, and the link that has been idle longest makes room for
+one that is used. Its epoch ends at both ends: an out-link's at once (`evicted`), an in-link's when its sender
+uses it again and hears that its replica is gone.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from peer.algorithms.bases import USABLE_ROUNDS, Bases
-from peer.events import LinkDown, LinkUp, PeerId
+from peer.errors import UnknownBaseError
+from peer.events import Direction, LinkDown, LinkUp, PeerId
 
 REPLICA_MB = 256.0  # guess: a quarter of the smallest Pi's memory
-IDLE_ROUNDS = USABLE_ROUNDS  # out-links unused for longer make room for others (guess)
+IDLE_ROUNDS = USABLE_ROUNDS  # links unused for longer make room for others (guess)
 
 
 @dataclass(slots=True)
@@ -28,6 +31,14 @@ class OutLink:
     used: int = 0
 
 
+@dataclass(slots=True)
+class InLink:
+    """The receiver's h. used: round at which its last parcel came."""
+
+    h: Tensor
+    used: int
+
+
 class Replicas:
     """All replicas of one node. allowed: False keeps none. mb: megabytes for both directions together.
 
@@ -37,7 +48,7 @@ class Replicas:
     def __init__(self, held: Bases, *, allowed: bool = True, mb: float = REPLICA_MB) -> None:
         self.held, self.allowed, self.mb = held, allowed, mb
         self.out: dict[PeerId, OutLink] = {}
-        self.into: dict[PeerId, Tensor] = {}  # h of in-links, by sender
+        self.into: dict[PeerId, InLink] = {}  # in-links that have a replica, by sender
         self.evicted: list[PeerId] = []
 
     def on_links(self, change: LinkUp | LinkDown) -> None:
@@ -62,7 +73,7 @@ class Replicas:
         link = self.link_to(peer)
         if link.h is not None:
             return True
-        return self.allowed and link.allowed and self._room_for(like.nbytes)
+        return self.allowed and link.allowed and self._make_room(like.nbytes)
 
     def opening(self, peer: PeerId) -> tuple[Tensor, bytes] | None:
         """The base that the link's replica starts from, and its digest; None: there is none in common."""
@@ -78,15 +89,47 @@ class Replicas:
         """The link's last parcel came back: its replica is not what `peer` knows."""
         self.link_to(peer).h = None
 
-    def _room_for(self, size_bytes: int) -> bool:
-        most = int(self.mb * 1e6 / size_bytes)
-        kept = [peer for peer, link in self.out.items() if link.h is not None]
-        idle = [peer for peer in kept if self.held.round - self.out[peer].used > IDLE_ROUNDS]
-        idle.sort(key=lambda peer: self.out[peer].used)
-        count = len(self.into) + len(kept)
-        if count - len(idle) >= most:
+    # --- in-links --------------------------------------------------------------------------------
+
+    def known_of(self, src: PeerId) -> Tensor:
+        """What this node knows of `src`. Raises UnknownBaseError."""
+        if src not in self.into:
+            raise UnknownBaseError(f"no replica of the link from {src} is held here; open the link anew")
+        return self.into[src].h
+
+    def learn(self, src: PeerId, h: Tensor) -> None:
+        """h is what this node knows of `src` now. Raises UnknownBaseError when there is no room for it."""
+        if src not in self.into and not (self.allowed and self._make_room(h.nbytes)):
+            raise UnknownBaseError(f"no room for a replica of the link from {src} here; it does without")
+        self.into[src] = InLink(h, self.held.round)
+
+    # --- the cap ---------------------------------------------------------------------------------
+
+    def room(self, size_bytes: int) -> bool:
+        """May one more link have a replica of that size?"""
+        kept, idle = self._kept()
+        return self.allowed and kept - len(idle) < self._most(size_bytes)
+
+    def _make_room(self, size_bytes: int) -> bool:
+        kept, idle = self._kept()
+        most = self._most(size_bytes)
+        if kept - len(idle) >= most:
             return False
-        for peer in idle[: max(0, count + 1 - most)]:
-            self.out[peer].h = None
-            self.evicted.append(peer)
+        for _, direction, peer in idle[: max(0, kept + 1 - most)]:
+            if direction == "in":
+                del self.into[peer]
+            else:
+                self.out[peer].h = None
+                self.evicted.append(peer)
         return True
+
+    def _most(self, size_bytes: int) -> int:
+        return int(self.mb * 1e6 / size_bytes)
+
+    def _kept(self) -> tuple[int, list[tuple[int, Direction, PeerId]]]:
+        """How many replicas there are, and those of idle links, least recently used first."""
+        used: list[tuple[int, Direction, PeerId]] = [
+            (link.used, "out", peer) for peer, link in self.out.items() if link.h is not None
+        ]
+        used += [(link.used, "in", peer) for peer, link in self.into.items()]
+        return len(used), sorted(link for link in used if self.held.round - link[0] > IDLE_ROUNDS)

@@ -7,6 +7,7 @@ ends with."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import resource
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from peer.config import Descriptor, JoinOptions, check_name
 from peer.daemon import health
+from peer.daemon.exporting import from_checkpoint
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
 from peer.daemon.notify import notify
@@ -24,8 +26,8 @@ from peer.daemon.store import SessionFolder, Store
 from peer.daemon.supervisor import Supervisor, learner_command
 from peer.daemon.version import peerd_version
 from peer.errors import (
-    DataError,
     NobodyFoundError,
+    NoDaemonError,
     PeerdError,
     UnknownSessionError,
     UsageError,
@@ -39,10 +41,11 @@ from peer.status import DeviceStatus
 
 log = logging.getLogger(__name__)
 
-EXPORT_S = 60.0  # the learner answers from its link thread, which never waits for a step (guess)
+EXPORT_S = 30.0  # the learner answers from its link thread, which never waits for a step (guess)
 LEARNER_S = (
     120.0  # for a learner to attach and show its model, after a member was found: torch on a Pi (guess)
 )
+_FLAGS = {"task_file_text": "--task", "peers": "--peer", "interfaces": "--interface"}
 Say = Callable[[str], None]
 
 
@@ -56,6 +59,7 @@ class Daemon:
         self.sessions: dict[str, SessionDriver] = {}
         key, boot = Device.load_or_create(store.folder), store.next_boot()
         self.device = ThisDevice(key, store.device, boot, self._supervisor)
+        self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start
         self._lives = 0
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
@@ -64,14 +68,27 @@ class Daemon:
         """Take up every session that was not left."""
         for folder in self.store.sessions():
             if folder.problem:
+                self._spoilt[folder.path] = folder
                 log.error("%s", folder.problem)
             if folder.note.over or folder.note.name in self.sessions:
                 continue
-            driver = self._driver(folder)
+            driver = None
             try:
+                driver = self._driver(folder)
                 await asyncio.create_task(driver.start())  # a task: log lines know their session by context
-            except PeerdError as error:
-                driver.fail(error)
+            except (PeerdError, OSError, ValueError) as error:
+                self._not_taken_up(folder, driver, error)
+
+    def _not_taken_up(self, folder: SessionFolder, driver: SessionDriver | None, error: Exception) -> None:
+        """One session that cannot be taken up is said, and keeps none of the others from it."""
+        if driver is not None:
+            if not isinstance(error, PeerdError):
+                error = PeerdError(f"internal error: {error!r}")
+            driver.fail(error)
+            return
+        folder.spoil(error)
+        self._spoilt[folder.path] = folder
+        log.error("%s", folder.problem)
 
     async def stop(self) -> None:
         """Pause every session politely: mass handed over, goodbye "back later"."""
@@ -98,16 +115,22 @@ class Daemon:
         """Take part in a session; returns at the first link. Raises NobodyFoundError or WrongKeyError when
         `options.timeout_s` is over (the session stays and waits), DataError when the model does not fit."""
         check_name(name)
-        driver = self.sessions.get(name)
         folder = await self._folder_to_join(name, key)
-        if driver is not None and driver.folder.path == folder.path and driver.failure is None:
+        if folder.note.finished:
+            raise finished(name)
+        driver = self.sessions.get(name)
+        if driver is not None and driver.failure is None and not driver.ended.is_set():
+            refuse_change(driver, options)
+            driver.take_up()
             return await self._wait_for_link(driver, options.timeout_s, say)
-        if driver is not None:
-            await self._drop(driver)
+        for other in [d for d in self.sessions.values() if d.folder.path == folder.path]:
+            await self._drop(other)  # it failed or has ended, or the key was given with another name before
         is_new = folder.descriptor is None
         try:
             folder.save_options(_merged(folder, options))
             folder.mark(over=False, name=name)
+            folder.problem = ""
+            self._spoilt.pop(folder.path, None)
             driver = await self._start(folder)
         except PeerdError:
             if is_new:
@@ -125,7 +148,8 @@ class Daemon:
             self.sessions.pop(name, None)
         elif not forget:
             raise UnknownSessionError(
-                f"this device is not in a session '{name}' now; 'peerd sessions' lists them"
+                f"this device is not in a session '{name}' now; 'peerd sessions' lists them, and "
+                f"'peerd leave {name} --forget' deletes what is kept of it"
             )
         if forget:
             folder.forget()
@@ -140,6 +164,8 @@ class Daemon:
         now = self._loop.time()
         chosen = [driver for key, driver in sorted(self.sessions.items()) if name in (None, key)]
         sentences = [*health.of_device(self.store.folder)]
+        if name is None:
+            sentences += [folder.problem for folder in self._spoilt.values() if folder.path.exists()]
         for driver in chosen:
             sentences += health.of_session(driver, now)
         return DeviceStatus(
@@ -178,20 +204,16 @@ class Daemon:
         return rows
 
     async def export(self, name: str) -> SharedBuffer:
-        """The model as a safetensors file; the buffer is the caller's."""
-        driver = self.sessions.get(name)
-        if driver is None:
-            raise unknown(name)
-        if driver.learning.end is None:
-            raise DataError(
-                f"session '{name}' has no learner at the moment; try again when 'peerd status' shows a loss"
-            )
-        try:
-            return await driver.learning.end.export(EXPORT_S)
-        except TimeoutError as error:
-            raise DataError(
-                f"the learner of '{name}' did not write its model within {EXPORT_S:.0f} s"
-            ) from error
+        """The model as a safetensors file, of the learner or else of the newest checkpoint; the buffer is
+        the caller's. Raises UnknownSessionError, or DataError when there is no model."""
+        folder, driver = self._folder(name), self.sessions.get(name)
+        end = driver.learning.end if driver is not None else None
+        if end is not None:
+            try:
+                return await end.export(EXPORT_S)
+            except (TimeoutError, NoDaemonError) as error:
+                log.info("the learner wrote no model, its checkpoint is exported: %s", error)
+        return await from_checkpoint(name, folder.path)
 
     def check_known(self, name: str) -> None:
         """Raises UnknownSessionError unless a session of that name is on disk."""
@@ -256,6 +278,12 @@ class Daemon:
         if key is None:
             return self._folder(name)
         raw = parse_key(key)
+        kept = self.store.known(raw)
+        if kept is not None and kept.descriptor is not None and kept.descriptor.name != name:
+            raise UsageError(
+                f"this key is of the session '{kept.descriptor.name}', not '{name}'; run 'peerd join "
+                f"{kept.descriptor.name}'"
+            )
         with suppress(UnknownSessionError):
             known = self._folder(name)
             if known.key != raw:
@@ -270,11 +298,11 @@ class Daemon:
         return self.store.session(raw, name)
 
     async def _wait_for_link(self, driver: SessionDriver, timeout_s: float, say: Say) -> SessionDriver:
-        """Until the first link, the session's failure, or the timeout."""
+        """Until the first link, the session's failure, the timeout, or the daemon's end."""
         say(f"looking for members of '{driver.name}'")
         deadline = self._loop.time() + timeout_s
         found = False
-        while not driver.linked.is_set():
+        while not driver.linked.is_set() and not self.stopping.is_set():
             if driver.failure is not None:
                 raise driver.failure
             if driver.has_met() and not found:
@@ -317,6 +345,28 @@ def unknown(name: str) -> UnknownSessionError:
     return UnknownSessionError(
         f"this device knows no session '{name}'; 'peerd sessions' lists those it knows"
     )
+
+
+def finished(name: str) -> UsageError:
+    return UsageError(
+        f"session '{name}' is finished, all its rounds are done: 'peerd export {name} -o FILE.safetensors' "
+        f"writes its model, 'peerd leave {name} --forget' deletes what is kept of it"
+    )
+
+
+def refuse_change(driver: SessionDriver, options: JoinOptions) -> None:
+    """Raises UsageError if a join of a session that runs here names an option that it does not run with."""
+    asked, plain, runs = options.to_dict(), JoinOptions().to_dict(), driver.options.to_dict()
+    changed = [key for key in asked if key != "timeout_s" and asked[key] not in (plain[key], runs[key])]
+    text = options.task_file_text
+    if text is not None and hashlib.sha256(text.encode()).digest() == driver.folder.task_digest:
+        changed.remove("task_file_text")
+    if changed:
+        names = ", ".join(_FLAGS.get(key, f"--{key}") for key in changed)
+        raise UsageError(
+            f"session '{driver.name}' runs on this device already, with another {names}; leave it first with "
+            f"'peerd leave {driver.name}', then join it with the new options"
+        )
 
 
 def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:

@@ -160,7 +160,8 @@ class ControlServer:
 
         name = _text(request, "name")
         driver = await self._daemon.join(name, str(key) if key is not None else None, options, say)
-        return {"name": driver.name, "first_link_s": driver.first_link_s, "waiting": False}, None
+        waiting = not driver.linked.is_set()  # the daemon was told to end meanwhile
+        return {"name": driver.name, "first_link_s": driver.first_link_s, "waiting": waiting}, None
 
     async def _leave(self, request: Frame, connection: Connection) -> Answer:
         await self._daemon.leave(_text(request, "name"), bool(request.get("forget")))
@@ -209,7 +210,7 @@ def _check_hello(hello: Frame) -> None:
     if hello.get("protocol") != PROTOCOL:
         raise PeerdError(
             f"the daemon is peerd {peerd_version()} and speaks protocol {PROTOCOL}, you "
-            f"{hello.get('protocol')!r}; restart it after an upgrade with 'systemctl restart peerd'"
+            f"{hello.get('protocol')!r}; after an upgrade restart it: stop it, then run 'peerd daemon'"
         )
 
 

@@ -66,6 +66,7 @@ class LearnerEnd:
         """The model as the bytes of a safetensors file; the buffer is the caller's."""
         if self._export is None or self._export.done():
             self._export = asyncio.get_running_loop().create_future()
+            self._export.add_done_callback(lambda done: done.exception())  # nobody may be waiting any more
             self._connection.send({"op": "export"})
         async with asyncio.timeout(timeout_s):
             buffer = await asyncio.shield(self._export)

@@ -28,6 +28,7 @@ from peer.daemon.store import SessionFolder, check_task
 from peer.daemon.supervisor import Supervisor
 from peer.errors import ConfigError, PeerdError, UsageError
 from peer.events import (
+    Dispose,
     ForLearner,
     Gone,
     LearnerGone,
@@ -277,9 +278,11 @@ class SessionDriver:
         self._gone = gone
         log.info("gone: %s", gone.reason)
         if gone.reason == "finished":
-            self.folder.mark(over=True)
+            self.folder.mark(over=True, finished=True)
             self.spawn(self._take_down())
         elif self._leaving is None:
+            if self.learning.end is not None:
+                self.learning.end.ask_to_stop()  # a script waits for this: its mass is handed over
             self._start_over()
         else:
             self._signal(self.ended)
@@ -294,6 +297,10 @@ class SessionDriver:
         """A new node waits for the next learner: a script has left, or the founder's learner is lost."""
         assert self.node is not None
         me = self.node.members.me
+        self.transport.disconnect_all()  # streams that stay would never be told to the new node
+        for effect in self.node.links.learner_gone():
+            if isinstance(effect, Dispose):
+                perform(effect, self.transport)
         self._me, self._gone = replace(me, state="alive", incarnation=me.incarnation + 1), None
         others = [record for record in self.node.members.alive() if record.peer != me.peer]
         self.node = Node(self._me, replace(self.node.terms, founder=self.folder.note.founder))
@@ -301,6 +308,12 @@ class SessionDriver:
             self.feed(Met(record))
 
     # --- the learner -------------------------------------------------------------------------------------
+
+    def take_up(self) -> None:
+        """Train with this device's own learner again, if nobody does: the script that did has ended."""
+        if self.descriptor is not None and self.failure is None and self.learning.end is None:
+            self.learning.scripted = False
+            self.learning.supervisor.start()
 
     async def attach(self, connection: Connection, end: LearnerEnd) -> None:
         """Serve a learner until its connection ends. Raises UsageError when there is nothing to learn yet."""

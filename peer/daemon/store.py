@@ -24,14 +24,16 @@ import json
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peer.config import Descriptor, JoinOptions
-from peer.errors import ConfigError, DataError, StateError
+from peer.errors import DataError, PeerdError, StateError
 from peer.files import atomic_write
+from peer.keys import KEY_BYTES
 
 MAX_DEVICE_NAME = 64  # characters, as peer/mesh/membership.py allows
 
@@ -63,25 +65,34 @@ class Store:
         found = [SessionFolder(path) for path in (self.folder / "sessions").iterdir() if path.is_dir()]
         return sorted((f for f in found if f.is_whole()), key=lambda f: f.note.name)
 
+    def known(self, key: bytes) -> SessionFolder | None:
+        """The folder of the session with this key, if there is one."""
+        folder = SessionFolder(self._place(key))
+        return folder if folder.is_whole() else None
+
     def session(self, key: bytes, name: str) -> SessionFolder:
         """The folder of the session with this key, made if need be."""
-        fingerprint = hashlib.sha256(b"peerd session folder" + key).hexdigest()[:32]
-        folder = SessionFolder(self.folder / "sessions" / fingerprint)
+        folder = SessionFolder(self._place(key))
         if not folder.is_whole():
             make_folder(folder.path)
             write(folder.path / "key", key)
             folder.save_note(Note(name))
         return folder
 
+    def _place(self, key: bytes) -> Path:
+        fingerprint = hashlib.sha256(b"peerd session folder" + key).hexdigest()[:32]
+        return self.folder / "sessions" / fingerprint
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
     """What became of a membership. founder: created here and never yet trained with others.
-    over: left, or finished: not taken up at the daemon's next start."""
+    over: left, or finished: not taken up at the daemon's next start. finished: all its rounds are done."""
 
     name: str
     founder: bool = False
     over: bool = False
+    finished: bool = False
 
 
 class SessionFolder:
@@ -102,7 +113,11 @@ class SessionFolder:
 
     @property
     def key(self) -> bytes:
-        return read(self.path / "key")
+        """Raises StateError when it cannot be read or is none."""
+        key = read(self.path / "key")
+        if len(key) != KEY_BYTES:
+            raise StateError(f"{self.path / 'key'} has {len(key)} bytes and should have {KEY_BYTES}")
+        return key
 
     @property
     def task_file(self) -> Path | None:
@@ -116,10 +131,7 @@ class SessionFolder:
 
     def save_note(self, note: Note) -> None:
         self.note = note
-        write(
-            self.path / "session.json",
-            _json({"name": note.name, "founder": note.founder, "over": note.over}),
-        )
+        write(self.path / "session.json", _json(asdict(note)))
 
     def mark(self, **changes: Any) -> None:
         """Change fields of the note, and save it if that is news."""
@@ -149,16 +161,23 @@ class SessionFolder:
     def _load(self) -> None:
         try:
             note = json.loads(read(self.path / "session.json"))
-            self.note = Note(str(note["name"]), bool(note.get("founder")), bool(note.get("over")))
+            flags = {flag: bool(note.get(flag)) for flag in ("founder", "over", "finished")}
+            self.note = Note(str(note["name"]), **flags)
             if (self.path / "descriptor.json").exists():
                 self.descriptor = Descriptor.from_dict(json.loads(read(self.path / "descriptor.json")))
             if (self.path / "options.json").exists():
                 self.options = JoinOptions.from_dict(json.loads(read(self.path / "options.json")))
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
-            self.note = replace(self.note, name=self.note.name or self.path.name, over=True)
-            self.problem = (
-                f"{self.path} cannot be understood ({error}); leave the session with --forget, and join again"
-            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, PeerdError) as error:
+            self.spoil(error)
+
+    def spoil(self, error: Exception) -> None:
+        """This folder cannot be used as it is: note why, and what to do."""
+        name = self.note.name or self.path.name
+        self.note = replace(self.note, name=name, over=True)
+        self.problem = (
+            f"session '{name}' cannot be taken up from {self.path}: {error}; forget it with "
+            f"'peerd leave {name} --forget', and join again"
+        )
 
 
 def check_task(descriptor: Descriptor, folder: SessionFolder) -> None:
@@ -171,9 +190,22 @@ def check_task(descriptor: Descriptor, folder: SessionFolder) -> None:
 
 
 def make_folder(path: Path, mode: int = 0o700) -> None:
-    """A folder of ours; one that is there already keeps its mode. Raises StateError."""
+    """A folder of ours; one that is there already and open wider is closed to `mode`.
+
+    Raises StateError: it cannot be made, is another user's, or is shared by all users, as /tmp is.
+    """
     try:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
+        found = path.stat()
+        if found.st_uid != os.getuid() and os.getuid() != 0:
+            raise StateError(
+                f"{path} belongs to user {found.st_uid} and you are {os.getuid()}: keys kept there would not "
+                "be yours alone; name another folder with --state"
+            )
+        if found.st_mode & stat.S_ISVTX:
+            raise StateError(f"{path} is a folder for all users; name one inside it with --state")
+        if stat.S_IMODE(found.st_mode) & ~mode:
+            path.chmod(stat.S_IMODE(found.st_mode) & mode)
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -2,7 +2,8 @@
 dies.
 
 A learner is `python -m peer.learner`, always a fresh program: a fork of a process that has used gRPC may
-deadlock (grpc#18075). It gets no key and no NOTIFY_SOCKET, and ends by itself when its socket closes.
+deadlock (grpc#18075). It gets no key and no NOTIFY_SOCKET, and ends by itself when its socket closes. It is
+in a session of its own: Ctrl-C at the daemon's terminal must not reach it before its mass is handed over.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ class Supervisor:
             env=environment(os.environ, self._learners()),
             cwd="/",
             limit=MAX_LINE,
+            start_new_session=True,
         )
         self._process = process
         try:

@@ -85,6 +85,7 @@ def _tell(client: Client, error: PeerdError) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the daemon, which says stop in time
     code = main()
     sys.stdout.flush()
     os._exit(code)  # torch's threads take a second to wind down, and nothing is left to write

@@ -42,7 +42,7 @@ from peer.local import default_socket
 log = logging.getLogger("peerd.learner")
 Pace = Literal["lockstep", "free"]
 PATIENCE = 3  # losses in a row that are not finite before training counts as diverged (guess)
-LEAVE_S = 10.0  # for the hand-over of a script that ends (guess)
+LEAVE_S = 12.0  # for the hand-over of a script that ends: its node gives up on it after 10 s
 SIGNATURE_MAX = 256 * 1024  # bytes of the list that devices show each other; of a longer one only the digest
 
 
@@ -61,8 +61,9 @@ def attach(
     from this device's checkpoint) and loads it into `model`, in place. Use the result in a `with` statement
     and call its `step()` after each `optimizer.step()`.
 
-    socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others,
-    "lockstep" waits in every exchange. local_steps: calls of `step()` per exchange; None: the session's.
+    socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others, and is
+    what a script gets whatever the session's own pace is; "lockstep" waits in every exchange.
+    local_steps: calls of `step()` per exchange; None: the session's.
     Raises NoDaemonError, UnknownSessionError, or DataError when the model does not fit the session.
     """
     path = Path(socket) if socket is not None else default_socket(None, os.environ)
@@ -306,17 +307,20 @@ class Swarm:
         link = self._link
         self.settle()
         if self._mass:
-            if not link.over and link.connected:
-                self._hand_mass_over()
+            self._hand_mass_over()
             self._mass = False
             self._checkpoint()
         link.close()
 
     def _hand_mass_over(self) -> None:
+        """Until the daemon says stop: not before a neighbor has confirmed that it took the mass."""
         link = self._link
-        link.post({"op": "leave"})
+        if link.dismissed or not link.connected or (self.terms.child and link.over):
+            return  # a child that was told to end has lingered already
+        if link.state == "training":
+            link.post({"op": "leave"})
         with link.met:
-            link.wait(lambda: link.over or not link.connected, LEAVE_S)
+            link.wait(lambda: link.dismissed or not link.connected, LEAVE_S)
 
     def linger(self, timeout_s: float) -> None:
         """After the last step, answer the daemon until it says stop or closes: what is on its way arrives."""

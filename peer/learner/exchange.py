@@ -43,6 +43,7 @@ from peer.events import (
     Push,
     Pushed,
     Rejected,
+    Renew,
     Returned,
     Sponsor,
     Taken,
@@ -157,7 +158,7 @@ class Exchange:
         return self._holds()
 
     def _holds(self) -> Holds:
-        return Holds(self.algorithm.bases, self.algorithm.weight)
+        return Holds(self.algorithm.bases, self.algorithm.weight, self.algorithm.room)
 
     def _open(self, command: OpenRound, now: float) -> Sequence[FromLearner]:
         if self.state != "training" or (command.key == self.key and self._pushed) or command.key < self.key:
@@ -180,13 +181,16 @@ class Exchange:
         self.open, self._pushed = False, True
         messages = self.algorithm.step(u, lr, self._links(), now)
         sent: list[FromLearner] = [self._push(dst, message) for dst, message in messages.items()]
-        return [*sent, Pushed(self.key), *self._try_close()]
+        return [*sent, Pushed(self.key), *self._renewed(), *self._try_close()]
 
     def _push(self, dst: PeerId, message: Message) -> Push:
         assert dst in self._epochs and dst not in self._out, f"a message for {dst}, whose link is not clear"
         self._out[dst] = message
         delivery: Delivery = message.delivery
         return Push(dst, self._epochs[dst].epoch, message.key, codec.encode(message), delivery)
+
+    def _renewed(self) -> list[FromLearner]:
+        return [Renew(dst) for dst in self.algorithm.evicted()]
 
     def _try_close(self) -> Sequence[FromLearner]:
         if self._pushed and (not self.lockstep or self.algorithm.ready()):
@@ -211,10 +215,10 @@ class Exchange:
                 raise CodecError(f"parcel says round {command.key}, its message {message.key}")
             replies = self.algorithm.receive(src, message, now)
         except UnknownBaseError as error:
-            return [Rejected(*name, str(error), fault=False)]
+            return [self._holds(), Rejected(*name, str(error), fault=False)]  # what its next epoch builds on
         except RemoteError as error:
             return [Rejected(*name, str(error))]
-        answers: list[FromLearner] = [Taken(*name)]
+        answers: list[FromLearner] = [Taken(*name), *self._renewed()]
         answers += [self._push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:
             self.key = message.key

@@ -60,6 +60,7 @@ class Link:
         self.heard: Sequence[str] = ()
         self.connected = True
         self.stopping = False  # the daemon, a signal or the owner says: no more steps
+        self.dismissed = False  # the daemon says so: what this learner held is handed over
         self.resumed = False  # this life began from this device's own checkpoint
         self._attached, self._duties = attached, duties
         self._assembler = EventAssembler()
@@ -222,7 +223,9 @@ class Link:
             case "export":
                 self._export()
             case "stop":
-                self.stopping = True
+                with self.met:
+                    self.stopping = self.dismissed = True
+                    self.met.notify_all()
             case "error":
                 raise error_of(frame)
             case _:

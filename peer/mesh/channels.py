@@ -4,18 +4,28 @@ Two kinds of channel: one that trusts the session CA and asks for any member (He
 trusts a single leaf and asks for its peer by id (everything else). Each has a TCP connection of its own, so
 that a control call never waits behind a parcel: on one connection it took 0.5 to 1 s at 20 Mbit/s,
 measured.
+
+TLS 1.3 and nothing older: gRPC for Python has no option for that (grpc/grpc#37305), but suites of TLS 1.2
+can be named in the environment, which gRPC reads once, when it is imported. The one left there is for RSA;
+leaves have P-256 keys, so no handshake of TLS 1.2 finds a common suite. Those of TLS 1.3 are not concerned.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
+from contextlib import suppress
 from urllib.parse import quote
+
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES128-GCM-SHA256"  # TLS 1.3 only, see above
 
 import grpc
 import grpc.aio
+
+del os.environ["GRPC_SSL_CIPHER_SUITES"]  # has been read; not for learners
 
 from peer.errors import NobodyFoundError, PeerdError, PortError, RemoteError, UsageError, WrongKeyError
 from peer.events import PeerId
@@ -36,8 +46,13 @@ COMMON_OPTIONS: list[tuple[str, int]] = [
         "grpc.max_receive_message_length",
         (1 << 20) + (1 << 14),
     ),  # a chunk is 256 KiB, a probe of 256 records 80
-    ("grpc.keepalive_time_ms", 10_000),  # a silent partition is found in 15 s; without, not at all
+    # A silent partition is found in 15 s: by TCP_USER_TIMEOUT, which gRPC sets to its keepalive timeout and
+    # whose timer of that name never fires (grpc/grpc#39239). A peer whose kernel still acknowledges is found
+    # in 70 s, membership having judged long before: on a slow link a ping waits behind up to 4 MB of parcel,
+    # and 5 s for its answer cut healthy streams of 4 Mbit/s, measured.
+    ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 60_000),  # gRPC's default
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.default_compression_algorithm", 0),
@@ -140,22 +155,32 @@ async def resolve(address: str) -> list[str]:
 def bind(server: grpc.aio.Server, listen: str | None, identity: SessionIdentity, insecure: bool) -> int:
     """Bind a server and return its port. PortError names the port and what to do.
 
-    listen: HOST:PORT, HOST or :PORT; None is any free port, on every interface or (insecure) on loopback.
+    listen: HOST:PORT, HOST or :PORT; None is any free port. Without a host it listens on every address of
+    IPv4 and IPv6, or (insecure) on those of loopback.
     """
     host, colon, port = (listen or "").rpartition(":")
     if not colon or host.endswith(":") or (port and not port.isdigit()):
         host, port = listen or "", ""
-    address = f"{host or ('127.0.0.1' if insecure else '0.0.0.0')}:{port or 0}"
+    address = f"{host or ('127.0.0.1' if insecure else every_address())}:{port or 0}"
     _check_free(address)
     try:
         if insecure:
             require_loopback(address)
-            return server.add_insecure_port(address)
+            bound = server.add_insecure_port(address)
+            if not host and socket.has_dualstack_ipv6():
+                with suppress(RuntimeError):  # a host with IPv6 switched off; then it has no ::1 to announce
+                    server.add_insecure_port(f"[::1]:{bound}")
+            return bound
         pair = (identity.leaf_key_pem, identity.leaf_pem)
         credentials = grpc.ssl_server_credentials([pair], identity.ca_pem, require_client_auth=True)
         return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise PortError(f"cannot listen on {address}; choose another with --listen HOST:PORT") from error
+
+
+def every_address() -> str:
+    """gRPC listens on IPv4 too where it is told [::], as the system does."""
+    return "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"
 
 
 def _check_free(address: str) -> None:
@@ -164,6 +189,8 @@ def _check_free(address: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":  # IPv4 too, whatever net.ipv6.bindv6only says
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
             probe.bind((host, port))
             probe.listen(1)
@@ -209,6 +236,7 @@ async def _certificate_at(host: str, port: int) -> bytes | None:
     """What a TLS server shows before it has seen our certificate (DER); nothing is believed of it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):

@@ -1,14 +1,13 @@
 """Between protobuf messages (peer/wire) and the dataclasses of peer/events.py, with every rule checked.
 
 Protobuf checks little: an empty message parses, an enum may be any number, a string may be long and hold
-terminal escapes. What comes out of here has known lengths, known enum values, finite numbers and printable
-strings; what breaks a rule is a RemoteError. Unknown fields are ignored and never relayed, because messages
-are built anew.
+terminal escapes. What comes out of here has known lengths, known enum values, numbers within bounds and
+printable strings; what breaks a rule is a RemoteError. Unknown fields are ignored and never relayed, because
+messages are built anew.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -46,6 +45,9 @@ MAX_BASES = 64
 MAX_DIGEST = 64
 MAX_DEVICE_NAME = 64
 MAX_REASON = 300
+MAX_WEIGHT = 1e6  # a session's weights sum to 1 for each time it was begun; far above that, a guess
+ROUNDS = 1 << 32  # generation and round; peer/compression/codec.py packs them as u32
+COUNTS = 1 << 63  # boot, incarnation, life, epoch, number; as membership bounds them
 
 STATES: dict[MemberState, pb.MemberState] = {
     "alive": pb.ALIVE,
@@ -136,6 +138,16 @@ def peer_id(text: str) -> PeerId:
     return text
 
 
+def _below(limit: int, number: int, what: str) -> int:
+    if not number < limit:
+        raise RemoteError(f"{what} {number} is out of bounds")
+    return number
+
+
+def _count(number: int, what: str) -> int:
+    return _below(COUNTS, number, what)
+
+
 def _digest(data: bytes, what: str) -> bytes:
     if len(data) > MAX_DIGEST:
         raise RemoteError(f"{what} of {len(data)} bytes; at most {MAX_DIGEST}")
@@ -168,18 +180,18 @@ def record_from_wire(message: pb.Record) -> Record:
         raise RemoteError(
             f"the record of {clean(message.peer, 40)!r} has too many addresses, or a malformed one"
         )
-    if not (math.isfinite(message.weight) and message.weight >= 0):
+    if not 0 <= message.weight <= MAX_WEIGHT:  # which no NaN is
         raise RemoteError(f"the record of {clean(message.peer, 40)!r} has the weight {message.weight}")
     if message.round < -1:
         raise RemoteError(f"the record of {clean(message.peer, 40)!r} has the round {message.round}")
     return Record(
         peer=peer_id(message.peer),
-        boot=message.boot,
-        incarnation=message.incarnation,
+        boot=_count(message.boot, "boot"),
+        incarnation=_count(message.incarnation, "incarnation"),
         state=_word(STATES, message.state, "member state"),
         phase=_word(PHASES, message.phase, "member phase"),
-        life=message.life,
-        round=message.round,
+        life=_count(message.life, "life"),
+        round=_below(ROUNDS, message.round, "round"),
         weight=message.weight,
         device=clean(message.device, MAX_DEVICE_NAME),
         addresses=addresses,
@@ -217,16 +229,21 @@ def control_from_wire(message: pb.ControlMessage, src: PeerId) -> Control | None
             records = tuple(record_from_wire(record) for record in message.probe.records)
             return Probe(_digest(message.probe.view, "view hash"), records)
         case "sponsor_me":
-            return SponsorMe(message.sponsor_me.life)
+            return SponsorMe(_count(message.sponsor_me.life, "life"))
         case "goodbye":
-            record = record_from_wire(message.goodbye.record)
-            if record.peer != src:
-                raise RemoteError(f"a goodbye in the name of {record.peer}")
-            return Goodbye(record, message.goodbye.life, message.goodbye.epoch, message.goodbye.applied)
+            return _goodbye(message.goodbye, src)
         case "nothing":
             return None
         case _:
             raise RemoteError("an empty control message")
+
+
+def _goodbye(goodbye: pb.Goodbye, src: PeerId) -> Goodbye:
+    record = record_from_wire(goodbye.record)
+    if record.peer != src:
+        raise RemoteError(f"a goodbye in the name of {record.peer}")
+    life, epoch = _count(goodbye.life, "life"), _count(goodbye.epoch, "epoch")
+    return Goodbye(record, life, epoch, _count(goodbye.applied, "number"))
 
 
 # --- frames of a link ----------------------------------------------------------------------------------
@@ -275,17 +292,21 @@ def frame_from_wire(message: pb.LinkFrame) -> WireFrame:
             direction = _word(DIRECTIONS, message.attach.direction, "direction")
             return Attach(direction, peer_id(message.attach.to))
         case "open":
-            return Open(message.open.life, message.open.epoch, message.open.replicas)
+            life, epoch = _count(message.open.life, "life"), _count(message.open.epoch, "epoch")
+            return Open(life, epoch, message.open.replicas)
         case "opened":
             return _opened(message.opened)
         case "ack":
-            return Ack(message.ack.epoch, message.ack.number)
+            return Ack(*_place(message.ack))
         case "refuse":
-            return Refuse(
-                message.refuse.epoch, message.refuse.number, clean(message.refuse.reason, MAX_REASON)
-            )
+            return Refuse(*_place(message.refuse), clean(message.refuse.reason, MAX_REASON))
         case _:
             raise RemoteError("an empty frame")
+
+
+def _place(frame: pb.Begin | pb.Ack | pb.Refuse) -> tuple[int, int]:
+    """(epoch, number): where in a link's sequence a parcel stands."""
+    return _count(frame.epoch, "epoch"), _count(frame.number, "number")
 
 
 def _begin(begin: pb.Begin) -> Begin:
@@ -293,12 +314,14 @@ def _begin(begin: pb.Begin) -> Begin:
         raise RemoteError(f"phase {begin.phase} is unknown")
     if begin.length == 0:
         raise RemoteError("an empty parcel")
-    key = Key(begin.generation, begin.round, begin.phase)
-    return Begin(begin.epoch, begin.number, key, _word(DELIVERIES, begin.delivery, "delivery"), begin.length)
+    generation = _below(ROUNDS, begin.generation, "generation")
+    key = Key(generation, _below(ROUNDS, begin.round, "round"), begin.phase)
+    return Begin(*_place(begin), key, _word(DELIVERIES, begin.delivery, "delivery"), begin.length)
 
 
 def _opened(opened: pb.Opened) -> Opened:
     if len(opened.bases) > MAX_BASES:
         raise RemoteError(f"{len(opened.bases)} bases; at most {MAX_BASES}")
     bases = tuple(_digest(base, "base") for base in opened.bases)
-    return Opened(opened.life, opened.epoch, opened.applied, bases, opened.replicas)
+    life, epoch = _count(opened.life, "life"), _count(opened.epoch, "epoch")
+    return Opened(life, epoch, _count(opened.applied, "number"), bases, opened.replicas)

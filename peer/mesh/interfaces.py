@@ -12,11 +12,11 @@ from pathlib import Path
 
 import ifaddr
 
-# Bridges and tunnels that lead to containers or far away; to use one, name it with --interface
+# Bridges and tunnels that lead to containers or far away: by name, never by kind; --interface overrules it
 LEFT_OUT = ("docker", "veth", "br-", "tailscale", "wg")
 SYSFS = Path("/sys/class/net")
 MDNS_GROUP = "224.0.0.251"  # RFC 6762 section 3
-IFF_UP, IFF_POINTOPOINT = 0x1, 0x10  # netdevice(7)
+IFF_UP = 0x1  # netdevice(7)
 DOWN_STATES = ("down", "lowerlayerdown", "notpresent")  # operstate; loopback and tunnels say "unknown"
 
 
@@ -51,7 +51,7 @@ def _up(name: str) -> bool:
         state = (SYSFS / name / "operstate").read_text().strip()
     except OSError:
         return True
-    return bool(flags & IFF_UP) and not flags & IFF_POINTOPOINT and state not in DOWN_STATES
+    return bool(flags & IFF_UP) and state not in DOWN_STATES
 
 
 def choose(up: Iterable[Interface], asked: Iterable[str]) -> tuple[Interface, ...]:

@@ -171,6 +171,8 @@ class Membership:
             return
         self.contested += 1
         self.version += 1
+        if record.incarnation + 1 >= MAX_COUNTER:
+            return  # nothing could outrank it, and no peer would take it
         boot = max(self.me.boot, record.boot)
         self.me = replace(self.me, boot=boot, incarnation=max(self.me.incarnation, record.incarnation) + 1)
 

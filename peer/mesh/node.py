@@ -54,6 +54,7 @@ from peer.events import (
     Ready,
     Record,
     Rejected,
+    Renew,
     Returned,
     Sponsor,
     SponsorMe,
@@ -226,8 +227,10 @@ class Node:
                     self.faults[src] = self.faults.get(src, 0) + 1
                     self._note("sent something that was refused", "warning", peer=src, reason=reason)
                 self._absorb(self.links.rejected(src, epoch, number, reason, fault), now)
-            case Holds(bases, weight):
-                self.links.holds(bases)
+            case Renew(dst):
+                self._absorb(self.links.renew(dst), now)
+            case Holds(bases, weight, replicas):
+                self.links.holds(bases, replicas)
                 self._weigh(weight)
                 self._has_mass = self._has_mass or weight > 0
                 self._check_handed(now)
@@ -462,25 +465,25 @@ class Node:
         self.members.update_me(weight=weight)
 
     def _watch_view(self, now: float) -> None:
+        """Membership has changed: who can still be expected, and whom to train with?"""
         if self.members.version == self._seen:
             return
         self._seen = self.members.version
-        view = tuple(self.members.view())
-        if view == self._view:
-            return
-        left = set(self._view) - set(view)
+        view, before = tuple(self.members.view()), self._view
         self._view = view
         self.company = self.company or len(view) > 1
-        for peer in left:
+        for peer in set(before) - set(view):
             self.patience.forget(peer)
         if not self._open:
             self._open_next(now)
-        elif self._pushed_at is None:
+        elif self._pushed_at is not None or self.key.phase == FINAL:
+            alive = {record.peer for record in self.members.alive()}  # who has finished has sent its last
+            still = self._expected & (alive if self.key.phase == FINAL else set(view))
+            if still != self._expected:
+                self._expected = still
+                self._learner(Expect(self.key, tuple(sorted(still))))
+        elif view != before:
             self._announce_round(now)
-        else:
-            alive = {record.peer for record in self.members.alive()}
-            self._expected &= alive if self.key.phase == FINAL else set(view)
-            self._learner(Expect(self.key, tuple(sorted(self._expected))))
 
     # --- links -----------------------------------------------------------------------------------
 

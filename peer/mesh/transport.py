@@ -167,6 +167,11 @@ class Transport:
         if stream is not None:
             self._drop(stream, "disconnected")
 
+    def disconnect_all(self) -> None:
+        """`disconnect` every link, whoever dialed it: a new node begins with none."""
+        for peer, direction in {*self._keepers, *self._streams}:
+            self.disconnect(peer, direction)
+
     def send(self, peer: PeerId, direction: Direction, frame: Frame) -> bool:
         """Queue a frame on the link's stream. False if there is none: the frame is dropped."""
         stream = self._streams.get((peer, direction))

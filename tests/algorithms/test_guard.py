@@ -1,4 +1,4 @@
-"""What keeps a node that is short of weight from running away, and leaves all others as the papers have them."""
+"""What keeps a node that is short of weight from running away, and leaves others as the papers have them."""
 
 from __future__ import annotations
 

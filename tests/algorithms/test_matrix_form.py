@@ -112,6 +112,6 @@ def test_difference_push_equals_its_matrix_form(n: int, graph: Graph, bits: floa
         close(swarm.X, X)
         close(swarm.w, w)
         for j, node in enumerate(nodes):
-            for i, h in node.replicas.into.items():
-                close(h, H[j, int(i)])
-                assert torch.equal(h, replica_at(nodes[int(i)], j)), "both ends hold the same bits"
+            for i, link in node.replicas.into.items():
+                close(link.h, H[j, int(i)])
+                assert torch.equal(link.h, replica_at(nodes[int(i)], j)), "both ends hold the same bits"

@@ -17,7 +17,7 @@ from peer.compression.bodies import Body, Empty, Layout
 from peer.compression.compressor import compressor
 from peer.compression.quantize import quantize
 from peer.errors import UnknownBaseError
-from peer.events import FINAL, TRAIN, Key, LinkUp
+from peer.events import FINAL, TRAIN, Key, LinkDown, LinkUp
 from peer.grammar import Compression
 
 LAYOUT = Layout((300, 100))
@@ -80,12 +80,12 @@ def test_a_link_without_a_common_base_opens_with_a_dense_parcel_without_weight()
     assert torch.equal(sender.mass()[0], x)
     receiver.receive("a", message, 0.0)
     assert receiver.mass()[1] == w
-    assert torch.equal(receiver.replicas.into["a"], message.body.dense())
+    assert torch.equal(receiver.replicas.into["a"].h, message.body.dense())
     second = parcel(sender, "b", 2, u=moved(1))
     receiver.receive("a", second, 0.0)
     h = sender.replicas.link_to("b").h
     assert h is not None
-    assert torch.equal(receiver.replicas.into["a"], h)
+    assert torch.equal(receiver.replicas.into["a"].h, h)
     assert second.weight > 0
 
 
@@ -135,7 +135,7 @@ def test_a_new_epoch_starts_replicas_anew_at_both_ends_together() -> None:
         swarm.exchange([ZEROS] * 3)
         h = first.replicas.link_to("1").h
         assert h is not None
-        assert torch.equal(h, second.replicas.into["0"])
+        assert torch.equal(h, second.replicas.into["0"].h)
     torch.testing.assert_close(swarm.mass()[0], x, rtol=1e-9, atol=1e-9)
     assert swarm.mass()[1] == pytest.approx(w, rel=1e-9)
 
@@ -219,3 +219,43 @@ def test_nothing_is_lost_of_nothing() -> None:
     assert lost(ZEROS, ZEROS) == 0
     assert lost(ZEROS + 1, ZEROS) == 1
     assert lost(ZEROS + 2, ZEROS + 1) == pytest.approx(math.sqrt(0.25))
+
+
+def heard_from(receiver: DifferencePush, src: str, round_: int) -> None:
+    """A parcel that opens the link from `src`, at this round."""
+    receiver.open(Links(Key(0, round_), {}, frozenset()))
+    receiver.receive(src, Message(Key(0, round_), REPLICA, INT8(moved(1))), 0.0)
+
+
+def test_in_links_count_against_the_cap_and_one_too_many_is_an_honest_miss() -> None:
+    one = begun(replica_mb=2.5 * LAYOUT.d * 8 / 1e6)  # room for two
+    one.on_links(LinkUp("b", "out", 1, one.bases))
+    assert parcel(one, "b", 1, u=moved(1)).meaning == DIFFERENCE
+    assert one.room
+    heard_from(one, "c", 1)
+    assert not one.room
+    with pytest.raises(UnknownBaseError, match="no room"):
+        heard_from(one, "d", 1)
+    assert set(one.replicas.into) == {"c"}
+    heard_from(one, "c", 2)
+    one.on_links(LinkDown("c", "in"))
+    assert one.room
+    heard_from(one, "d", 2)
+
+
+def test_an_idle_out_link_makes_room_for_an_in_link_and_is_to_be_renewed_once() -> None:
+    one = begun(replica_mb=1.5 * LAYOUT.d * 8 / 1e6)
+    parcel(one, "b", 1)
+    heard_from(one, "c", IDLE_ROUNDS + 2)
+    assert one.replicas.link_to("b").h is None
+    assert (one.evicted(), one.evicted()) == (("b",), ())
+
+
+def test_an_idle_in_link_makes_room_and_its_sender_opens_it_anew() -> None:
+    one = begun(replica_mb=1.5 * LAYOUT.d * 8 / 1e6)
+    heard_from(one, "b", 1)
+    heard_from(one, "c", IDLE_ROUNDS + 2)
+    assert set(one.replicas.into) == {"c"}
+    assert one.evicted() == ()
+    with pytest.raises(UnknownBaseError, match="open the link anew"):
+        one.receive("b", Message(Key(0, 40), DIFFERENCE, INT8(moved(2)), 0.5), 0.0)

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from algorithms.swarm import F64, randoms
+from peer.algorithms import make
 from peer.algorithms.base import SHARE, SNAPSHOT, Links, Message
 from peer.algorithms.bases import HELD_ROUNDS, MAX_HELD, USABLE_ROUNDS, Bases, digest
+from peer.algorithms.difference_push import DIFFERENCE, REPLICA, DifferencePush
+from peer.algorithms.push_sum import PushSum
 from peer.algorithms.sgp import SGP
 from peer.compression.bodies import Dense, Empty, Layout
 from peer.errors import RemoteError, UnknownBaseError
@@ -24,7 +27,7 @@ def member(*, lockstep: bool = True) -> SGP:
     return node
 
 
-def opened(node: SGP, round_: int, *expected: str) -> None:
+def opened(node: PushSum, round_: int, *expected: str) -> None:
     node.open(Links(Key(0, round_), {}, frozenset(expected)))
 
 
@@ -153,3 +156,43 @@ def test_only_so_many_bases_are_held_the_newest() -> None:
 def test_the_digest_is_of_little_endian_values() -> None:
     """So that machines of either byte order name the same model alike."""
     assert digest(torch.tensor([1.0, -2.0])).hex() == "ee4ac73c2bd27756ab82780f27c73a7b"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize(
+    ("peak", "weight", "says"),
+    [
+        (1.0, 1e300, "weight of at most 1e.06"),
+        (1.0, 1.1e6, "weight of at most 1e.06"),
+        (0.5, 1.0, "values of at most"),
+        (0.5, 1e-3, "values of at most"),
+    ],
+)
+@pytest.mark.parametrize("meaning", [SHARE, SNAPSHOT, REPLICA, DIFFERENCE])
+def test_numbers_that_would_overflow_are_refused_and_nothing_is_applied(
+    dtype: torch.dtype, peak: float, weight: float, says: str, meaning: int
+) -> None:
+    """Finite, and yet a sum or a product with them would not be."""
+    node = make("difference-push", {}, LAYOUT, dtype)
+    assert isinstance(node, DifferencePush)
+    node.know(ZEROS)
+    node.begin(ZEROS.to(dtype), 1.0)
+    opened(node, 1, "a")
+    body = Dense(peak * (torch.finfo(dtype).max if peak < 1 else 1.0) * ONES.to(dtype))
+    with pytest.raises(RemoteError, match=says) as refused:
+        node.receive("a", Message(Key(0, 1), meaning, body, weight, node.x0_digest), 0.0)
+    assert not isinstance(refused.value, UnknownBaseError), "it is the neighbor's fault"
+    assert node.mass()[1] == 1.0
+    assert torch.equal(node.mix(), ZEROS.to(dtype))
+    assert node.heard == frozenset()
+    assert node.replicas.into == {}
+
+
+def test_a_large_weight_of_a_large_model_is_refused_where_each_alone_is_not() -> None:
+    node = SGP(LAYOUT, torch.float32)
+    node.begin(ZEROS.float(), 1.0)
+    large = Dense(1e15 * ONES.float())
+    node.receive("a", Message(Key(0, 1), SHARE, large, 1.0), 0.0)
+    with pytest.raises(RemoteError, match="after weighing"):
+        node.receive("a", Message(Key(0, 1), SHARE, large, 1e6), 0.0)
+    assert node.mass()[1] == 2.0

@@ -43,7 +43,11 @@ class NoChild:
 
     restarts, last_code, running = 0, None, False
 
-    def start(self) -> None: ...
+    def __init__(self) -> None:
+        self.starts = 0
+
+    def start(self) -> None:
+        self.starts += 1
 
     async def stop(self) -> None: ...
 

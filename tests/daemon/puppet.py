@@ -105,6 +105,17 @@ class Puppet:
     async def ended(self) -> None:
         await self._task
 
+    async def leave(self) -> None:
+        """End as a script does: politely, once the daemon says that its mass is handed over."""
+        self.connection.send({"op": "leave"})
+        while not self.stopped:
+            self.changed.clear()
+            await self.changed.wait()
+        self.close()
+
+    def report(self, **figures: Any) -> None:
+        self.connection.send({"op": "report", **figures})
+
     def close(self) -> None:
         self.connection.close()
 
@@ -151,6 +162,7 @@ class Puppet:
                 self._give(dst, self.weight / 2, self._key())
             case HandOver(dst) if dst is not None and dst in self._links:
                 self._give(dst, self.weight, self._key())
+                self.connection.send_event(Holds((), 0.0))
             case Expect(_, expected) if self._round is not None:
                 self._round = OpenRound(self._round.key, {}, expected, 1, 1.0)
                 self._close_if_ready()

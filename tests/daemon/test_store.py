@@ -59,6 +59,27 @@ def test_nobody_else_may_read_keys_options_and_tasks(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_that_is_open_to_others_is_closed_to_them(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o755)
+    Store(tmp_path / "state")
+    assert mode(tmp_path / "state") == 0o700
+
+
+def test_a_folder_of_all_users_is_no_state_folder(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    with pytest.raises(StateError, match="--state"):
+        Store(tmp_path / "shared")
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o1777
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(StateError, match="belongs to user"):
+        Store(tmp_path)
+
+
 def test_one_key_is_one_folder_whatever_the_name(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.session(KEY, "home").path == store.session(KEY, "house").path

@@ -82,6 +82,17 @@ async def test_what_a_learner_prints_is_logged_without_control_characters(
     assert sum(line.count("x") for line in said) >= 10000
 
 
+async def test_ctrl_c_at_the_daemons_terminal_does_not_reach_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    deaths = Deaths()
+    child = supervisor("import os; print('leads', os.getsid(0) == os.getpgrp() == os.getpid())", deaths)
+    child.start()
+    async with asyncio.timeout(60):
+        await deaths.enough.wait()
+    await child.stop()
+    assert "learner: leads True" in [record.getMessage() for record in caplog.records]
+
+
 async def test_one_that_dies_is_started_again_until_that_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisors, "BACKOFF_FIRST_S", 0.0)
     deaths = Deaths(again=2)

@@ -33,6 +33,7 @@ class StandIn:
         self.frames: list[dict[str, Any]] = []
         self.events: list[object] = []
         self.exported = b""
+        self.confirms = True  # say stop when a script has handed its mass over
         self.changed = threading.Condition()
         self._assembler = EventAssembler()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -77,6 +78,8 @@ class StandIn:
                 self.exported = file.read()
         elif frame["op"] == "leave":
             self.client.send_event(HandOver(None))
+            if self.confirms:
+                self.client.send({"op": "stop"})
         elif frame["op"] in ("report", "log", "failed"):
             self.frames.append(frame)
         else:
@@ -98,6 +101,7 @@ class StandIn:
                 self.open_round(Key(round=after, phase=FINAL))
             else:
                 self.client.send_event(Finish())
+                self.client.send({"op": "stop"})
 
 
 def signature_of(frame: dict[str, Any]) -> bool:

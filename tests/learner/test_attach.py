@@ -1,6 +1,7 @@
 """A training script as a member: what its steps become, and what happens around them."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,35 @@ def test_leaving_hands_the_mass_over_before_the_socket_closes(tmp_path: Path) ->
     with script.swarm as swarm:
         swarm.begin()
         script.steps(2)
+    daemon.wait_for(lambda: daemon.events[-1] == Holds((), 0.0))
+
+
+def test_a_script_stays_until_the_daemon_says_that_its_mass_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = StandIn(descriptor())
+    daemon.confirms = False
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    script.steps(2)
+    confirmed: list[bool] = []
+    monkeypatch.setattr(script.swarm, "_checkpoint", lambda: confirmed.append(script.swarm._link.dismissed))
+    ending = threading.Thread(target=script.swarm.close)
+    ending.start()
+    daemon.wait_for(lambda: daemon.events[-1] == Holds((), 0.0))
+    ending.join(0.2)
+    daemon.client.send({"op": "stop"})
+    ending.join()
+    assert confirmed == [True]
+
+
+def test_a_script_that_stops_itself_hands_its_mass_over_too(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor())
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    script.steps(2)
+    script.swarm.stop()
+    script.swarm.close()
     daemon.wait_for(lambda: daemon.events[-1] == Holds((), 0.0))
 
 

@@ -1,6 +1,7 @@
 """`python -m peer.learner`: exit codes, and what the daemon is told. Import of `peer` stays light."""
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,19 @@ def test_an_unknown_shard_is_told_with_code_65(attach: Attach, tmp_path: Path) -
     assert daemon.frames[0]["code"] == 65, "before it was a member"
     assert "no speaker is called 'dan'" in daemon.frames[0]["message"]
     daemon.close()
+
+
+def test_ctrl_c_does_not_end_it_before_the_daemon_does(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        listener.settimeout(120)
+        command = [sys.executable, "-m", "peer.learner", "--socket", str(tmp_path / "s"), "--session", "home"]
+        learner = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        connection, _ = listener.accept()
+        learner.send_signal(signal.SIGINT)
+        connection.close()
+        assert learner.wait(120) == 69
 
 
 def test_no_daemon_is_code_69(tmp_path: Path) -> None:

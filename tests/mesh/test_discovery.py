@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import ifaddr
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from zeroconf.asyncio import AsyncServiceInfo
 
-from peer.mesh import discovery
+from peer.mesh import discovery, interfaces
 from peer.mesh.discovery import SERVICE_TYPE, Discovery, Sighting, beacon, read
 from peer.mesh.identity import Device
 from peer.mesh.interfaces import Interface, choose, survey
@@ -142,6 +144,24 @@ def test_this_device_has_loopback_up_with_ipv4_first() -> None:
     lo = next(interface for interface in survey() if interface.name == "lo")
     assert lo.loopback
     assert lo.addresses[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("flags", "up"), [("0x1003", True), ("0x10d1", True), ("0x1002", False)])
+def test_an_interface_is_left_out_by_its_name_and_not_by_its_kind(
+    flags: str, up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0x10d1 is a point-to-point link, as a WireGuard or PPP device is one."""
+    monkeypatch.setattr(interfaces, "SYSFS", tmp_path)
+    for name in ("lo", "ppp0", "wg0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flags").write_text(f"{flags}\n")
+        (tmp_path / name / "operstate").write_text("unknown\n")
+    adapters = [ifaddr.Adapter(name, name, [ifaddr.IP("10.9.0.1", 24, name)]) for name in ("ppp0", "wg0")]
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: adapters)
+    names = [interface.name for interface in survey()]
+    assert names == (["ppp0", "wg0"] if up else [])
+    assert [one.name for one in choose(survey(), ())] == (["ppp0"] if up else [])
+    assert [one.name for one in choose(survey(), ("wg0",))] == (["wg0"] if up else [])
 
 
 # --- what an announcement may say ----------------------------------------------------------------------

@@ -17,32 +17,34 @@ from peer.mesh.greeting import Greeting, Introduction, Signature, greeting_from_
 from peer.wire import peer_pb2 as pb
 
 A, B = "p-" + "a" * 26, "p-" + "b" * 26
-U64 = st.integers(0, 2**64 - 1)
+COUNT, ROUND = st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1)
 LABEL = st.text(st.characters(exclude_categories=("C", "Z")), max_size=64)
 RECORDS = st.builds(
     Record,
     peer=st.just(A),
-    boot=U64,
-    incarnation=U64,
+    boot=COUNT,
+    incarnation=COUNT,
     state=st.sampled_from(list(frames.STATES)),
     phase=st.sampled_from(list(frames.PHASES)),
-    life=U64,
-    round=st.integers(-1, 2**62),
-    weight=st.floats(0, 1e300),
+    life=COUNT,
+    round=st.integers(-1, 2**32 - 1),
+    weight=st.floats(0, frames.MAX_WEIGHT),
     device=LABEL,
     addresses=st.lists(st.sampled_from(["10.0.0.1:7000", "[fd00::7]:1", "[fe80::1%eth0]:9"]), max_size=8).map(
         tuple
     ),
     task_digest=st.binary(max_size=64),
 )
-KEYS = st.builds(Key, generation=U64, round=U64, phase=st.integers(0, 1))
+KEYS = st.builds(Key, generation=ROUND, round=ROUND, phase=st.integers(0, 1))
 DELIVERY = st.sampled_from(["mass", "latest"])
 FRAMES = st.one_of(
-    st.builds(Open, U64, U64, st.booleans()),
-    st.builds(Opened, U64, U64, U64, st.lists(st.binary(max_size=64), max_size=8).map(tuple), st.booleans()),
-    st.builds(Ack, U64, U64),
-    st.builds(Refuse, U64, U64, LABEL),
-    st.builds(Begin, U64, U64, KEYS, DELIVERY, st.integers(1, 2**64 - 1)),
+    st.builds(Open, COUNT, COUNT, st.booleans()),
+    st.builds(
+        Opened, COUNT, COUNT, COUNT, st.lists(st.binary(max_size=64), max_size=8).map(tuple), st.booleans()
+    ),
+    st.builds(Ack, COUNT, COUNT),
+    st.builds(Refuse, COUNT, COUNT, LABEL),
+    st.builds(Begin, COUNT, COUNT, KEYS, DELIVERY, st.integers(1, 2**64 - 1)),
     st.builds(Chunk, st.binary(max_size=99)),
     st.builds(End, st.binary(min_size=32, max_size=32)),
     st.builds(Attach, st.sampled_from(["out", "in"]), st.just(A)),
@@ -50,8 +52,8 @@ FRAMES = st.one_of(
 CONTROLS = st.one_of(
     st.none(),
     st.builds(Probe, st.binary(max_size=64), st.lists(RECORDS, max_size=4).map(tuple)),
-    st.builds(SponsorMe, U64),
-    st.builds(Goodbye, RECORDS, U64, U64, U64),
+    st.builds(SponsorMe, COUNT),
+    st.builds(Goodbye, RECORDS, COUNT, COUNT, COUNT),
 )
 
 
@@ -116,7 +118,12 @@ def test_an_empty_message_is_never_valid() -> None:
         {"weight": math.nan},
         {"weight": math.inf},
         {"weight": -1.0},
+        {"weight": 1e300},
         {"round": -2},
+        {"round": 2**32},
+        {"boot": 2**63},
+        {"incarnation": 2**64 - 1},
+        {"life": 2**63},
         {"state": 99},
         {"phase": 0},
         {"task_digest": bytes(65)},
@@ -134,6 +141,42 @@ def test_a_record_that_breaks_a_rule_is_refused(wrong: dict[str, object]) -> Non
         message.MergeFrom(pb.Record(**{name: value}))
     with pytest.raises(RemoteError):
         frames.record_from_wire(message)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Open(life=2**63, epoch=1),
+        Open(life=1, epoch=2**63),
+        Opened(life=2**63, epoch=1, applied=1),
+        Opened(life=1, epoch=2**63, applied=1),
+        Opened(life=1, epoch=1, applied=2**63),
+        Ack(epoch=2**63, number=1),
+        Ack(epoch=1, number=2**64 - 1),
+        Refuse(epoch=2**63, number=1, reason=""),
+        Refuse(epoch=1, number=2**63, reason=""),
+        Begin(2**63, 1, Key(), "mass", 1),
+        Begin(1, 2**63, Key(), "mass", 1),
+        Begin(1, 1, Key(generation=2**32), "mass", 1),
+        Begin(1, 1, Key(round=2**32), "mass", 1),
+        Begin(1, 1, Key(phase=2), "mass", 1),
+        SponsorMe(life=2**63),
+        Goodbye(Record(A, 1, 1), life=2**63),
+        Goodbye(Record(A, 1, 1), epoch=2**63),
+        Goodbye(Record(A, 1, 1), applied=2**63),
+    ],
+    ids=str,
+)
+def test_a_number_out_of_bounds_is_refused(frame: WireFrame | SponsorMe | Goodbye) -> None:
+    """Later on it is packed and counted with: a device must not fall over its neighbor's word."""
+    with pytest.raises(RemoteError, match=r"out of bounds|unknown"):
+        through_the_wire(frame)
+
+
+def through_the_wire(said: WireFrame | SponsorMe | Goodbye) -> object:
+    if isinstance(said, SponsorMe | Goodbye):
+        return frames.control_from_wire(frames.control_to_wire(said), A)
+    return frames.frame_from_wire(frames.frame_to_wire(said))
 
 
 def test_strings_are_fit_for_a_terminal() -> None:

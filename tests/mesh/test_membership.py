@@ -175,9 +175,9 @@ def test_the_view_is_the_living_that_train_and_mean_weight_is_theirs() -> None:
         ({}, False),
         ({"weight": 1.0}, False),
         ({"weight": 1.19}, False),
-        ({"weight": 0.96}, False),
+        ({"weight": 0.81}, False),
         ({"weight": 1.21}, True),
-        ({"weight": 0.94}, True),
+        ({"weight": 0.79}, True),
         ({"phase": "training"}, False),
         ({"phase": "leaving", "weight": 1.01}, True),
         ({"addresses": ("10.0.0.2:4000",)}, True),
@@ -196,7 +196,7 @@ def test_the_incarnation_rises_when_the_others_should_know(fields: dict[str, obj
 
 def test_small_weight_changes_add_up_until_they_are_told() -> None:
     members = Membership(record("a"))
-    assert [members.update_me(weight=w) for w in (1.02, 1.04, 1.06, 1.08, 1.10, 1.12)] == [
+    assert [members.update_me(weight=w) for w in (1.1, 1.19, 1.21, 1.3, 1.4, 1.46)] == [
         False, False, True, False, False, True,
     ]  # fmt: skip
 

@@ -6,9 +6,13 @@ import asyncio
 import hashlib
 import random
 import socket
+import ssl
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -37,11 +41,22 @@ from peer.events import (
     Told,
 )
 from peer.keys import new_key
+from peer.mesh import channels, service
 from peer.mesh import greeting as greetings
-from peer.mesh.channels import HELLO, LINK, TELL, Dialer
+from peer.mesh.channels import (
+    COMMON_OPTIONS,
+    HELLO,
+    LINK,
+    TELL,
+    Dialer,
+    every_address,
+    join_address,
+    split_address,
+)
 from peer.mesh.frames import Begin, Chunk, End, WireFrame, control_to_wire, frame_to_wire
 from peer.mesh.greeting import Greeting, Introduction, Signature, VersionError, greeting_to_wire
 from peer.mesh.identity import Device, SessionIdentity
+from peer.mesh.interfaces import choose, survey
 from peer.mesh.service import attach
 from peer.mesh.stream import CHUNK_BYTES, Buffer, Intake
 from peer.mesh.transport import Event, Transport
@@ -118,6 +133,16 @@ class Member:
         """Return when an equal event has been heard so often."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.events.count(wanted) >= times)
+
+    async def until_down(self, peer: PeerId, direction: Direction) -> None:
+        """Return when a stream of this link has ended, for whatever reason."""
+        async with self.changed:
+            await self.changed.wait_for(
+                lambda: any(
+                    isinstance(e, StreamDown) and (e.peer, e.direction) == (peer, direction)
+                    for e in self.events
+                )
+            )
 
     async def parcel(self) -> Parcel:
         async with self.changed:
@@ -287,6 +312,26 @@ async def test_disconnect_ends_the_stream_at_both_ends() -> None:
         assert not a.transport.send(b.id, "out", Open(1, 1))
 
 
+async def test_disconnect_all_ends_streams_of_both_dialers_and_dials_no_more() -> None:
+    async with pair() as (a, b):
+        a.transport.connect(b.id, "out")
+        b.transport.connect(a.id, "out")
+        await a.until(StreamUp(b.id, "out"))
+        await a.until(StreamUp(b.id, "in"))
+        b.transport.disconnect(a.id, "out")  # or it would dial again, as it should
+        await a.until_down(b.id, "in")
+        b.transport.connect(a.id, "out")
+        await a.until(StreamUp(b.id, "in"), times=2)
+        a.transport.disconnect_all()
+        assert not a.transport.send(b.id, "out", Open(1, 1))
+        assert not a.transport.send(b.id, "in", Ack(1, 1))
+        await a.until(StreamDown(b.id, "out", "disconnected"))
+        await a.until(StreamDown(b.id, "in", "disconnected"))
+        await a.until(StreamUp(b.id, "in"), times=3)  # whoever dials from there is welcome
+        assert a.events.count(StreamUp(b.id, "out")) == 1
+        assert a.transport.introduction(b.id) is not None
+
+
 async def test_a_payload_closed_while_it_is_sent_ends_the_stream_and_nothing_worse() -> None:
     class Closed(Memory):
         def view(self) -> memoryview:
@@ -320,6 +365,14 @@ async def test_a_goodbye_goes_out_before_the_transport_stops() -> None:
         await b.until(Told(a.id, goodbye))
 
 
+async def test_a_call_that_got_through_is_a_sign_of_life_though_nothing_is_answered() -> None:
+    async with pair() as (a, b):
+        assert Progress(b.id, "out") not in a.events
+        a.transport.tell(b.id, SponsorMe(life=9))
+        await a.until(Progress(b.id, "out"))
+        assert Told(a.id, SponsorMe(life=9)) in b.events
+
+
 async def test_telling_nobody_is_silence() -> None:
     async with pair() as (a, b):
         before = list(a.events)
@@ -342,6 +395,222 @@ async def test_a_blocked_member_is_cut_off_with_its_streams() -> None:
             await b.transport.hello(a.address)
         with pytest.raises(RemoteError, match="blocked"):
             await a.transport.hello(b.address)
+
+
+# --- where they listen ---------------------------------------------------------------------------------
+
+
+async def test_every_address_that_is_announced_answers() -> None:
+    key = new_key()
+    a = Member(key)
+    a.port = await a.transport.start(None)
+    announced = [
+        host for one in (*choose(survey(), ()), *choose(survey(), ("lo",))) for host in one.addresses
+    ]
+    assert any(":" in host for host in announced) or not socket.has_dualstack_ipv6() or not has_ipv6()
+    try:
+        for host in announced:
+            caller = Member(key)
+            async with serving(caller):
+                said = replace(caller.introduction.record, addresses=(caller.address,))
+                caller.introduction = Introduction(said)
+                await caller.transport.hello(join_address(host, a.port))
+                caller.transport.connect(a.id, "out")
+                await caller.until(StreamUp(a.id, "out"))
+                learned = a.transport.contacts.of(caller.id).addresses
+                assert caller.address in learned
+                assert [address for address in learned if "::ffff" in address] == []
+    finally:
+        await a.transport.stop()
+
+
+async def test_without_tls_both_loopback_addresses_answer_and_no_other() -> None:
+    key = new_key()
+    a = Member(key, insecure=True)
+    a.port = await a.transport.start(None)
+    try:
+        for interface in survey():
+            for host in interface.addresses:
+                if interface.loopback:
+                    caller = Member(key, insecure=True)
+                    async with serving(caller):
+                        await caller.transport.hello(join_address(host, a.port))
+                else:
+                    with pytest.raises(ConnectionRefusedError):
+                        await asyncio.open_connection(host, a.port)
+    finally:
+        await a.transport.stop()
+
+
+async def test_a_host_without_ipv6_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    key = new_key()
+    a, b = Member(key), Member(key)
+    assert every_address() == "0.0.0.0"
+    async with serving(b):
+        a.port = await a.transport.start(None)
+        await b.transport.hello(a.address)
+        await a.transport.stop()
+
+
+@pytest.mark.parametrize("host", ["", "[::]"])
+async def test_a_port_that_ipv4_alone_has_taken_is_taken(host: str) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        bound.listen(1)
+        port = bound.getsockname()[1]
+        with pytest.raises(PortError, match=f"port {port} is taken"):
+            await Member(new_key()).transport.start(f"{host}:{port}")
+
+
+def has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6) as probe, suppress(OSError):
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+# --- how a stream ends when nobody ends it -------------------------------------------------------------
+
+MEMBER = """
+import asyncio, random, sys
+from cryptography.hazmat.primitives.asymmetric import ec
+import peer.daemon.app  # as a daemon imports it
+from peer.errors import PeerdError
+from peer.events import Record
+from peer.mesh.greeting import Introduction
+from peer.mesh.identity import Device, SessionIdentity
+from peer.mesh.stream import Intake
+from peer.mesh.transport import Transport
+
+async def main():
+    device = Device(ec.generate_private_key(ec.SECP256R1()))
+    me = Introduction(Record(device.id, 1, 1))
+    identity = SessionIdentity(bytes.fromhex(sys.argv[1]), device)
+    intake = Intake(lambda: 0, bytearray)
+    transport = Transport(identity, lambda: me, lambda event: None, intake, random.Random(1))
+    print(await transport.start("127.0.0.1:0"), flush=True)
+    async for address in lines():
+        try:
+            print(await transport.hello(address), flush=True)
+        except PeerdError as error:
+            print(type(error).__name__, flush=True)
+
+async def lines():
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        yield line.strip()
+
+asyncio.run(main())
+"""
+
+
+@dataclass
+class Elsewhere:
+    """A member in a process of its own, as a daemon is one: it says Hello where it is told to."""
+
+    process: asyncio.subprocess.Process
+    address: str
+
+    async def hello(self, address: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{address}\n".encode())
+        return await self.line()
+
+    async def line(self) -> str:
+        assert self.process.stdout is not None
+        return (await self.process.stdout.readline()).decode().strip()
+
+
+@asynccontextmanager
+async def elsewhere(key: bytes) -> AsyncIterator[Elsewhere]:
+    command = (sys.executable, "-c", MEMBER, key.hex())
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
+    member = Elsewhere(process, "")
+    try:
+        member.address = f"127.0.0.1:{await member.line()}"
+        yield member
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_a_peer_that_is_killed_is_noticed_at_once() -> None:
+    """Within less than a keepalive ping, which is what would find it otherwise."""
+    a = Member(new_key())
+    async with serving(a), elsewhere(a.key) as member:
+        peer = await a.transport.hello(member.address)
+        a.transport.connect(peer, "out")
+        a.transport.connect(peer, "in")
+        await a.until(StreamUp(peer, "out"))
+        await a.until(StreamUp(peer, "in"))
+        member.process.kill()
+        async with asyncio.timeout(dict(COMMON_OPTIONS)["grpc.keepalive_time_ms"] / 2000):
+            await a.until_down(peer, "out")
+            await a.until_down(peer, "in")
+
+
+class Middle:
+    """A TCP proxy that can fall silent: connections stay, and nothing goes through any more."""
+
+    def __init__(self, port: int) -> None:
+        self.flows = asyncio.Event()
+        self.flows.set()
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", self._port)
+        for source, sink in ((reader, there[1]), (there[0], writer)):
+            self._tasks.add(asyncio.create_task(self._pump(source, sink)))
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(OSError):
+                while data := await source.read(1 << 16):
+                    await self.flows.wait()
+                    sink.write(data)
+                    await sink.drain()
+        finally:
+            sink.transport.abort()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def middle(member: Member) -> AsyncIterator[tuple[Middle, str]]:
+    between = Middle(member.port)
+    server = await asyncio.start_server(between.serve, "127.0.0.1", 0)
+    async with server:
+        yield between, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await between.stop()
+
+
+def sooner(options: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The same with pings 50 times as often and as impatient: 1.4 s for what takes 70 s."""
+    return [
+        (name, value // 50 if "keepalive_t" in name or "ping_" in name else value) for name, value in options
+    ]
+
+
+async def test_a_peer_that_goes_silent_on_an_open_connection_is_noticed_at_both_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channels, "CHANNEL_OPTIONS", sooner(channels.CHANNEL_OPTIONS))
+    monkeypatch.setattr(service, "SERVER_OPTIONS", sooner(service.SERVER_OPTIONS))
+    key = new_key()
+    a, b = Member(key), Member(key)
+    async with serving(a, b), middle(b) as (between, address):
+        await a.transport.hello(address)
+        a.transport.connect(b.id, "out")
+        await a.until(StreamUp(b.id, "out"))
+        await b.until(StreamUp(a.id, "in"))
+        between.flows.clear()
+        await a.until_down(b.id, "out")
+        await b.until_down(a.id, "in")
 
 
 # --- who is none ---------------------------------------------------------------------------------------
@@ -379,6 +648,47 @@ async def test_a_caller_without_a_certificate_reaches_no_handler(plaintext: bool
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
         assert member.events == []
         assert list(member.transport.contacts) == []
+
+
+def tls_context(member: Member, side: int, version: ssl.TLSVersion, folder: Path) -> ssl.SSLContext:
+    """OpenSSL in the name of a member, at this version of TLS alone."""
+    context = ssl.SSLContext(side)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = version
+    pem = folder / "leaf.pem"
+    pem.write_bytes(member.identity.leaf_key_pem + member.identity.leaf_pem)
+    context.load_cert_chain(pem)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_tls_1_3_is_spoken_and_nothing_older(version: ssl.TLSVersion, tmp_path: Path) -> None:
+    """A member's own certificate does not help. In a process of its own: gRPC takes its suites once."""
+    a = Member(new_key())
+    spoken: list[str | None] = []
+
+    def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        spoken.append(writer.get_extra_info("ssl_object").version())
+        writer.close()
+
+    calling = tls_context(a, ssl.PROTOCOL_TLS_CLIENT, version, tmp_path)
+    called = tls_context(a, ssl.PROTOCOL_TLS_SERVER, version, tmp_path)
+    async with asyncio.timeout(30), elsewhere(a.key) as member:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=called)
+        async with server:
+            result = await member.hello(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        host, port = split_address(member.address)
+        if version is ssl.TLSVersion.TLSv1_3:
+            assert set(spoken) == {"TLSv1.3"}
+            _, writer = await asyncio.open_connection(host, port, ssl=calling)
+            assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+            writer.transport.abort()
+        else:
+            assert spoken == []
+            assert result == "NobodyFoundError"
+            with pytest.raises(OSError):
+                await asyncio.open_connection(host, port, ssl=calling)
 
 
 async def test_another_key_is_refused_without_tls_too() -> None:
@@ -542,6 +852,9 @@ BROKEN: dict[str, tuple[list[bytes], str]] = {
     "wrong way": (wire(Ack(1, 1)), "on the in-stream"),
     "empty message": ([b""], "empty frame"),
     "garbage": ([b"\xff" * 40], "no LinkFrame"),
+    "long round": (wire(replace(BEGIN, key=Key(round=2**32))), "round 4294967296"),
+    "long number": (wire(replace(BEGIN, number=2**63)), "number 9223372036854775808"),
+    "long epoch": (wire(Open(1, 2**64 - 1)), "epoch 18446744073709551615"),
     "bad phase": ([b"\x22\x02\x28\x09"], "phase 9"),
 }
 

@@ -1,0 +1,210 @@
+"""Joining again what this device knows already, and exporting what no learner answers for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from daemon.conftest import PATIENCE_S, Home, here, session
+from daemon.puppet import Puppet, ask, dial
+from daemon.test_sessions import knows, pair, port, quiet, until
+from peer.daemon import app
+from peer.daemon.session import SessionDriver
+from peer.errors import NobodyFoundError, UnknownSessionError, UsageError
+from peer.events import Dispose
+from peer.keys import format_key, new_key
+from peer.learner.checkpoint import Checkpoint, CheckpointFolder
+from peer.shared_buffer import SharedBuffer
+
+Make = Callable[[str], Home]
+
+
+def starts(driver: SessionDriver) -> int:
+    """How often its own learner was started."""
+    supervisor: Any = driver.learning.supervisor
+    return int(supervisor.starts)
+
+
+async def test_the_daemons_end_ends_the_wait_for_a_first_member(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        looking = asyncio.Event()
+        options = here(timeout_s=10 * PATIENCE_S)
+        joining = asyncio.create_task(
+            a.daemon.join("home", format_key(new_key()), options, lambda text: looking.set())
+        )
+        await looking.wait()
+        a.daemon.stopping.set()
+        assert not (await joining).linked.is_set()
+
+
+async def test_a_script_is_told_when_its_mass_is_taken_and_another_learner_takes_its_place(
+    home: Make,
+) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        _, b, first, child = await pair(home)
+        driver = b.daemon.sessions["home"]
+        script = await Puppet.attach(b.socket, "home", child=False)
+        await script.until(3)
+        assert child.stopped
+        await script.leave()
+        assert script.weight == 0.0
+        assert not driver.transport._keepers, "the new node begins without links"
+        await until(driver, lambda: driver.learning.end is None)
+        again = await Puppet.attach(b.socket, "home")
+        await again.until(3)
+    assert first.weight > 0
+
+
+async def test_what_the_old_node_still_had_out_is_freed(home: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = home("a")
+    await a.daemon.create(session(), here())
+    driver = a.daemon.sessions["home"]
+    assert driver.node is not None
+    buffer = SharedBuffer.of(b"a parcel")
+    monkeypatch.setattr(driver.node.links, "learner_gone", lambda: [Dispose(buffer)])
+    driver._start_over()
+    assert buffer.closed
+
+
+async def test_join_starts_the_own_learner_after_a_script_has_ended(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        driver = a.daemon.sessions["home"]
+        script = await Puppet.attach(a.socket, "home", child=False)
+        await script.training.wait()
+        with pytest.raises(NobodyFoundError):
+            await a.daemon.join("home", None, here(timeout_s=0.1), quiet)
+        assert starts(driver) == 1, "the script trains"
+        await script.leave()
+        await until(driver, lambda: driver.learning.end is None)
+        assert "start it again" in " ".join(a.daemon.status(None).health)
+        with pytest.raises(NobodyFoundError):
+            await a.daemon.join("home", None, here(timeout_s=0.1), quiet)
+    assert starts(driver) == 2
+    assert "start it again" not in " ".join(a.daemon.status(None).health)
+
+
+async def test_other_options_for_a_session_that_runs_are_refused(home: Make) -> None:
+    a = home("a")
+    await a.daemon.create(session(), here(shard="1/8"))
+    with pytest.raises(UsageError, match=r"another --shard, --peer; leave it first with 'peerd leave home'"):
+        await a.daemon.join("home", None, here(shard="2/8", peers=("127.0.0.1:9",)), quiet)
+    with pytest.raises(NobodyFoundError):
+        await a.daemon.join("home", None, here(shard="1/8", timeout_s=0.1), quiet)
+
+
+async def test_a_finished_session_says_so_before_and_after_a_restart(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b, _, _ = await pair(home, rounds=2)
+        for h in (a, b):
+            await h.daemon.sessions["home"].ended.wait()
+        with pytest.raises(UsageError, match=r"is finished.*peerd export home.*peerd leave home"):
+            await a.daemon.join("home", None, here(), quiet)
+        await a.stop()
+        again = home("a")
+        await again.daemon.resume()
+        with pytest.raises(UsageError, match="is finished"):
+            await again.daemon.join("home", None, here(), quiet)
+
+
+async def test_a_session_that_has_ended_is_taken_up_by_a_driver_of_its_own(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        first = a.daemon.sessions["home"]
+        await first.leave(pause=True)
+        with pytest.raises(NobodyFoundError):
+            await a.daemon.join("home", None, here(timeout_s=0.1), quiet)
+    assert a.daemon.sessions["home"] is not first
+    assert not a.daemon.sessions["home"].ended.is_set()
+
+
+async def test_a_wrong_name_makes_room_for_the_right_one(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b = home("a"), home("b")
+        key = await a.daemon.create(session(), here())
+        with pytest.raises(UsageError, match="'home', not 'house'"):
+            await b.daemon.join("house", key, here(peers=(port(a),)), quiet)
+        joining = asyncio.create_task(b.daemon.join("home", key, here(peers=(port(a),)), quiet))
+        await until(a.daemon.sessions["home"], lambda: knows(b))
+        assert set(b.daemon.sessions) == {"home"}
+        joining.cancel()
+        with pytest.raises(UsageError, match="run 'peerd join home'"):
+            await b.daemon.join("house", key, here(), quiet)
+
+
+def keep_checkpoint(home: Home) -> None:
+    folder = home.daemon.sessions["home"].folder.path
+    signature = [("weight", [2], "float32")]
+    CheckpointFolder(folder).save(Checkpoint("id", "sgp", 7, 1.0, signature, torch.ones(2)))
+
+
+async def exported(home: Home) -> list[float]:
+    answer, fd = await ask(home.socket, "export", name="home")
+    assert fd is not None
+    with SharedBuffer.from_fd(fd, answer["size"]) as buffer:
+        values: list[float] = safetensors.torch.load(bytes(buffer.view()))["weight"].tolist()
+    return values
+
+
+async def test_without_a_learner_the_newest_checkpoint_is_exported_after_leaving_too(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        keep_checkpoint(a)
+        assert await exported(a) == [1.0, 1.0]
+        await a.daemon.leave("home", forget=False)
+        assert await exported(a) == [1.0, 1.0]
+        with pytest.raises(UnknownSessionError):
+            await ask(a.socket, "export", name="nosuch")
+
+
+async def test_a_learner_that_does_not_answer_keeps_no_export_back(
+    home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "EXPORT_S", 0.05)
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        keep_checkpoint(a)
+        silent = await dial(a.socket, "learner")
+        silent.send({"op": "attach", "session": "home", "child": True, "pid": 1})
+        await silent.receive()
+        assert await exported(a) == [1.0, 1.0]
+        silent.close()
+
+
+async def test_one_damaged_session_keeps_no_other_from_being_taken_up(home: Make) -> None:
+    a = home("a")
+    for name in ("home", "worn", "torn"):
+        await a.daemon.create(session(name), here())
+    folders = {name: driver.folder.path for name, driver in a.daemon.sessions.items()}
+    await a.stop()
+    (folders["worn"] / "key").write_bytes(b"short")
+    (folders["torn"] / "session.json").write_bytes(b"[]")
+    again = home("a")
+    await again.daemon.resume()
+    assert set(again.daemon.sessions) == {"home"}
+    health = "\n".join(again.daemon.status(None).health)
+    assert "'peerd leave worn --forget'" in health
+    assert str(folders["torn"]) in health
+    await again.daemon.leave("worn", forget=True)
+    assert "worn" not in "\n".join(again.daemon.status(None).health)
+
+
+async def test_a_checkpoint_that_cannot_be_written_is_in_the_health(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        puppet = await Puppet.attach(a.socket, "home")
+        puppet.report(checkpoint_problem="the disk is full")
+        driver = a.daemon.sessions["home"]
+        await until(driver, lambda: driver.figures.checkpoint_problem)
+    assert "home: the disk is full" in a.daemon.status(None).health
