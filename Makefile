@@ -54,7 +54,8 @@ wire-is-fresh: proto
 	  echo "peer/wire is not what proto/peer.proto generates; run 'make proto' and commit the result"; exit 1; }
 
 test: check wire-is-fresh
-	$(RUN) pytest
+	$(RUN) pytest -q -n 2 --ignore=tests/lan
+	$(RUN) pytest -q tests/lan
 
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py

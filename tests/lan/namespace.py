@@ -20,10 +20,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1  # netdevice(7)
+CLONE_NEWNET = 0x40000000  # unshare(2)
 REFUSED = (
-    "tests/lan gives every test a network namespace of its own, and this kernel refused one ({reason}). "
-    "Run it as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, "
-    "kernel.apparmor_restrict_unprivileged_userns=0); without them: pytest --ignore=tests/lan"
+    "the tests run in network namespaces of their own, and this kernel refused one ({reason}). Run them as "
+    "root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, "
+    "kernel.apparmor_restrict_unprivileged_userns=0)"
 )
 
 
@@ -84,12 +85,35 @@ class Namespace:
         self._holder.communicate()
 
 
+def leave_the_network() -> None:
+    """Move this thread, and what it starts from now on, to a new network with nothing but a loopback.
+
+    Raises NamespaceRefusedError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        raise NamespaceRefusedError(REFUSED.format(reason=os.strerror(ctypes.get_errno())))
+    raise_loopback()
+
+
+def as_root_of_a_user_namespace(command: Sequence[str]) -> None:
+    """Become `command` as root of new user, network and mount namespaces. Raises NamespaceRefusedError."""
+    trial = subprocess.run(["unshare", "-Urnm", "true"], capture_output=True, text=True, check=False)
+    if trial.returncode != 0:
+        raise NamespaceRefusedError(REFUSED.format(reason=trial.stderr.strip()))
+    os.execvp("unshare", ["unshare", "-Urnm", *command])
+
+
+def raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
+
+
 def hold(loopback: bool) -> None:
     if loopback:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            request = struct.pack("16sh14x", b"lo", 0)
-            flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, SIOCGIFFLAGS, request))[1]
-            fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
+        raise_loopback()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.read()
