@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from peer.config import Descriptor
-from peer.events import TRAIN, Closed, Direction, Key, OpenRound, Record
+from peer.events import TRAIN, Closed, Direction, Key, Push, Record
 from peer.local import Frame
 from peer.mesh.contacts import Contact
 from peer.mesh.node import Node
@@ -56,13 +56,14 @@ class Figures:
         if "checkpoint_problem" in frame:
             self.checkpoint_problem = str(frame["checkpoint_problem"] or "")
 
-    def opened(self, command: OpenRound) -> None:
-        self._out = {command.key: len(command.out)}
+    def pushed(self, event: Push) -> None:
+        """Only links that carry something count: nothing is saved where nothing is sent."""
+        self._out[event.key] = self._out.get(event.key, 0) + 1
 
     def closed(self, event: Closed, local_steps: int, now: float) -> None:
         """A round is mixed: count what sending the whole model in fp32 would have taken."""
         self.round = event.key.round
-        links = self._out.pop(event.key, 0)
+        links, self._out = self._out.get(event.key, 0), {}
         model = FLOAT32_BYTES * (self.parameters or 0)
         self.bytes_dense_exchanges += model * links
         self.bytes_dense += model * links * (local_steps if event.key.phase == TRAIN else 1)

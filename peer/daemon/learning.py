@@ -16,7 +16,7 @@ from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.signatures import first_difference
 from peer.daemon.supervisor import HOPELESS, Supervisor
 from peer.errors import DataError, PeerdError, UsageError, by_exit_code
-from peer.events import Closed, FromLearner, Leave, Ready
+from peer.events import Closed, FromLearner, Leave, Push, Ready
 from peer.local import Connection, Frame
 from peer.mesh.greeting import Signature
 from peer.mesh.node import Node, NodeEvent
@@ -105,6 +105,8 @@ class Learning:
         if isinstance(event, Ready):
             self._owner.spawn(self._admit(event))
             return
+        if isinstance(event, Push):
+            self._figures.pushed(event)
         if isinstance(event, Closed):
             self._figures.closed(event, self.local_steps, self._loop.time())
             heard = ",".join(event.heard) or "nobody"

@@ -36,7 +36,6 @@ from peer.events import (
     LinkUp,
     Met,
     Moved,
-    OpenRound,
     PeerId,
     Record,
     Tick,
@@ -255,9 +254,7 @@ class SessionDriver:
             self._note_progress(self.node)
 
     def _command(self, command: ToLearner) -> None:
-        if isinstance(command, OpenRound):
-            self.figures.opened(command)
-        elif isinstance(command, LinkUp):
+        if isinstance(command, LinkUp):
             self._linked()
         if self.learning.end is not None:
             self.learning.end.send(command)
