@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import grpc
 import grpc.aio
@@ -77,7 +77,7 @@ class Service:
     async def start(self, listen: str | None) -> int:
         """Serve on HOST:PORT (None: any free port) and return the port. PortError says what is in the way."""
         server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_RPCS)
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Hello": grpc.unary_unary_rpc_method_handler(self._hello),
             "Tell": grpc.unary_unary_rpc_method_handler(self._tell),
             "Link": grpc.stream_stream_rpc_method_handler(self._link),
