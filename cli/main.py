@@ -15,6 +15,7 @@ import click
 from cli.arguments import Place, place_options
 from cli.text import one_line
 from peer.errors import PeerdError
+from peer.version import VERSION
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 INTERNAL = 70  # sysexits.h: EX_SOFTWARE
@@ -52,7 +53,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="peerd", message="%(prog)s %(version)s")
+@click.version_option(VERSION, message="%(prog)s %(version)s")
 @place_options
 @click.pass_context
 def peerd(ctx: click.Context, socket: str | None, state: str | None) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from peer.version import VERSION
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,6 +34,7 @@ def test_the_wheel_holds_the_packages_the_data_and_the_licenses(wheel: Path) -> 
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"peer", "cli"}
     assert "peer/tasks/data/spoken_digits.npz" in names
+    assert f"peerd-{VERSION}.dist-info/METADATA" in names
     licenses = {name.partition(".dist-info/licenses/")[2] for name in names} - {""}
     assert licenses == {"LICENSE", "peer/tasks/data/LICENSE"}
 

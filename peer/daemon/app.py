@@ -24,7 +24,6 @@ from peer.daemon.notify import notify
 from peer.daemon.session import SessionDriver, ThisDevice
 from peer.daemon.store import SessionFolder, Store
 from peer.daemon.supervisor import Supervisor, learner_command
-from peer.daemon.version import peerd_version
 from peer.errors import (
     NobodyFoundError,
     NoDaemonError,
@@ -38,6 +37,7 @@ from peer.local import Connection, Frame
 from peer.mesh.identity import Device
 from peer.shared_buffer import SharedBuffer
 from peer.status import DeviceStatus
+from peer.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Daemon:
         return DeviceStatus(
             peer=self.device.key.id,
             device=self.device.name,
-            version=peerd_version(),
+            version=VERSION,
             pid=os.getpid(),
             uptime_s=now - self._started_at,
             rss_mb=rss_mb(),

@@ -19,10 +19,10 @@ from pathlib import Path
 from peer.config import Descriptor, JoinOptions
 from peer.daemon.app import Daemon
 from peer.daemon.store import cannot_write, make_folder
-from peer.daemon.version import peerd_version
 from peer.errors import ConfigError, PeerdError, UsageError
 from peer.local import PROTOCOL, Connection, Frame, check_path, error_frame
 from peer.places import SYSTEM_SOCKET
+from peer.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +106,7 @@ class ControlServer:
             async with asyncio.timeout(HELLO_S):
                 hello, _ = await connection.receive()
             _check_hello(hello)
-            connection.send(
-                {"op": "hello", "protocol": PROTOCOL, "version": peerd_version(), "pid": os.getpid()}
-            )
+            connection.send({"op": "hello", "protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()})
             while True:
                 request, fd = await connection.receive()
                 if fd is not None:
@@ -209,7 +207,7 @@ def _check_hello(hello: Frame) -> None:
         raise PeerdError("a connection begins with a hello that says whether it is of a CLI or a learner")
     if hello.get("protocol") != PROTOCOL:
         raise PeerdError(
-            f"the daemon is peerd {peerd_version()} and speaks protocol {PROTOCOL}, you "
+            f"the daemon is peerd {VERSION} and speaks protocol {PROTOCOL}, you "
             f"{hello.get('protocol')!r}; after an upgrade restart it: stop it, then run 'peerd daemon'"
         )
 
