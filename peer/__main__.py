@@ -1,6 +1,7 @@
 """The daemon's entry: `python -m peer [--socket PATH] [--state FOLDER] [--request-fd N]`.
 
-SIGTERM or Ctrl-C pauses every session politely and ends with 0; a second one ends at once with 130.
+SIGTERM, SIGHUP (a closed terminal) or Ctrl-C pauses every session politely and ends with 0; a second one ends
+at once with 130.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 
@@ -21,6 +23,8 @@ from peer.errors import PeerdError
 from peer.places import own_socket, state_folder
 
 log = logging.getLogger("peer.daemon")
+
+OPEN_FILES = 65_536  # guess: far above what 256 members and a flood that is cut after 5 s take
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,9 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def serve(asked: argparse.Namespace) -> None:
     """Open the store, listen, take up the sessions, and run until told to end."""
+    _allow_open_files()
     path = own_socket(asked.socket, os.environ, asked.state)
     request = foreground.read_request(asked.request_fd) if asked.request_fd is not None else None
     store = Store(state_folder(asked.state, os.environ))
+    store.lock(path)
     recent = logs.start(store.folder / "log", stderr=request is None)
     daemon = Daemon(store, path, recent)
     control = ControlServer(daemon)
@@ -62,6 +68,14 @@ async def serve(asked: argparse.Namespace) -> None:
         await control.stop()
 
 
+def _allow_open_files() -> None:
+    """Strangers' connections take descriptors until they are refused: ask for more than the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _on_signals(daemon: Daemon) -> None:
     def ask() -> None:
         if daemon.stopping.is_set():
@@ -69,7 +83,7 @@ def _on_signals(daemon: Daemon) -> None:
         daemon.stopping.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, ask)
 
 

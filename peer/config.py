@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -57,6 +57,8 @@ class Descriptor:
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
         """Raises ConfigError: a key or value is off, or this peerd does not know a name in it."""
+        if not isinstance(source, Mapping):
+            raise ConfigError(f"the session's descriptor is no object but {str(source)[:80]!r}")
         if source.get("format") != FORMAT:
             raise ConfigError(
                 f"the session has format {source.get('format')!r}; this peerd knows {FORMAT}; upgrade it"
@@ -108,7 +110,8 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class JoinOptions:
-    """How this device takes part. data: a folder; shard: a part of it. peers, listen: "host:port".
+    """How this device takes part. data: a folder; shard: a part of it. peers, listen: "host:port", where
+    listen may be ":port" (every address).
 
     timeout_s: how long to look for a first link. task_file_text: the text of the user's task file.
     """
@@ -132,11 +135,13 @@ class JoinOptions:
         found = cls(**_checked(cls, source, "the join options"))
         if found.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is auto, cpu or cuda, not {found.device!r}")
-        if not 0 <= found.timeout_s < math.inf:
+        if not 0 <= found.timeout_s <= sys.float_info.max:
             raise ConfigError(f"the timeout is a number of seconds from 0, not {found.timeout_s!r}")
         try:
-            for address in (*found.peers, *([found.listen] if found.listen else [])):
-                check_address(address)
+            for address in found.peers:
+                check_address(address, needs_host=True)
+            if found.listen:
+                check_address(found.listen)
         except UsageError as error:
             raise ConfigError(str(error)) from error
         return found
@@ -152,10 +157,10 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_address(text: str) -> tuple[str, int]:
-    """Host and port of "host:port" or "[v6]:port". Raises UsageError."""
+def check_address(text: str, *, needs_host: bool = False) -> tuple[str, int]:
+    """Host and port of "host:port", "[v6]:port", or unless it `needs_host` ":port". Raises UsageError."""
     host, colon, port = text.rpartition(":")
-    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535 or not host:
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535 or (needs_host and not host):
         raise UsageError(f"an address is written HOST:PORT, as in pi-1.local:7070, not {text!r}")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise UsageError(f"an IPv6 address is written in brackets, as in [fe80::1]:7070, not {text!r}")
@@ -196,7 +201,7 @@ def _typed(kind: str, value: Any, where: str) -> Any:
         kind == "float"
         and isinstance(value, (int, float))
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        and -sys.float_info.max <= value <= sys.float_info.max
     ):
         return float(value)
     raise ConfigError(f"{where} should be {kind.replace('Literal', 'one of ')}, and is {str(value)[:80]!r}")

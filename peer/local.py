@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from importlib import import_module
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # the daemon's end is handed its loop: importing asyncio woul
 PROTOCOL = 1
 MAX_UNSENT = 1 << 23  # bytes waiting for a client that does not read, then it is dropped (guess)
 MAX_UNREAD = 64  # frames read ahead of the daemon before the socket is left alone (guess)
+KNOCK_S = 0.05  # between attempts while the queue of a listening socket is full (guess)
 
 __all__ = [
     "MAX_FRAME",
@@ -53,6 +55,7 @@ __all__ = [
     "EventAssembler",
     "Frame",
     "FrameReader",
+    "HungDaemonError",
     "SharedBuffer",
     "check_owner",
     "check_path",
@@ -76,6 +79,16 @@ def __getattr__(name: str) -> object:
 
 
 # --- the blocking end -------------------------------------------------------------------------------
+
+
+class HungDaemonError(NoDaemonError):
+    """A daemon has the control socket and does not answer: to start another one would not help."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"the daemon on {path} does not answer, it is stopped or hung; restart it: end it, then run "
+            "'peerd daemon' ('systemctl restart peerd' if it is the system's)"
+        )
 
 
 class Client:
@@ -174,13 +187,14 @@ class Client:
 def connect(path: Path | str, role: str = "cli", timeout_s: float = 10.0) -> Client:
     """Connect, check who owns the socket, and exchange hellos (`role`: "cli" or "learner").
 
-    Raises NoDaemonError when nobody answers, ConfigError when the owner is a stranger.
+    timeout_s: for connecting, and again for the daemon's hello. Raises NoDaemonError when nobody is there,
+    HungDaemonError when nothing is said in time, ConfigError when the owner is a stranger.
     """
     path = check_path(Path(path))
     check_owner(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.connect(str(path))
+        _reach(sock, path, timeout_s)
         check_listener(sock, path)
     except PermissionError as error:
         sock.close()
@@ -188,6 +202,9 @@ def connect(path: Path | str, role: str = "cli", timeout_s: float = 10.0) -> Cli
             f"the daemon's socket {path} may not be used by you; join the group '{SERVICE_USER}', "
             "or run your own daemon with 'peerd daemon'"
         ) from error
+    except TimeoutError as error:
+        sock.close()
+        raise HungDaemonError(path) from error
     except OSError as error:
         sock.close()
         raise nobody_answers(path) from error
@@ -199,13 +216,31 @@ def connect(path: Path | str, role: str = "cli", timeout_s: float = 10.0) -> Cli
         client.ask({"op": "hello", "protocol": PROTOCOL, "role": role}, timeout_s)
     except TimeoutError as error:
         client.close()
-        raise NoDaemonError(
-            f"the daemon on {path} does not answer; stop it, then run 'peerd daemon'"
-        ) from error
+        raise HungDaemonError(path) from error
     except BaseException:
         client.close()
         raise
     return client
+
+
+def _reach(sock: socket.socket, path: Path, timeout_s: float) -> None:
+    """Connect. Raises TimeoutError when the listener's queue stays full, since nobody takes anyone from it.
+
+    A blocking connect would wait for room in it forever, a socket's own timeout not at all (connect(2),
+    EAGAIN), and nothing tells when there is room: so it is tried again.
+    """
+    deadline = time.monotonic() + timeout_s
+    sock.setblocking(False)
+    while True:
+        try:
+            sock.connect(str(path))
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"the queue of {path} is full") from error
+            select.select([], [], [], KNOCK_S)
+        else:
+            break
+    sock.setblocking(True)
 
 
 def nobody_answers(path: Path) -> NoDaemonError:

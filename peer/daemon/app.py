@@ -143,7 +143,8 @@ class Daemon:
         folder = self._folder(name)
         driver = self.sessions.get(name)
         if driver is not None:
-            folder.mark(over=True)
+            if not forget:  # what is to be deleted takes no space on a full disk
+                folder.mark(over=True)
             await driver.leave(pause=False)
             self.sessions.pop(name, None)
         elif not forget:
@@ -238,7 +239,12 @@ class Daemon:
         return driver
 
     def _supervisor(self, name: str, on_death: Callable[[int], bool]) -> Supervisor:
-        return Supervisor(learner_command(self.socket, name), lambda: len(self.sessions), on_death)
+        return Supervisor(learner_command(self.socket, name), self._learners, on_death)
+
+    def _learners(self) -> int:
+        """How many train on this device, or will as soon as they are started (again)."""
+        all_learning = [driver.learning for driver in self.sessions.values()]
+        return sum(learning.end is not None or learning.supervisor.running for learning in all_learning)
 
     async def _start(self, folder: SessionFolder) -> SessionDriver:
         driver = self._driver(folder)
@@ -305,7 +311,7 @@ class Daemon:
         while not driver.linked.is_set() and not self.stopping.is_set():
             if driver.failure is not None:
                 raise driver.failure
-            if driver.has_met() and not found:
+            if driver.has_met() and driver.descriptor is not None and not found:
                 found = True
                 say("found a member; the learner is starting")
                 deadline = max(deadline, self._loop.time() + LEARNER_S)
@@ -328,6 +334,11 @@ def nobody(driver: SessionDriver, timeout_s: float) -> PeerdError:
         return WrongKeyError(
             f"{where} answered and did not recognise this key; compare it with 'peerd key {driver.name}' on "
             "a member (the session stays, and waits for one with this key)"
+        )
+    if driver.has_met() and driver.descriptor is None:
+        return NobodyFoundError(
+            f"members with this key were found within {timeout_s:.0f} s, and none of them knows the session "
+            f"'{driver.name}' yet; start the device that created it (the session stays, and waits for it)"
         )
     if driver.has_met():
         return NobodyFoundError(

@@ -27,6 +27,7 @@ from peer.version import VERSION
 log = logging.getLogger(__name__)
 
 BACKLOG = 16
+ACCEPT_AGAIN_S = 1.0  # after one that failed; guess
 HELLO_S = 10.0  # for a client's first frame
 MAX_UNSENT_LOG = 1 << 20  # bytes of log lines a follower may be behind
 
@@ -93,12 +94,23 @@ class ControlServer:
 
     def _accept(self) -> None:
         assert self._listener is not None
-        with suppress(BlockingIOError, ConnectionAbortedError):
+        try:
             sock, _ = self._listener.accept()
-            connection = Connection(sock, self._loop)
-            task = self._loop.create_task(self._serve(connection))
-            self._clients[task] = connection
-            task.add_done_callback(lambda done: self._clients.pop(done, None))
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no descriptors or memory: the client stays in line
+            log.warning("no client of the control socket is let in for a moment: %s", error.strerror)
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(ACCEPT_AGAIN_S, self._listen_again)
+            return
+        connection = Connection(sock, self._loop)
+        task = self._loop.create_task(self._serve(connection))
+        self._clients[task] = connection
+        task.add_done_callback(lambda done: self._clients.pop(done, None))
+
+    def _listen_again(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener, self._accept)
 
     async def _serve(self, connection: Connection) -> None:
         """One connection to its end. What it does wrong, it is told."""

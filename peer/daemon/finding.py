@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from peer.errors import NobodyFoundError, RemoteError, UsageError, WrongKeyError
+from peer.errors import NobodyFoundError, PeerdError, WrongKeyError
 from peer.events import PeerId
+from peer.mesh.channels import NoSuchHostError
 from peer.mesh.discovery import Sighting
 from peer.mesh.greeting import PROTOCOL_MAX, VersionError
 
@@ -84,7 +85,7 @@ class Finder:
                 self.other_versions.setdefault(peer, 0)
                 log.warning("%s", error, extra={"peer": peer})
                 return
-            except (NobodyFoundError, WrongKeyError, RemoteError, UsageError) as error:
+            except PeerdError as error:
                 log.info("seen and not met: %s", error, extra={"peer": peer, "address": address})
             else:
                 self.other_versions.pop(peer, None)
@@ -106,10 +107,15 @@ class Finder:
         except WrongKeyError as error:
             self.wrong_key.add(address)
             self._problem(address, str(error))
-        except NobodyFoundError:
-            self._problem(address, "nobody answers there; is peerd running, and the port open?")
-        except (RemoteError, UsageError) as error:
+        except NobodyFoundError as error:
+            known = isinstance(error, NoSuchHostError)
+            nobody = "nobody answers there; is peerd running, and the port open?"
+            self._problem(address, str(error) if known else nobody)
+        except PeerdError as error:
             self._problem(address, str(error))
+        except Exception:
+            self._problem(address, "dialing it failed, by a bug of peerd; 'peerd logs' says more")
+            log.exception("--peer %s", address)
         else:
             self.wrong_key.discard(address)
             self.unanswered.pop(address, None)

@@ -58,6 +58,11 @@ def _finding(session: SessionDriver, now: float) -> Iterator[str]:
     for address, problem in sorted(finder.unanswered.items()):
         yield f"--peer {address}: {problem}"
     if session.has_met():
+        if session.descriptor is None and session.failure is None:
+            yield (
+                "members with the right key are here, and none of them knows the session yet; start the "
+                "device that created it, or one that has trained in it"
+            )
         return
     if finder.foreign and session.descriptor is None:
         yield (

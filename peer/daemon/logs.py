@@ -8,8 +8,10 @@ mesh logs is told apart as well."""
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import logging.handlers
+import os
 import sys
 from collections import deque
 from contextvars import ContextVar
@@ -77,12 +79,23 @@ class Recent(logging.Handler):
         self._followers.pop(queue, None)
 
 
+class _Private(logging.handlers.RotatingFileHandler):
+    """0600, like everything in the state folder."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(open(self.baseFilename, "ab", opener=_private), encoding="utf-8")
+
+
+def _private(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)  # one of an earlier version was wider open
+    return descriptor
+
+
 def start(folder: Path, *, stderr: bool) -> Recent:
     """Set logging up for this process. Raises StateError if the log file cannot be written."""
     try:
-        file = logging.handlers.RotatingFileHandler(
-            folder / "peerd.log", maxBytes=FILE_BYTES, backupCount=FILES - 1
-        )
+        file = _Private(folder / "peerd.log", maxBytes=FILE_BYTES, backupCount=FILES - 1)
     except OSError as error:
         raise cannot_write(folder / "peerd.log", error) from error
     recent = Recent()

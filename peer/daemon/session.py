@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import random
+import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -124,7 +125,14 @@ class SessionDriver:
         host = (self.options.listen or "").rpartition(":")[0].strip("[]")
         if self.options.interfaces or self.options.insecure:
             return self.options.interfaces or ("lo",)
-        return (host,) if host not in ("", "0.0.0.0", "::") else ()
+        if host in ("", "0.0.0.0", "::"):
+            return ()
+        try:  # a name has been resolved a moment ago to bind it; found by number, it asks nobody
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            log.warning("where the name %s leads is not known, so every interface is used: %s", host, error)
+            return ()
+        return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     async def leave(self, *, pause: bool) -> None:
         """Hand over, say goodbye, take everything down. Safe to call twice."""
@@ -206,6 +214,7 @@ class SessionDriver:
             check_task(descriptor, self.folder)
             self.folder.save_descriptor(descriptor)
         except (ValueError, TypeError, RecursionError, ConfigError) as error:
+            self.transport.contacts.of(met.record.peer).reject("its descriptor makes no sense")
             self.fail(ConfigError(f"the descriptor that {met.record.peer} sent makes no sense: {error}"))
         except PeerdError as error:
             self.fail(error)

@@ -1,6 +1,7 @@
 """What the daemon keeps on disk: who this device is, which sessions it knows, how often it has started.
 
     STATE/                      0700
+      lock                      held by the daemon that uses this folder; its pid and socket
       boot                      how often a daemon has started here
       device.pem                the device's own key (peer/mesh/identity.py)
       log/peerd.log             peer/daemon/logs.py
@@ -19,6 +20,7 @@ the file and the remedy.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -26,12 +28,13 @@ import shutil
 import socket
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peer.config import Descriptor, JoinOptions
-from peer.errors import DataError, PeerdError, StateError
+from peer.errors import ConfigError, DataError, PeerdError, StateError
 from peer.files import atomic_write
 from peer.keys import KEY_BYTES
 
@@ -47,6 +50,36 @@ class Store:
         make_folder(folder)
         make_folder(folder / "sessions")
         make_folder(folder / "log")
+        self._lock: int | None = None
+
+    def lock(self, socket: Path) -> None:
+        """Keep every other daemon off this folder for as long as this process lives, or until `unlock`.
+
+        Two daemons with one key would be one device with two minds. Raises ConfigError if there is one.
+        """
+        path = self.folder / "lock"
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(lock, 4096, 0).decode("utf-8", "replace").strip() or "another process"
+            os.close(lock)
+            raise ConfigError(
+                f"{self.folder} is in use by the daemon {holder}; stop that one, reach it with --socket, or "
+                "name another folder with --state"
+            ) from error
+        os.ftruncate(lock, 0)
+        with suppress(OSError):  # on a full disk the lock holds without saying whose it is
+            os.pwrite(lock, f"with pid {os.getpid()} on {socket}".encode(), 0)
+        self._lock = lock
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def next_boot(self) -> int:
         """How often a daemon has started here, this one included."""
@@ -130,8 +163,8 @@ class SessionFolder:
         return hashlib.sha256(read(self.task_file)).digest() if self.task_file is not None else b""
 
     def save_note(self, note: Note) -> None:
-        self.note = note
         write(self.path / "session.json", _json(asdict(note)))
+        self.note = note
 
     def mark(self, **changes: Any) -> None:
         """Change fields of the note, and save it if that is news."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 30.0  # doubling; guess: a crash at once does not wear out the SD card
 HEALTHY_S = 60.0  # one that lived this long starts the pauses anew (guess)
+LAST_WORDS_S = 1.0  # for what a dead child printed to reach the log; guess
 STOP_S, TERM_S = 10.0, 5.0  # for a last checkpoint after "stop", then after SIGTERM (guess)
 HOPELESS = frozenset({2, 65, 78})  # exit codes that a restart does not help: usage, model or data, config
 SECRETS = ("PEERD_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS")
@@ -48,6 +50,7 @@ class Supervisor:
         self.command = command
         self.restarts = 0
         self.last_code: int | None = None
+        self.problem = ""  # why there is no child now
         self._learners = learners
         self._on_death = on_death
         self._process: asyncio.subprocess.Process | None = None
@@ -91,7 +94,14 @@ class Supervisor:
         clock = asyncio.get_running_loop().time
         while True:
             began = clock()
-            self.last_code = await self._run_once()
+            try:
+                self.last_code, self.problem = await self._run_once(), ""
+            except OSError as error:  # no memory, no descriptors, an interpreter that is being upgraded
+                self.problem = f"the learner cannot be started: {error.strerror or error}"
+                log.error("%s; trying again in %.0f s", self.problem, pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, BACKOFF_MOST_S)
+                continue
             if self._keeper is not asyncio.current_task() or not self._on_death(self.last_code):
                 return
             pause = BACKOFF_FIRST_S if clock() - began > HEALTHY_S else pause
@@ -101,42 +111,65 @@ class Supervisor:
             self.restarts += 1
 
     async def _run_once(self) -> int:
-        process = await asyncio.create_subprocess_exec(
-            *self.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment(os.environ, self._learners()),
-            cwd="/",
-            limit=MAX_LINE,
-            start_new_session=True,
-        )
-        self._process = process
+        """One child from its start to its end; its exit code. OSError: it cannot be started."""
+        said, printing = os.pipe()
         try:
-            assert process.stdout is not None
-            await _copy_to_log(process.stdout)
-            return await process.wait()
+            # a pipe of our own: with asyncio's, `wait` would wait for everybody who holds its other end
+            process = await asyncio.create_subprocess_exec(
+                *self.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=printing,
+                stderr=asyncio.subprocess.STDOUT,
+                env=environment(os.environ, self._learners()),
+                cwd="/",
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(said)
+            raise
         finally:
-            if process.returncode is None and self._keeper is not None:
-                with suppress(ProcessLookupError):
-                    process.kill()
+            os.close(printing)
+        self._process = process
+        copying = asyncio.create_task(_copy_to_log(said))
+        try:
+            code = await process.wait()
+            await asyncio.wait([copying], timeout=LAST_WORDS_S)
+            return code
+        finally:
+            copying.cancel()
+            if process.returncode is not None or self._keeper is not None:
+                _kill_group(process.pid)  # with what it started: it leads a session of its own
             self._process = None
 
 
-async def _copy_to_log(stream: asyncio.StreamReader) -> None:
-    """Every line a learner prints, without control characters."""
-    while True:
-        try:
-            line = await stream.readuntil(b"\n")
-        except asyncio.IncompleteReadError as error:
-            line = error.partial
-            if not line:
-                return
-        except asyncio.LimitOverrunError as error:
-            line = await stream.readexactly(error.consumed)
-        text = "".join(c if c.isprintable() else " " for c in line.decode("utf-8", "replace")).strip()
-        if text:
-            log.info("learner: %s", text)
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+async def _copy_to_log(descriptor: int) -> None:
+    """Every line that comes out of a pipe, without control characters. Closes the descriptor."""
+    stream = asyncio.StreamReader(limit=MAX_LINE)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(descriptor, "rb", buffering=0)
+    )
+    try:
+        while line := await _line(stream):
+            text = "".join(c if c.isprintable() else " " for c in line.decode("utf-8", "replace")).strip()
+            if text:
+                log.info("learner: %s", text)
+    finally:
+        transport.close()
+
+
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    """The next line, or MAX_LINE bytes of it; b"" at the end."""
+    try:
+        return await stream.readuntil(b"\n")
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except asyncio.LimitOverrunError as error:
+        return await stream.readexactly(error.consumed)
 
 
 def learner_command(socket: Path, session: str) -> list[str]:

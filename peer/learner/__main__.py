@@ -8,8 +8,10 @@ import argparse
 import logging
 import os
 import random
+import select
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from peer.errors import NoDaemonError, PeerdError
@@ -20,6 +22,7 @@ from peer.learner.loop import endless, train
 from peer.learner.task import Settings, load_task, seeded_model
 from peer.local import Client
 
+ORPHAN_S = 30.0  # a daemon that is killed leaves this long for the current step and a checkpoint (guess)
 LINGER_S = 30.0  # after the last step, for what is on its way; the daemon says stop sooner (guess)
 
 
@@ -73,6 +76,19 @@ def _take_part(attached: Attachment, socket: Path) -> None:
         swarm.linger(LINGER_S)
 
 
+def _end_with(daemon: int) -> None:
+    """End this process some time after the daemon with this pid, even inside a call that never returns: its
+    successor starts a learner of its own on the same checkpoints."""
+    try:
+        watch = os.pidfd_open(daemon)
+    except ProcessLookupError:
+        pass
+    else:
+        select.select([watch], [], [])
+    threading.Event().wait(ORPHAN_S)
+    os._exit(NoDaemonError.exit_code)
+
+
 def _tell(client: Client, error: PeerdError) -> None:
     """Say why, if the failure came before there was a link thread to say it."""
     if client.fileno() < 0:
@@ -86,6 +102,7 @@ def _tell(client: Client, error: PeerdError) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the daemon, which says stop in time
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="peerd-orphan", daemon=True).start()
     code = main()
     sys.stdout.flush()
     os._exit(code)  # torch's threads take a second to wind down, and nothing is left to write

@@ -3,6 +3,7 @@
     "peerd-ck" | format u32 | serial u64 | length u64 | SHA-256 of all before and after it | payload
     (torch.save)
 
+Magic, format, serial, length and digest lie where they lie in every format: only the payload may change.
 Written through atomic_write; the last two generations are kept, as ckpt-<round>.peerd. `serial` orders
 them: rounds may go backwards when a device joins a younger session, and a Pi has no clock. Nothing is
 unpickled: torch.load with weights_only, and only of what this device wrote itself, its digest checked
@@ -40,6 +41,10 @@ MARGIN = 16 << 20  # bytes left free beyond twice a checkpoint's size (guess)
 _NAME = re.compile(r"ckpt-(\d+)\.peerd")
 
 
+class DamagedError(DataError):
+    """The bytes are not those that were written: nothing can ever be read from them."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One learner's state at the end of a round. model: flat, as `signature` cuts it. optimizer: its
@@ -66,17 +71,20 @@ def pack(checkpoint: Checkpoint, serial: int) -> bytes:
 
 def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:
     """The checkpoint in the bytes of a file, and its serial number. Raises DataError that says what is
-    wrong."""
+    wrong; DamagedError, if no other peerd could read it either."""
     if len(data) < _HEADER.size + _DIGEST:
-        raise DataError(f"{where}: {len(data)} bytes are too few for a checkpoint")
+        raise DamagedError(f"{where}: {len(data)} bytes are too few for a checkpoint")
     magic, version, serial, length = _HEADER.unpack_from(data)
     digest, payload = data[_HEADER.size :][:_DIGEST], data[_HEADER.size + _DIGEST :]
     if magic != MAGIC:
-        raise DataError(f"{where} is no checkpoint of peerd")
-    if version != FORMAT:
-        raise DataError(f"{where} has checkpoint format {version}; this peerd reads format {FORMAT}")
+        raise DamagedError(f"{where} is no checkpoint of peerd")
     if length != len(payload) or hashlib.sha256(data[: _HEADER.size] + payload).digest() != digest:
-        raise DataError(f"{where} is damaged: its contents do not have the digest written with them")
+        raise DamagedError(f"{where} is damaged: its contents do not have the digest written with them")
+    if version != FORMAT:
+        raise DataError(
+            f"{where} has checkpoint format {version}; this peerd reads format {FORMAT}; the one that wrote "
+            "it still reads it"
+        )
     plain = load_plain(payload, where)
     try:
         plain["optimizer"] = plain["optimizer"].numpy().tobytes()
@@ -158,8 +166,10 @@ class CheckpointFolder:
         self._folder = folder
 
     def load(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole, and a sentence for every newer one that is not, which is
-        removed. Leftovers of an interrupted write are removed too."""
+        """The newest checkpoint that can be read, and a sentence for every newer one.
+
+        One that is damaged is removed, as are leftovers of an interrupted write; one that another peerd
+        wrote, and could read, stays."""
         for leftover in self._folder.glob(".ckpt-*.tmp"):
             with suppress(OSError):  # a read-only folder can still be read from
                 leftover.unlink()
@@ -173,15 +183,16 @@ class CheckpointFolder:
                 )
             except DataError as error:
                 problems.append(f"{error}; using the one before it")
-                with suppress(OSError):
-                    path.unlink()
+                if isinstance(error, DamagedError):
+                    with suppress(OSError):
+                        path.unlink()
         return None, problems
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a new generation and drop all but the last two. Raises StateError with a sentence when the
         disk is full or read-only; what was there before is then still there."""
         paths = self._paths()
-        data = pack(checkpoint, _serial(paths[0]) + 1 if paths else 1)
+        data = pack(checkpoint, _header(paths[0])[1] + 1 if paths else 1)
         target = self._folder / f"ckpt-{checkpoint.round}.peerd"
         try:
             free = shutil.disk_usage(self._folder).free
@@ -190,26 +201,27 @@ class CheckpointFolder:
             atomic_write(target, data)
         except OSError as error:
             raise _cannot_write(target, len(data), error) from error
-        for old in [path for path in paths if path != target][KEPT - 1 :]:
+        for old in [path for path in paths if path != target and _header(path)[0] == FORMAT][KEPT - 1 :]:
             with suppress(OSError):  # it is removed with the next one
                 old.unlink()
 
     def _paths(self) -> list[Path]:
         """Checkpoint files, newest first; those without a readable serial number last."""
         found = [path for path in self._folder.glob("ckpt-*.peerd") if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: (_serial(path), path.name), reverse=True)
+        return sorted(found, key=lambda path: (_header(path)[1], path.name), reverse=True)
 
 
-def _serial(path: Path) -> int:
+def _header(path: Path) -> tuple[int, int]:
+    """Format and serial number; (FORMAT, 0) where none can be read, so that it goes first."""
     try:
         with path.open("rb") as file:
             header = file.read(_HEADER.size)
     except OSError:
-        return 0
+        return FORMAT, 0
     if len(header) < _HEADER.size:
-        return 0
-    magic, _, serial, _ = _HEADER.unpack(header)
-    return int(serial) if magic == MAGIC else 0
+        return FORMAT, 0
+    magic, version, serial, _ = _HEADER.unpack(header)
+    return (int(version), int(serial)) if magic == MAGIC else (FORMAT, 0)
 
 
 def _cannot_write(target: Path, size: int, error: OSError) -> StateError:

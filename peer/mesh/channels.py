@@ -139,15 +139,18 @@ def _is_loopback(address: str) -> bool:
     return host.startswith("127.") or host == "::1"
 
 
+class NoSuchHostError(NobodyFoundError):
+    """A name that leads to no address."""
+
+
 async def resolve(address: str) -> list[str]:
-    """Addresses by number for HOST:PORT, IPv4 first. NobodyFoundError if the name leads nowhere."""
+    """Addresses by number for HOST:PORT, IPv4 first. NoSuchHostError if the name leads nowhere."""
     host, port = split_address(address)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise NobodyFoundError(
-            f"the name {host!r} leads to no address: {error.strerror}; check --peer"
-        ) from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label that is empty or too long
+        why = error.strerror if isinstance(error, OSError) else "it is no host name"
+        raise NoSuchHostError(f"the name {host!r} leads to no address: {why}; check --peer") from error
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return list(dict.fromkeys(join_address(str(entry[4][0]), port) for entry in found))
 
@@ -252,6 +255,6 @@ async def _certificate_at(host: str, port: int) -> bytes | None:
 def _of_peerd(leaf: bytes) -> bool:
     try:
         subject = load_certificate(leaf).subject
-    except RemoteError:
+    except (RemoteError, ValueError):  # ValueError: a name that is not in its own encoding
         return False
     return any(PEER_ID.fullmatch(str(name.value)) for name in subject)

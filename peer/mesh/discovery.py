@@ -32,7 +32,7 @@ from peer.events import PeerId
 from peer.mesh.channels import join_address
 from peer.mesh.frames import MAX_ADDRESSES, PEER_ID
 from peer.mesh.greeting import PROTOCOL_MAX
-from peer.mesh.interfaces import Interface, choose, hears_multicast, survey
+from peer.mesh.interfaces import Interface, by_reach, choose, hears_multicast, needs_scope, survey
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ BROWSE_S = (
     60.0  # how often the network is asked anew; at 50 % loss 2 of 90 pairs missed each other's first answers
 )
 RESOLVE_MS = 3000  # zeroconf's own default
-MAX_IDS = 512
+MAX_IDS = 512  # members' ids reported at a time: twice a session's most; bounds what dialing hints may cost
+FORGET_S = 10 * BROWSE_S  # an id not heard for so many browsings makes room for another (guess)
 MAX_WAITING = 1024  # names heard and not yet resolved
 RESOLVERS = 8
 NONCE = re.compile(r"[0-9a-f]{32}")
@@ -78,7 +79,6 @@ class Discovery:
         on_moved: Callable[[tuple[str, ...]], None] = lambda addresses: None,
         survey: Callable[[], tuple[Interface, ...]] = survey,
     ) -> None:
-        self.problem: str | None = None
         self.last_heard: float | None = None  # of the loop's clock: any other peerd, of whatever session
         self.addresses: tuple[str, ...] = ()
         self._beacon_key = beacon_key
@@ -94,11 +94,18 @@ class Discovery:
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
         self._chosen: tuple[Interface, ...] | None = None
-        self._seen: set[PeerId] = set()
+        self._deaf: str | None = None  # why nothing is announced
+        self._blind: str | None = None  # why this device's own addresses are not known just now
+        self._ours: dict[PeerId, float] = {}  # when last heard, in that order
         self._names: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
         self._waiting: set[str] = set()
         self._announcing: asyncio.Future[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def problem(self) -> str | None:
+        """Why finding peers does not work now, and what to do; None if it does."""
+        return self._blind or self._deaf
 
     @property
     def multicast_heard(self) -> bool:
@@ -122,7 +129,13 @@ class Discovery:
 
     async def look(self) -> None:
         """Look at this device's addresses now; on a change announce and browse on those there are."""
-        chosen = choose(self._survey(), self._asked)
+        try:
+            up = self._survey()
+        except OSError as error:
+            self._trouble("cannot look at this device's network addresses", error)
+            return
+        self._blind = None
+        chosen = choose(up, self._asked)
         if chosen == self._chosen and (self._zeroconf is not None or not chosen):
             return
         await self._close()
@@ -130,17 +143,24 @@ class Discovery:
         hosts = [address for interface in chosen for address in interface.addresses]
         try:
             await self._open(hosts)
-            self.problem = None
+            self._deaf = None
         except (OSError, Error) as error:
-            self.problem = (
+            self._deaf = (
                 f"cannot find peers by mDNS: {error}; check the network, or name a member with --peer"
             )
-            log.warning("%s", self.problem)
+            log.warning("%s", self._deaf)
             await self._close()
         addresses = tuple(join_address(host, self._port) for host in hosts)[:MAX_ADDRESSES]
         if addresses != self.addresses:
             self.addresses = addresses
             self._on_moved(addresses)
+
+    def _trouble(self, what: str, error: Exception) -> None:
+        """Something that the next look may find mended: say it once, and go on with what there is."""
+        problem = f"{what}: {error}; it is tried again every {WATCH_S:.0f} s, 'peerd logs' says since when"
+        if problem != self._blind:
+            log.warning("%s", problem)
+        self._blind = problem
 
     # --- announcing ------------------------------------------------------------------------------------
 
@@ -196,11 +216,14 @@ class Discovery:
         browsed = clock()
         while True:
             await asyncio.sleep(WATCH_S)
-            await self.look()
-            if self._browser is not None and clock() - browsed > BROWSE_S:
-                browsed = clock()
-                await self._browser.async_cancel()
-                self._browse()
+            try:
+                await self.look()
+                if self._browser is not None and clock() - browsed > BROWSE_S:
+                    browsed = clock()
+                    await self._browser.async_cancel()
+                    self._browse()
+            except (OSError, Error) as error:  # of the network: this task must outlive it
+                self._trouble("cannot browse for peers", error)
 
     # --- hearing ---------------------------------------------------------------------------------------
 
@@ -233,11 +256,23 @@ class Discovery:
         sighting = read(info, self._beacon_key, self._loopback_too())
         if sighting is None or sighting.peer == self._peer_id:
             return
-        if sighting.peer not in self._seen:
-            if len(self._seen) >= MAX_IDS:
-                return
-            self._seen.add(sighting.peer)
+        if sighting.ours and not self._admit(sighting.peer):
+            return
         self._on_sighting(sighting)
+
+    def _admit(self, peer: PeerId) -> bool:
+        """May this member be reported? Not if it is one too many: a beacon that was overheard can be said
+        again under any id. Strangers are not counted here, so they take nobody's place; who hears of them
+        remembers a bounded number.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._ours.pop(peer, None) is None and len(self._ours) >= MAX_IDS:
+            oldest = next(iter(self._ours))
+            if now - self._ours[oldest] < FORGET_S:
+                return False
+            del self._ours[oldest]
+        self._ours[peer] = now
+        return True
 
     def _loopback_too(self) -> bool:
         return any(interface.loopback for interface in self._chosen or ())
@@ -257,8 +292,8 @@ def read(info: AsyncServiceInfo, beacon_key: bytes, loopback_too: bool) -> Sight
     hosts = [ipaddress.ip_address(packed) for packed in info.addresses_by_version(IPVersion.All)]
     fit = [
         host
-        for host in sorted(hosts, key=lambda host: host.version)
-        if not host.is_link_local and (loopback_too or not host.is_loopback)
+        for host in sorted(hosts, key=by_reach)
+        if not needs_scope(host) and (loopback_too or not host.is_loopback)
     ]
     if not fit or not info.port:
         return None

@@ -22,7 +22,7 @@ import stat
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -38,14 +38,13 @@ CURVE = ec.SECP256R1()
 # n of P-256, FIPS 186-4, D.1.2.3
 CURVE_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-LEAF_EPOCH = datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC)
 FOREVER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5
 ANY_MEMBER = "peerd"  # the second name of every leaf: what a Hello channel, which knows no id yet, asks for
 
 
 def peer_id_of(certificate: bytes) -> str:
     """The id of the device whose certificate (PEM or DER) this is. RemoteError if it is none."""
-    return _peer_id(load_certificate(certificate).public_key())
+    return _peer_id(_key_of(load_certificate(certificate)))
 
 
 def load_certificate(certificate: bytes) -> x509.Certificate:
@@ -58,8 +57,15 @@ def load_certificate(certificate: bytes) -> x509.Certificate:
         raise RemoteError("what should be a certificate is none") from error
 
 
+def _key_of(certificate: x509.Certificate) -> object:
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise RemoteError("a certificate's key is of no known kind") from error
+
+
 def _peer_id(public_key: object) -> str:
-    if not isinstance(public_key, ec.EllipticCurvePublicKey):
+    if not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key.curve.name != CURVE.name:
         raise RemoteError("a certificate's key is not on P-256")
     return "p-" + _short_hash(_public_bytes(public_key))
 
@@ -132,7 +138,7 @@ class SessionIdentity:
         A pinned certificate is a trust anchor to gRPC, so one that may sign would speak for any name.
         """
         leaf = load_certificate(der)
-        if _peer_id(leaf.public_key()) != peer:
+        if _peer_id(_key_of(leaf)) != peer:
             raise RemoteError(f"the certificate shown for {peer} has another key")
         _check_rules(leaf, peer)
         try:
@@ -184,7 +190,7 @@ def _leaf_certificate(
         .issuer_name(ca.subject)
         .public_key(device.private_key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(LEAF_EPOCH)
+        .not_valid_before(EPOCH)
         .not_valid_after(FOREVER)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
@@ -213,11 +219,11 @@ def _check_rules(leaf: x509.Certificate, peer: str) -> None:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         constraints = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
         dns_names = names.get_values_for_type(x509.DNSName)
+        common_names = [name.value for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
         raise RemoteError(f"the certificate of {peer} lacks an extension or has a broken one") from error
     if not usage.critical or usage.value != _usage(signs_certificates=False) or constraints.ca:
         raise RemoteError(f"the certificate of {peer} may do more than digital signatures")
-    common_names = [name.value for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if common_names != [peer] or len(names) != 2 or set(dns_names) != {peer, ANY_MEMBER}:
         raise RemoteError(f"the certificate of {peer} is made out to other names")
 

@@ -22,7 +22,7 @@ DOWN_STATES = ("down", "lowerlayerdown", "notpresent")  # operstate; loopback an
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One that is up. addresses: by number, IPv4 first, those of IPv6 without link-local ones."""
+    """One that is up. addresses: by number, in the order of `by_reach`, without those that need a scope."""
 
     name: str
     addresses: tuple[str, ...]
@@ -37,11 +37,26 @@ def survey() -> tuple[Interface, ...]:
     found = []
     for adapter in ifaddr.get_adapters():
         addresses = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips]
-        usable = [a for a in addresses if not ipaddress.ip_address(a).is_link_local]
-        usable.sort(key=lambda a: ipaddress.ip_address(a).version)
+        usable = [a for a in addresses if not needs_scope(ipaddress.ip_address(a))]
+        usable.sort(key=lambda a: by_reach(ipaddress.ip_address(a)))
         if usable and _up(adapter.name):
             found.append(Interface(adapter.name, tuple(usable)))
     return tuple(found)
+
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def needs_scope(address: Address) -> bool:
+    """Is it link-local IPv6, which means nothing on another device? (IPv4's 169.254/16 does: two devices on
+    one cable have nothing else, RFC 3927.)
+    """
+    return address.version == 6 and address.is_link_local
+
+
+def by_reach(address: Address) -> tuple[int, bool]:
+    """A sorting key: IPv4 first, and of IPv4 last what reaches this link alone."""
+    return address.version, address.is_link_local
 
 
 def _up(name: str) -> bool:

@@ -1,7 +1,8 @@
 """Who is in the session: one record per member, merged by (boot, incarnation); liveness judged locally.
 
 Only its owner raises a record's incarnation, (boot << 20) + n, so that a restart outranks its past without
-a clock; a member that hears something newer, or something wrong, said about itself outranks it. "left" and
+a clock; a member that hears something newer, or something wrong, said about itself outranks it, unless it is
+so far ahead (`implausible`) that nobody can have written it honestly: nobody takes that in. "left" and
 "paused" are states a member gives itself. "dead" is each node's own verdict on silence: it is never merged,
 never gossiped, and any sign of life heals it. A sign of life is a frame, an answer, or a record with a higher
 incarnation, which its owner must have been alive to write. A member known from gossip alone counts as alive
@@ -26,6 +27,11 @@ PROBES = 3  # members probed at a time: memberlist's gossip fan-out
 WEIGHT_STEP = 0.2  # relative change of a push-sum weight that is worth telling: w̄ to 20 %, few records; guess
 MAX_NAME, MAX_ADDRESS, MAX_ADDRESSES, MAX_DIGEST = 64, 280, 16, 64  # characters, entries, bytes
 MAX_COUNTER = 1 << 63
+# A record ahead of what is known by more than this was not written by its owner: it is a million boots, or as
+# many changes as one per millisecond makes in 35 years (guess)
+MAX_AHEAD = 1 << 40
+# Nobody is driven above this by what is said about him, so a lifetime of changes of his own fits above it
+MAX_DRIVEN = 1 << 62
 
 RANK: dict[MemberState, int] = {"alive": 0, "paused": 1, "left": 2}
 
@@ -36,7 +42,7 @@ class Membership:
     def __init__(self, me: Record, dead_after_s: float = DEAD_AFTER_S) -> None:
         self.me = replace(me, incarnation=max(me.incarnation, (me.boot << 20) + 1))
         self.dead_after_s = dead_after_s
-        self.contested = 0  # how often somebody else's word about this node had to be outranked
+        self.contested = 0  # how often others said about this node what it had not
         self._weight = me.weight
         self._records: dict[PeerId, Record] = {}  # of the others
         self._heard: dict[PeerId, float] = {}  # last sign of life, s
@@ -155,7 +161,7 @@ class Membership:
         if record.state == "dead":  # somebody's verdict, not its owner's word
             return False
         known = self._records.get(record.peer)
-        if known is not None and _order(record) <= _order(known):
+        if known is not None and (_order(record) <= _order(known) or implausible(record, known)):
             return False
         if known is None and not self._make_room():
             return False
@@ -170,9 +176,9 @@ class Membership:
         if theirs < mine or (theirs == mine and record.state == self.me.state):
             return
         self.contested += 1
+        if implausible(record, self.me):
+            return
         self.version += 1
-        if record.incarnation + 1 >= MAX_COUNTER:
-            return  # nothing could outrank it, and no peer would take it
         boot = max(self.me.boot, record.boot)
         self.me = replace(self.me, boot=boot, incarnation=max(self.me.incarnation, record.incarnation) + 1)
 
@@ -204,6 +210,18 @@ class Membership:
 
 def _order(record: Record) -> tuple[int, int, int]:
     return record.boot, record.incarnation, RANK[record.state]
+
+
+def implausible(record: Record, known: Record) -> bool:
+    """Is it too far ahead of another record of the same member to be its owner's? To outrank such a one step
+    by step would use the counter up, and with it the member's say about itself.
+    """
+    return (
+        record.incarnation - known.incarnation > MAX_AHEAD
+        or record.boot - known.boot > MAX_AHEAD >> 20
+        or record.incarnation > MAX_DRIVEN
+        or record.boot > MAX_DRIVEN >> 20
+    )
 
 
 def check(record: Record) -> None:

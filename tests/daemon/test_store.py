@@ -13,7 +13,7 @@ import pytest
 from peer.config import Descriptor, JoinOptions
 from peer.daemon import store as stores
 from peer.daemon.store import Note, SessionFolder, Store, check_task
-from peer.errors import DataError, StateError
+from peer.errors import ConfigError, DataError, StateError
 
 KEY = bytes(range(16))
 SESSION = Descriptor(name="home", nonce="0" * 32, task="quadratic", algorithm="sgp")
@@ -136,3 +136,13 @@ def test_a_task_file_that_this_device_lacks_is_asked_for(tmp_path: Path) -> None
         check_task(session, folder)
     folder.save_options(JoinOptions(task_file_text="x = 1"))
     check_task(session, folder)
+
+
+def test_two_daemons_cannot_share_a_state_folder(tmp_path: Path) -> None:
+    first, second = Store(tmp_path), Store(tmp_path)
+    first.lock(Path("/run/one.sock"))
+    with pytest.raises(ConfigError, match=rf"daemon with pid {os.getpid()} on /run/one.sock"):
+        second.lock(Path("/run/two.sock"))
+    first.unlock()
+    second.lock(Path("/run/two.sock"))
+    second.unlock()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -136,3 +138,35 @@ async def test_one_that_ignores_everything_is_killed(
 
 async def test_stopping_what_never_started_is_fine() -> None:
     await supervisor("pass", Deaths()).stop()
+
+
+async def test_one_that_leaves_a_process_behind_is_noticed_and_takes_it_along(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data loader's worker holds the learner's output open; the learner's death is seen all the same."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(supervisors, "LAST_WORDS_S", 0.05)
+    left_behind = "import subprocess as s; print('left', s.Popen(['sleep', '1000']).pid); raise SystemExit(9)"
+    deaths = Deaths()
+    child = supervisor(left_behind, deaths)
+    child.start()
+    async with asyncio.timeout(60):
+        await deaths.enough.wait()
+    await child.stop()
+    assert deaths.codes == [9]
+    [line] = [m for m in (record.getMessage() for record in caplog.records) if m.startswith("learner: left")]
+    with suppress(ProcessLookupError):  # gone already
+        watch = os.pidfd_open(int(line.split()[-1]))
+        assert select.select([watch], [], [], 60)[0], "it still runs"
+        os.close(watch)
+
+
+async def test_one_that_cannot_be_started_is_tried_again_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisors, "BACKOFF_FIRST_S", 0.0)
+    child = Supervisor(["/nonexistent/python"], lambda: 1, Deaths())
+    child.start()
+    async with asyncio.timeout(60):
+        await until_said("cannot be started")
+    assert "cannot be started: No such file" in child.problem
+    assert child.running
+    await child.stop()

@@ -1,6 +1,7 @@
 """Whatever happens while a checkpoint is written, one generation that loads is left."""
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -172,10 +173,32 @@ def test_nothing_is_written_when_little_space_is_left(
 
 
 def test_another_format_is_named() -> None:
-    data = bytearray(pack(at(1), 1))
-    data[11] = 9
     with pytest.raises(DataError, match="has checkpoint format 9; this peerd reads format 1"):
-        unpack(bytes(data), "here")
+        unpack(of_format_9(at(1), 1), "here")
+
+
+def of_format_9(checkpoint: Checkpoint, serial: int) -> bytes:
+    """As a later peerd would write it."""
+    data = bytearray(pack(checkpoint, serial))
+    data[11], header = 9, 28
+    digest = hashlib.sha256(data[:header] + data[header + 32 :]).digest()
+    return bytes(data[:header]) + digest + bytes(data[header + 32 :])
+
+
+def test_what_a_later_peerd_wrote_is_not_used_and_not_lost(tmp_path: Path) -> None:
+    """After a downgrade; and training with the older one does not push it out."""
+    later = tmp_path / "ckpt-9.peerd"
+    later.write_bytes(of_format_9(at(9), 3))
+    folder = CheckpointFolder(tmp_path)
+    found, problems = folder.load()
+    assert found is None
+    assert "format 9" in problems[0]
+    for round_ in (1, 2, 3):
+        folder.save(at(round_))
+    assert {path.name for path in tmp_path.iterdir()} == {"ckpt-9.peerd", "ckpt-3.peerd", "ckpt-2.peerd"}
+    found, _ = folder.load()
+    assert found is not None
+    assert found.round == 3
 
 
 def test_a_checkpoint_of_another_model_is_not_used(tmp_path: Path) -> None:
