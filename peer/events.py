@@ -133,13 +133,14 @@ class SponsorMe:
 class Goodbye:
     """I go, for good ("left") or for now ("paused").
 
-    Of your link to me (life, epoch) I applied up to `applied`.
+    Of your link to me (life, epoch) my learner's life `by` applied up to `applied`.
     """
 
     record: Record
     life: int = 0
     epoch: int = 0
     applied: int = 0
+    by: int = 0
 
 
 Control = Probe | SponsorMe | Goodbye
@@ -250,6 +251,15 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """The local steps of this round are done, and it is not pushed yet: the last parcels to these
+    out-neighbors are not acknowledged. A Deadline pushes it to the others."""
+
+    key: Key
+    dsts: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pushed:
     """Everything this round sends is out; the learner waits for its in-neighbors."""
 
@@ -304,7 +314,7 @@ class Renew:
     dst: PeerId
 
 
-FromLearner = Ready | Push | Pushed | Closed | Taken | Rejected | Holds | Renew
+FromLearner = Ready | Push | Held | Pushed | Closed | Taken | Rejected | Holds | Renew
 
 
 # --- node -> learner (also frames of the local socket) -----------------------------------------------
@@ -340,7 +350,7 @@ class Expect:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """Close this round with what has come."""
+    """Waiting is not worth it any more: push a held round as it is, close a pushed one with what has come."""
 
     key: Key
 
@@ -404,6 +414,11 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeAll:
+    """This node leaves: answer for every parcel now, those included that wait for a round to close."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The bounded session is done: every round and final round is closed. Stop."""
 
@@ -420,6 +435,7 @@ ToLearner = (
     | LinkDown
     | Sponsor
     | HandOver
+    | TakeAll
     | Finish
 )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from peer.compression.codec import Message as Message
 from peer.events import Key, LinkDown, LinkUp, PeerId
 
-SNAPSHOT, SHARE = 0, 1  # meanings every algorithm knows; an algorithm's own start at 16
+SNAPSHOT, SHARE, ESTATE = 0, 1, 2  # meanings every algorithm knows; an algorithm's own start at 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def hand_over(self, key: Key) -> Message:
-        """All of the mass, exactly, as a SHARE; nothing is left here."""
+        """All of the mass, exactly, as an ESTATE; nothing is left here."""
 
     @abstractmethod
     def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]: ...

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peer.algorithms.base import SHARE, SNAPSHOT, Algorithm, Links, Message
+from peer.algorithms.base import ESTATE, SHARE, SNAPSHOT, Algorithm, Links, Message
 from peer.algorithms.bases import Bases, digest
 from peer.compression.bodies import Body, Dense, Empty, Layout
 from peer.errors import RemoteError, UnknownBaseError
@@ -172,7 +172,7 @@ class PushSum(Algorithm):
 
     def mass_of(self, src: PeerId, message: Message) -> Tensor | None:
         """The numerator mass in `message`; None for none. Raises RemoteError, with nothing changed."""
-        if message.meaning == SHARE:
+        if message.meaning in (SHARE, ESTATE):
             return message.body.dense()
         if message.meaning == SNAPSHOT:
             return message.weight * self.take_snapshot(message)
@@ -202,7 +202,7 @@ class PushSum(Algorithm):
 
     def debited(self, dst: PeerId, message: Message) -> Tensor:
         """The numerator mass that went out with `message`."""
-        if message.meaning == SHARE:
+        if message.meaning in (SHARE, ESTATE):
             return message.body.dense()
         return message.weight * self._lent[dst] if message.weight > 0 else torch.zeros_like(self.x)
 
@@ -220,7 +220,7 @@ class PushSum(Algorithm):
 
     def hand_over(self, key: Key) -> Message:
         self._fold_all()
-        share = Message(key, SHARE, Dense(self.x), self.w)
+        share = Message(key, ESTATE, Dense(self.x), self.w)
         self.x, self.w = torch.zeros_like(self.x), 0.0
         return share
 

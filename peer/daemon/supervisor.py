@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 30.0  # doubling; guess: a crash at once does not wear out the SD card
 HEALTHY_S = 60.0  # one that lived this long starts the pauses anew (guess)
 LAST_WORDS_S = 1.0  # for what a dead child printed to reach the log; guess
+REAP_S = 10.0  # from SIGKILL to its end: a process in a disk wait takes its time (guess)
 STOP_S, TERM_S = 10.0, 5.0  # for a last checkpoint after "stop", then after SIGTERM (guess)
 HOPELESS = frozenset({2, 65, 78})  # exit codes that a restart does not help: usage, model or data, config
 SECRETS = ("PEERD_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS")
@@ -76,7 +77,7 @@ class Supervisor:
             return
         process = self._process
         if process is not None:
-            for wait_s, then in ((grace_s, process.terminate), (TERM_S, process.kill), (TERM_S, None)):
+            for wait_s, then in ((grace_s, process.terminate), (TERM_S, process.kill), (REAP_S, None)):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await process.wait()

@@ -7,18 +7,24 @@ closed. The daemon's node sits behind the local socket for `attach`, or in the s
     seeking --Found, or any mass--> training --HandOver--> left
                                        |--Finish--> finished
 
+Two things keep neighbors at one pace without a clock. A round is not pushed while a parcel to one of its
+out-neighbors is unacknowledged (`Held`): its share would stay home, and the neighbor would wait for nothing.
+And of what one neighbor sends only one parcel ahead of this node's own round is taken over: the next is
+answered when that round is mixed, so a node that hangs costs the others one share each, not all they have.
+
 Nothing here reads a clock or draws a random number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from peer.algorithms.base import Algorithm, Links, Message
+from peer.algorithms.base import ESTATE, Algorithm, Links, Message
 from peer.compression import codec
 from peer.compression.bodies import Layout
 from peer.errors import CodecError, RemoteError, UnknownBaseError
@@ -34,6 +40,7 @@ from peer.events import (
     Found,
     FromLearner,
     HandOver,
+    Held,
     Holds,
     Key,
     LinkDown,
@@ -46,6 +53,7 @@ from peer.events import (
     Renew,
     Returned,
     Sponsor,
+    TakeAll,
     Taken,
     ToLearner,
 )
@@ -76,6 +84,12 @@ class Exchange:
         self.open = False  # a round is open: submit() is allowed
         self._final = False
         self._pushed = False
+        self._closed: Key | None = None
+        self._held: tuple[Tensor, float] | None = None  # a change to be pushed when its links are clear
+        self._weight = 0.0  # before the open round's push
+        self._ahead: dict[PeerId, Key] = {}  # in-neighbors' last parcels taken, while not mixed
+        self._later: list[Deliver] = []  # parcels not taken over yet
+        self._leaving = False  # nothing is put off any more
         self._round: OpenRound | None = None
         self._mixed: Tensor | None = None
         self._heir: PeerId | None = None
@@ -121,25 +135,38 @@ class Exchange:
             case Expect(key, expected):
                 if key == self.key and self._pushed:
                     self.algorithm.expect(frozenset(expected))
-                return self._try_close()
-            case Deadline(key):
-                return self._close() if key == self.key and self._pushed else []
+                return self._try_close(now)
+            case Deadline(key) if key == self.key:
+                return self._give_up(now)
             case Deliver():
                 return self._deliver(command, now)
             case Acked(dst):
-                return self._acked(dst)
+                return self._acked(dst, now)
             case Returned(dst):
-                return self._returned(dst)
+                return self._returned(dst, now)
             case LinkUp() | LinkDown():
-                return self._on_link(command)
+                return self._on_link(command, now)
+            case TakeAll():
+                self._leaving = True
+                return self._take_later(now)
             case Sponsor(dst):
                 return self._sponsor(dst)
             case HandOver(dst):
                 return self._hand_over(dst)
             case Finish():
-                self.state, self.open = "finished", False
-                self._mixed = self.algorithm.conclude() if self.algorithm.model is not None else None
+                return self._finish(now)
         return []
+
+    def _give_up(self, now: float) -> Sequence[FromLearner]:
+        if self._held is not None:
+            return self._push_all(*self._held, now)
+        return self._close(now) if self._pushed else []
+
+    def _finish(self, now: float) -> Sequence[FromLearner]:
+        answers = self._take_later(now)
+        self.state, self.open, self._held = "finished", False, None
+        self._mixed = self.algorithm.conclude() if self.algorithm.model is not None else None
+        return answers
 
     def _begin(self, command: Found) -> Sequence[FromLearner]:
         if self.state != "seeking":
@@ -161,11 +188,14 @@ class Exchange:
         return Holds(self.algorithm.bases, self.algorithm.weight, self.algorithm.room)
 
     def _open(self, command: OpenRound, now: float) -> Sequence[FromLearner]:
-        if self.state != "training" or (command.key == self.key and self._pushed) or command.key < self.key:
+        over = command.key < self.key or (self._closed is not None and command.key <= self._closed)
+        if self.state != "training" or over or (command.key == self.key and self._pushed):
             return []
         self._round, self.key = command, command.key
-        self._pushed, self.open = False, True
+        self._pushed, self.open = False, self._held is None
         self.algorithm.open(self._links())
+        if self._held is not None:
+            return self._exchange(*self._held, now)
         if command.key.phase == FINAL:
             self._final = True
             return self._exchange(torch.zeros_like(self.initial), 0.0, now)
@@ -178,10 +208,27 @@ class Exchange:
         return Links(r.key, r.out, frozenset(r.expected), r.n, r.mean_weight, clear)
 
     def _exchange(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
-        self.open, self._pushed = False, True
+        """Push this round, in lockstep as soon as the links it uses are clear."""
+        self.open, r = False, self._round
+        assert r is not None
+        waiting = tuple(sorted(dst for dst in r.out if dst in self._epochs and dst in self._out))
+        if self.lockstep and waiting:
+            self._held = (u, lr)
+            return [Held(self.key, waiting)]
+        return self._push_all(u, lr, now)
+
+    def _push_all(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
+        self._held, self.open, self._pushed = None, False, True
+        self._weight = self.algorithm.weight
         messages = self.algorithm.step(u, lr, self._links(), now)
         sent: list[FromLearner] = [self._push(dst, message) for dst, message in messages.items()]
-        return [*sent, Pushed(self.key), *self._renewed(), *self._try_close()]
+        return [*sent, Pushed(self.key), *self._renewed(), *self._try_close(now)]
+
+    def _retry(self, now: float) -> Sequence[FromLearner]:
+        """A link is clear, or gone: push what waited for it."""
+        if self._held is None or self.state != "training":
+            return []
+        return self._exchange(*self._held, now)
 
     def _push(self, dst: PeerId, message: Message) -> Push:
         assert dst in self._epochs and dst not in self._out, f"a message for {dst}, whose link is not clear"
@@ -192,20 +239,43 @@ class Exchange:
     def _renewed(self) -> list[FromLearner]:
         return [Renew(dst) for dst in self.algorithm.evicted()]
 
-    def _try_close(self) -> Sequence[FromLearner]:
+    def _try_close(self, now: float) -> Sequence[FromLearner]:
         if self._pushed and (not self.lockstep or self.algorithm.ready()):
-            return self._close()
+            return self._close(now)
         return []
 
-    def _close(self) -> Sequence[FromLearner]:
-        self._pushed = False
+    def _close(self, now: float) -> Sequence[FromLearner]:
+        self._pushed, self._closed = False, self.key
         heard = tuple(sorted(self.algorithm.heard))
         mixed = self.algorithm.mix()
         if not self._final:
             self._mixed = mixed
-        return [Closed(self.key, heard, self.algorithm.weight)]
+        # with pace "free" what is pushed is missing until mail comes in, mostly between two rounds: what
+        # this node trains with, and w̄ is the mean of, is the weight before the push
+        weight = self.algorithm.weight if self.lockstep else self._weight
+        if not self.lockstep:
+            self._ahead.clear()
+        return [Closed(self.key, heard, weight), *self._take_later(now, self._is_ahead)]
 
-    def _deliver(self, command: Deliver, now: float) -> Sequence[FromLearner]:
+    def _is_ahead(self, src: PeerId, key: Key) -> bool:
+        """Does a parcel wait to be mixed already that `src` sent before this one?"""
+        last = self._ahead.get(src)
+        return last is not None and (not self.lockstep or (last > self.key and key > self.key))
+
+    def _take_later(
+        self, now: float, keep: Callable[[PeerId, Key], bool] = lambda src, key: False
+    ) -> Sequence[FromLearner]:
+        """Take over the parcels put off, but for those to `keep`."""
+        later, self._later = self._later, []
+        answers: list[FromLearner] = []
+        for command in later:
+            if keep(command.src, command.key):
+                self._later.append(command)
+            else:
+                answers += self._deliver(command, now, late=True)
+        return answers
+
+    def _deliver(self, command: Deliver, now: float, *, late: bool = False) -> Sequence[FromLearner]:
         src, name = command.src, (command.src, command.epoch, command.number)
         if self.state in ("left", "finished"):
             return [Rejected(*name, "this learner is leaving", fault=False)]
@@ -213,39 +283,46 @@ class Exchange:
             message = codec.decode(_bytes(command.payload), self.layout, self.initial.dtype)
             if message.key != command.key:
                 raise CodecError(f"parcel says round {command.key}, its message {message.key}")
+            late = late or self._leaving or self.state != "training" or message.meaning == ESTATE
+            if not late and self._is_ahead(src, message.key):
+                self._later.append(replace(command, payload=bytes(_bytes(command.payload))))
+                return []
             replies = self.algorithm.receive(src, message, now)
         except UnknownBaseError as error:
             return [self._holds(), Rejected(*name, str(error), fault=False)]  # what its next epoch builds on
         except RemoteError as error:
             return [Rejected(*name, str(error))]
+        self._ahead[src] = message.key
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
         answers += [self._push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:
             self.key = message.key
             answers.insert(0, self._now_training())
-        return [*answers, *self._try_close()]
+        return [*answers, *self._try_close(now)]
 
-    def _acked(self, dst: PeerId) -> Sequence[FromLearner]:
+    def _acked(self, dst: PeerId, now: float) -> Sequence[FromLearner]:
         message = self._out.pop(dst, None)
         if message is not None:
             self.algorithm.settled(dst, message)
-        return self._give_all() if self.state == "left" and dst == self._heir else []
+        return self._give_all() if self.state == "left" and dst == self._heir else self._retry(now)
 
-    def _returned(self, dst: PeerId) -> Sequence[FromLearner]:
+    def _returned(self, dst: PeerId, now: float) -> Sequence[FromLearner]:
         message = self._out.pop(dst, None)
         if message is None:
             return []
         self.algorithm.returned(dst, message)
-        return [self._holds()]
+        return [self._holds(), *(self._give_all() if self.state == "left" else self._retry(now))]
 
-    def _on_link(self, change: LinkUp | LinkDown) -> Sequence[FromLearner]:
+    def _on_link(self, change: LinkUp | LinkDown, now: float) -> Sequence[FromLearner]:
+        # what was put off builds on the state that goes now
+        answers = self._take_later(now, lambda src, _: change.direction == "out" or src != change.peer)
         if change.direction == "out":
             if isinstance(change, LinkUp):
                 self._epochs[change.peer] = change
             else:
                 self._epochs.pop(change.peer, None)
         self.algorithm.on_links(change)
-        return []
+        return [*answers, *(self._retry(now) if change.direction == "out" else ())]
 
     def _sponsor(self, dst: PeerId) -> Sequence[FromLearner]:
         link = self._epochs.get(dst)
@@ -255,7 +332,7 @@ class Exchange:
         return [self._push(dst, message), self._holds()]
 
     def _hand_over(self, dst: PeerId | None) -> Sequence[FromLearner]:
-        self.state, self.open, self._heir = "left", False, dst
+        self.state, self.open, self._held, self._heir = "left", False, None, dst
         return self._give_all()
 
     def _give_all(self) -> Sequence[FromLearner]:

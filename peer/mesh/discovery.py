@@ -157,7 +157,7 @@ class Discovery:
 
     def _trouble(self, what: str, error: Exception) -> None:
         """Something that the next look may find mended: say it once, and go on with what there is."""
-        problem = f"{what}: {error}; it is tried again every {WATCH_S:.0f} s, 'peerd logs' says since when"
+        problem = f"{what}: {error}; it is tried again every {WATCH_S:.0f} s; or name a member with --peer"
         if problem != self._blind:
             log.warning("%s", problem)
         self._blind = problem

@@ -213,8 +213,10 @@ def control_to_wire(control: Control | None) -> pb.ControlMessage:
             return pb.ControlMessage(probe=probe)
         case SponsorMe(life):
             return pb.ControlMessage(sponsor_me=pb.SponsorMe(life=life))
-        case Goodbye(record, life, epoch, applied):
-            goodbye = pb.Goodbye(record=record_to_wire(record), life=life, epoch=epoch, applied=applied)
+        case Goodbye(record, life, epoch, applied, by):
+            goodbye = pb.Goodbye(
+                record=record_to_wire(record), life=life, epoch=epoch, applied=applied, by=by
+            )
             return pb.ControlMessage(goodbye=goodbye)
         case None:
             return pb.ControlMessage(nothing=pb.Nothing())
@@ -242,8 +244,11 @@ def _goodbye(goodbye: pb.Goodbye, src: PeerId) -> Goodbye:
     record = record_from_wire(goodbye.record)
     if record.peer != src:
         raise RemoteError(f"a goodbye in the name of {record.peer}")
-    life, epoch = _count(goodbye.life, "life"), _count(goodbye.epoch, "epoch")
-    return Goodbye(record, life, epoch, _count(goodbye.applied, "number"))
+    life, epoch, by = (
+        _count(number, name)
+        for number, name in ((goodbye.life, "life"), (goodbye.epoch, "epoch"), (goodbye.by, "life"))
+    )
+    return Goodbye(record, life, epoch, _count(goodbye.applied, "number"), by)
 
 
 # --- frames of a link ----------------------------------------------------------------------------------

@@ -163,6 +163,8 @@ class InLink:
             if self.hand is not None and not self.orphan:
                 return []  # whether it counts is known when the learner has answered
             return [self._send(Refuse(self.epoch, self.applied + 1, self.void))]
+        if self.own.leaving and self.told:
+            return self._end("leaving")  # its sender may not have heard what was applied
         if not self.own.life or self.own.leaving:
             return []
         replicas = self.own.replicas and self.replicas

@@ -18,6 +18,7 @@ SYSFS = Path("/sys/class/net")
 MDNS_GROUP = "224.0.0.251"  # RFC 6762 section 3
 IFF_UP = 0x1  # netdevice(7)
 DOWN_STATES = ("down", "lowerlayerdown", "notpresent")  # operstate; loopback and tunnels say "unknown"
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,6 @@ def survey() -> tuple[Interface, ...]:
         if usable and _up(adapter.name):
             found.append(Interface(adapter.name, tuple(usable)))
     return tuple(found)
-
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def needs_scope(address: Address) -> bool:

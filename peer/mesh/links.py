@@ -125,9 +125,9 @@ class Links:
         """A new epoch on request, once what was sent is settled."""
         return self._out[dst].renew() if dst in self._out else []
 
-    def goodbye(self, peer: PeerId, life: int, epoch: int, applied: int) -> list[Effect]:
-        """`peer` applies nothing more; of my link (life, epoch) to it it has applied up to `applied`."""
-        effects = self._out[peer].goodbye(life, epoch, applied) if peer in self._out else []
+    def goodbye(self, peer: PeerId, life: int, epoch: int, applied: int, by: int) -> list[Effect]:
+        """`peer` goes; of my link (life, epoch) its learner's life `by` has applied up to `applied`."""
+        effects = self._out[peer].goodbye(life, epoch, applied, by) if peer in self._out else []
         return effects + (self._in[peer].goodbye() if peer in self._in else [])
 
     def write_off(self, peer: PeerId) -> list[Effect]:

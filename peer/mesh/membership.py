@@ -30,7 +30,7 @@ MAX_COUNTER = 1 << 63
 # A record ahead of what is known by more than this was not written by its owner: it is a million boots, or as
 # many changes as one per millisecond makes in 35 years (guess)
 MAX_AHEAD = 1 << 40
-# Nobody is driven above this by what is said about him, so a lifetime of changes of his own fits above it
+# By what others say, a node is driven no higher than this: above it a lifetime of changes of its own fits
 MAX_DRIVEN = 1 << 62
 
 RANK: dict[MemberState, int] = {"alive": 0, "paused": 1, "left": 2}
@@ -176,7 +176,7 @@ class Membership:
         if theirs < mine or (theirs == mine and record.state == self.me.state):
             return
         self.contested += 1
-        if implausible(record, self.me):
+        if implausible(record, self.me) or record.incarnation > MAX_DRIVEN:
             return
         self.version += 1
         boot = max(self.me.boot, record.boot)
@@ -216,12 +216,8 @@ def implausible(record: Record, known: Record) -> bool:
     """Is it too far ahead of another record of the same member to be its owner's? To outrank such a one step
     by step would use the counter up, and with it the member's say about itself.
     """
-    return (
-        record.incarnation - known.incarnation > MAX_AHEAD
-        or record.boot - known.boot > MAX_AHEAD >> 20
-        or record.incarnation > MAX_DRIVEN
-        or record.boot > MAX_DRIVEN >> 20
-    )
+    boots = record.boot - known.boot
+    return boots > MAX_AHEAD >> 20 or record.incarnation - known.incarnation > MAX_AHEAD
 
 
 def check(record: Record) -> None:

@@ -35,6 +35,7 @@ from peer.events import (
     Gone,
     Goodbye,
     HandOver,
+    Held,
     Holds,
     Key,
     LearnerGone,
@@ -60,6 +61,7 @@ from peer.events import (
     SponsorMe,
     StreamDown,
     StreamUp,
+    TakeAll,
     Taken,
     Tell,
     Tick,
@@ -111,13 +113,17 @@ class Terms:
 
 
 class Node:
-    """The state machine. Read-only from outside: `members`, `links`, `phase`, `key`, `rounds_alone`."""
+    """The state machine. Read-only from outside: `members`, `links`, `phase`, `key`, `life`, `rounds_alone`."""
 
     tick_s = 0.25
 
     def __init__(self, me: Record, terms: Terms) -> None:
         self.me, self.terms = me.peer, terms
         self.members, self.links, self.patience = Membership(me), Links(me.peer), Patience()
+        self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
+        self._held: Held | None = None
+        self._held_at = 0.0
+        self.life = 0  # of the learner, or of the last one
         self.key = Key()  # the round being worked on, or to be opened next
         self.rounds_alone = 0  # closed with nobody heard, in a row
         self.rounds_alone_total = 0
@@ -147,6 +153,7 @@ class Node:
         self._leaving_since = 0.0
         self._has_mass = False
         self._handing_to: PeerId | None = None
+        self._handed = False  # has the learner given everything to it?
         self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
         self._finished_at: float | None = None
         self._gone = False
@@ -212,7 +219,10 @@ class Node:
             case Ready():
                 self._ready(event, now)
             case Push(dst, epoch, key, payload, delivery):
+                self._handed = self._handed or dst == self._handing_to
                 self._absorb(self.links.push(dst, epoch, key, payload, delivery, now), now)
+            case Held():
+                self._hold(event, now)
             case Pushed(key):
                 self._pushed(key, now)
             case Closed():
@@ -240,7 +250,8 @@ class Node:
     def _ready(self, event: Ready, now: float) -> None:
         self.links.holds(event.bases, event.replicas)
         self._absorb(self.links.learner_started(event.life), now)
-        self._seeking_since, self._asked, self.key = now, {}, Key()
+        self._seeking_since, self._asked, self.key, self.life = now, {}, Key(), event.life
+        self._heard = {}  # rounds may go backwards
         self._publish(phase="seeking", life=event.life, round=event.round)
         if self._founder and event.round < 0 and not self.company:
             self._found(resume=False)
@@ -261,7 +272,7 @@ class Node:
     def _learner_gone(self, reason: str, now: float) -> None:
         self._absorb(self.links.learner_gone(), now)
         self._open, self._pushed_at, self.weight = False, None, 0.0
-        self._has_mass, self._handing_to = False, None
+        self._has_mass, self._handing_to, self._handed, self._held = False, None, False, None
         self._at_learner.clear()
         if self._leaving is None:
             self._publish(phase="idle", life=0, weight=0.0)
@@ -323,6 +334,7 @@ class Node:
             phase = FINAL
         self.key = Key(self.key.generation, self.key.round, phase)
         self._open, self._pushed_at, self._opened_at, self._overdue = True, None, now, False
+        self._held = None
         self._announce_round(now)
 
     def _announce_round(self, now: float) -> None:
@@ -366,11 +378,33 @@ class Node:
     def _pushed(self, key: Key, now: float) -> None:
         if key != self.key or not self._open:
             return
+        if self._held is not None and self._held.key == key:
+            for dst in self._held.dsts:
+                if not self.links.unacked(dst):
+                    self._acks.came(dst, now - self._held_at)
+        self._held = None
         self.patience.worked(now - self._opened_at)
         self._pushed_at = self._pushes[key] = now
         self._pushes = dict(list(self._pushes.items())[-32:])
         self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view
         self._check_deadline(now)
+
+    def _hold(self, event: Held, now: float) -> None:
+        if event.key == self.key and self._open:
+            self._held_at = self._held_at if self._held is not None else now
+            self._held = event
+
+    def _check_held(self, now: float) -> None:
+        """A round that waits for acknowledgements is pushed without those that take too long."""
+        if self._held is None or not self._open:
+            return
+        extra = FINAL_S if self.key.phase == FINAL else 0.0
+        late = [dst for dst in self._held.dsts if self.links.unacked(dst)]
+        if now >= max((extra + self._acks.until(dst, self._held_at) for dst in late), default=math.inf):
+            for dst in late:
+                self._acks.missed(dst)
+            self._held = None
+            self._learner(Deadline(self.key))
 
     def _check_deadline(self, now: float) -> None:
         if not self._open or self._pushed_at is None or not self.terms.lockstep or self._overdue:
@@ -405,9 +439,9 @@ class Node:
                 self._compare_views(peer, view, now)
             case SponsorMe(life):
                 self._sponsor(peer, life, now)
-            case Goodbye(record, life, epoch, applied):
+            case Goodbye(record, life, epoch, applied, by):
                 if record.peer == peer:
-                    self._absorb(self.links.goodbye(peer, life, epoch, applied), now)
+                    self._absorb(self.links.goodbye(peer, life, epoch, applied, by), now)
                     self._merge([record], now)
                     self._note("said goodbye", peer=peer, state=record.state)
 
@@ -474,6 +508,7 @@ class Node:
         self.company = self.company or len(view) > 1
         for peer in set(before) - set(view):
             self.patience.forget(peer)
+            self._acks.forget(peer)
         if not self._open:
             self._open_next(now)
         elif self._pushed_at is not None or self.key.phase == FINAL:
@@ -506,7 +541,7 @@ class Node:
                 case Acked(dst) if dst == self._handing_to:
                     self._check_handed(now)
                 case Returned(dst) | LinkDown(dst, "out") if dst == self._handing_to:
-                    self._handing_to = None
+                    self._handing_to, self._handed = None, False
 
     def _took(self, src: PeerId, key: Key, now: float) -> None:
         """The learner has accepted a message of this round from `src`."""
@@ -557,6 +592,7 @@ class Node:
             self._effects.append(Tell(peer, Probe(self.members.digest())))
         if self.phase == "seeking":
             self._seek(now)
+        self._check_held(now)
         self._check_deadline(now)
         for peer in self.members.probe_targets(now):
             if now - self.members.heard_at(peer) >= QUIET_S:
@@ -575,7 +611,11 @@ class Node:
         self._leaving, self._leaving_since = event, now
         self._absorb(self.links.refuse_all(), now)
         self._has_mass = self.phase == "training"
-        self._open = False
+        self._open, self._held = False, None
+        self._learner(TakeAll())
+        for dst in [dst for dst in self._needed if not self.links.clear(dst)]:
+            del self._needed[dst]
+            self._absorb(self.links.unwant(dst), now)  # what was never sent is handed over as well
         self._publish(phase="leaving")
 
     def _hand_over(self, now: float) -> None:
@@ -590,7 +630,7 @@ class Node:
         heirs = [r.peer for r in self.members.alive() if r.phase == "training" and r.peer != self.me]
         clear = [peer for peer in heirs if self.links.clear(peer)]
         if self._has_mass and clear:
-            self._handing_to = min(clear)
+            self._handing_to = max(clear, key=lambda peer: (self.members.heard_at(peer), peer))
             self._learner(HandOver(self._handing_to))
         elif not heirs or not self._has_mass:
             self._learner(HandOver(None))
@@ -600,7 +640,8 @@ class Node:
 
     def _check_handed(self, now: float) -> None:
         """The learner holds nothing any more, and the parcel that took it away is acknowledged?"""
-        if self._handing_to is not None and self.weight == 0 and not self.links.unacked(self._handing_to):
+        given = self._handing_to is not None and self._handed and self.weight == 0
+        if given and not self.links.unacked(self._handing_to or ""):
             self._say_goodbye(now)
 
     def _say_goodbye(self, now: float) -> None:
@@ -616,7 +657,9 @@ class Node:
         for record in self.members.alive():
             if record.peer != self.me:
                 life, epoch, applied = self.links.applied(record.peer)
-                self._effects.append(Tell(record.peer, Goodbye(self.members.me, life, epoch, applied)))
+                self._effects.append(
+                    Tell(record.peer, Goodbye(self.members.me, life, epoch, applied, self.life))
+                )
         self._effects.append(Gone(reason))
 
     # --- small words -----------------------------------------------------------------------------

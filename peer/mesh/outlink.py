@@ -177,10 +177,10 @@ class OutLink:
         fields: dict[str, object] = {"peer": self.dst, "epoch": frame.epoch, "reason": frame.reason}
         return [Note("link refused", fields), *self._settle(frame.number - 1), *self._restart()]
 
-    def goodbye(self, life: int, epoch: int, applied: int) -> list[Effect]:
+    def goodbye(self, life: int, epoch: int, applied: int, by: int) -> list[Effect]:
         mine = (self.own.life, self.epoch)
-        if not self.active or ((life, epoch) != mine and self.bound):
-            return []  # not about this epoch, which a receiver has answered: late
+        if not self.active or (self.bound and ((life, epoch) != mine or by != self.bound)):
+            return []  # not about this epoch, or not of the life that has answered it since: late
         return [*self._settle(applied if (life, epoch) == mine else 0), *self._restart()]
 
     def write_off(self) -> list[Effect]:

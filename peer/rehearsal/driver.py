@@ -182,14 +182,12 @@ class Rehearsal:
         return x, w
 
     def _applied(self, device: Device, dst: PeerId) -> bool:
-        """Has the receiver taken the parcel that `device` still keeps for it?"""
-        receiver = self.devices[dst]
-        if not receiver.alive:
-            return receiver.left == ""  # a crash took what it had applied, and may have applied this
+        """Has the receiver taken the parcel that `device` still keeps for it? One that crashed took what it
+        had applied along; what it had not is the sender's still."""
         for parcel in device.node.links.ledger():
-            if parcel.dst == dst:
-                _, epoch, applied = receiver.node.links.applied(device.peer)
-                return epoch == parcel.epoch and applied >= parcel.number
+            if parcel.dst == dst and parcel.number > 0:
+                said = self.devices[dst].node.links.applied(device.peer)
+                return said >= (device.node.life, parcel.epoch, parcel.number)
         return False
 
     # --- the machinery ---------------------------------------------------------------------------

@@ -140,16 +140,18 @@ class SponsorMe(_message.Message):
     def __init__(self, life: _Optional[int] = ...) -> None: ...
 
 class Goodbye(_message.Message):
-    __slots__ = ("record", "life", "epoch", "applied")
+    __slots__ = ("record", "life", "epoch", "applied", "by")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     LIFE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
     record: Record
     life: int
     epoch: int
     applied: int
-    def __init__(self, record: _Optional[_Union[Record, _Mapping]] = ..., life: _Optional[int] = ..., epoch: _Optional[int] = ..., applied: _Optional[int] = ...) -> None: ...
+    by: int
+    def __init__(self, record: _Optional[_Union[Record, _Mapping]] = ..., life: _Optional[int] = ..., epoch: _Optional[int] = ..., applied: _Optional[int] = ..., by: _Optional[int] = ...) -> None: ...
 
 class Nothing(_message.Message):
     __slots__ = ()

@@ -121,6 +121,31 @@ async def test_without_a_network_there_is_a_problem_and_no_crash_and_it_heals() 
         await a.sees(lambda sighting: sighting.peer == b.id)
 
 
+async def test_addresses_that_cannot_be_looked_at_for_once_are_a_problem_and_not_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery, "WATCH_S", 0.01)
+    looks, again, problems = 0, asyncio.Event(), []
+
+    def up() -> tuple[Interface, ...]:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise OSError(105, "No buffer space available")
+        if looks > 2:
+            problems.append(a.discovery.problem)
+            again.set()
+        return (Interface("lo", ("127.0.0.1",)),)
+
+    a = Watched(HOME, 7001, up)
+    async with running(a):
+        await again.wait()
+        assert "No buffer space available" in str(problems[0])
+        await a.discovery.look()
+        assert a.discovery.problem is None
+    assert a.moves == [("127.0.0.1:7001",)]
+
+
 # --- which interfaces ----------------------------------------------------------------------------------
 
 
@@ -144,6 +169,23 @@ def test_this_device_has_loopback_up_with_ipv4_first() -> None:
     lo = next(interface for interface in survey() if interface.name == "lo")
     assert lo.loopback
     assert lo.addresses[0] == "127.0.0.1"
+
+
+def test_two_devices_on_one_cable_see_each_others_only_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """169.254/16 (RFC 3927) is all they have; fe80::/10 says nothing on another device."""
+
+    def cable(*ips: str) -> list[ifaddr.Adapter]:
+        found = [ifaddr.IP((ip, 0, 2) if ":" in ip else ip, 16, "eth0") for ip in ips]
+        return [ifaddr.Adapter("eth0", "eth0", found)]
+
+    monkeypatch.setattr(interfaces, "_up", lambda name: True)
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: cable("fe80::7", "169.254.3.7"))
+    assert survey() == (Interface("eth0", ("169.254.3.7",)),)
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: cable("169.254.3.7", "fd00::7", "10.0.0.7"))
+    assert survey() == (Interface("eth0", ("10.0.0.7", "169.254.3.7", "fd00::7")),)
+    seen = read(announcement(SAID, "169.254.3.8", "fe80::8"), HOME, loopback_too=False)
+    assert seen is not None
+    assert seen.addresses == ("169.254.3.8:7000",)
 
 
 @pytest.mark.parametrize(("flags", "up"), [("0x1003", True), ("0x10d1", True), ("0x1002", False)])
@@ -216,6 +258,32 @@ async def test_a_flood_of_ids_is_capped(monkeypatch: pytest.MonkeyPatch) -> None
         a.discovery._chosen = (ETH,)
         a.discovery._report(announcement(said, "192.168.1.5"))
     assert len(a.sightings) == 3
+
+
+async def test_strangers_take_no_members_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "MAX_IDS", 3)
+    a = Watched(HOME, 7001)
+    a.discovery._chosen = (ETH,)
+    for at in range(9):
+        said = {**SAID, "id": "p-" + "abcdefghi"[at] * 26, "h": beacon(OTHER, NONCE)}
+        a.discovery._report(announcement(said, "192.168.1.5"))
+    a.discovery._report(announcement(SAID, "192.168.1.6"))
+    assert [sighting.peer for sighting in a.sightings if sighting.ours] == [PEER]
+    assert a.discovery._ours.keys() == {PEER}, "strangers are not remembered here"
+
+
+async def test_a_member_not_heard_for_long_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "MAX_IDS", 3)
+    a = Watched(HOME, 7001)
+    a.discovery._chosen = (ETH,)
+    ids = ["p-" + letter * 26 for letter in "abcd"]
+    for peer in (*ids[:3], ids[0], ids[3]):
+        a.discovery._report(announcement({**SAID, "id": peer}, "192.168.1.5"))
+    assert [sighting.peer for sighting in a.sightings] == [*ids[:3], ids[0]]
+    monkeypatch.setattr(discovery, "FORGET_S", 0.0)
+    a.discovery._report(announcement({**SAID, "id": ids[3]}, "192.168.1.5"))
+    assert a.discovery._ours.keys() == {ids[0], ids[2], ids[3]}, "the one heard longest ago is forgotten"
+    assert a.sightings[-1].peer == ids[3]
 
 
 def test_an_announcement_carries_no_readable_name() -> None:

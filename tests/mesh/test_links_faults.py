@@ -97,7 +97,7 @@ class Net:
         self.uids = 0
         self.injected = self.lost = 0
         self.order: dict[tuple[str, int, int], int] = {}  # (src, its life, receiver's life) -> last uid
-        self.goodbyes: list[tuple[str, str, int, int, int]] = []
+        self.goodbyes: list[tuple[str, str, int, int, int, int]] = []
         self.breaches: list[Note] = []
         self.sent_latest: dict[tuple[str, str], int] = {}
         self.written_off: set[int] = set()
@@ -290,7 +290,8 @@ class Net:
 
     def leave(self, me: str) -> None:
         """As a node does: nothing more is applied, what is at the learner is finished, then goodbyes."""
-        if self.learners[me] is None:
+        learner = self.learners[me]
+        if learner is None:
             return
         links = self.links[me]
         self.perform(me, links.refuse_all())
@@ -299,12 +300,12 @@ class Net:
         assert not links.in_hand()
         for peer in self.names:
             if peer != me:
-                self.goodbyes.append((me, peer, *links.applied(peer)))
+                self.goodbyes.append((me, peer, *links.applied(peer), learner.life))
         self.crash(me)
 
     def hear_goodbye(self, index: int) -> None:
-        me, peer, life, epoch, applied = self.goodbyes.pop(index)
-        self.perform(peer, self.links[peer].goodbye(me, life, epoch, applied))
+        me, peer, life, epoch, applied, by = self.goodbyes.pop(index)
+        self.perform(peer, self.links[peer].goodbye(me, life, epoch, applied, by))
 
     def write_off(self, me: str, peer: str) -> None:
         for item in self.links[me].ledger():
@@ -420,7 +421,9 @@ class Faults:
             pass
         if far < 3:
             self.cut(src, dst)
-        self.random.choice((self.write_off, self.restart, self.leave, self.reconnect))(dst, src)
+        self.random.choice(
+            (self.write_off, self.restart, self.leave, self.reconnect, self.reboot, self.renew)
+        )(dst, src)
         if self.random.random() < 0.5:
             self.net.push_latest(src, dst)
         self.reconnect(src, dst)

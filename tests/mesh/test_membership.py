@@ -10,7 +10,15 @@ import pytest
 
 from peer.errors import RemoteError
 from peer.events import MemberState, Record
-from peer.mesh.membership import DEAD_AFTER_S, MAX_MEMBERS, Membership, check
+from peer.mesh.membership import (
+    DEAD_AFTER_S,
+    MAX_AHEAD,
+    MAX_COUNTER,
+    MAX_DRIVEN,
+    MAX_MEMBERS,
+    Membership,
+    check,
+)
 
 
 def record(
@@ -95,6 +103,38 @@ def test_whatever_others_say_about_me_is_outranked(rumor: Record) -> None:
     assert members.me.state == "alive"
     assert members.contested == 1
     assert other.merge([members.me], 0.0) == [members.me]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        Record("a", 1, MAX_COUNTER - 3, "left"),
+        Record("a", 1, (1 << 20) + MAX_AHEAD + 2, "left"),
+        Record("a", MAX_COUNTER - 1, MAX_COUNTER - 1, "left"),
+        Record("a", (MAX_AHEAD >> 20) + 2, 1, "left"),
+    ],
+)
+def test_a_record_of_me_that_is_too_far_ahead_to_be_mine_mutes_me_nowhere(forged: Record) -> None:
+    members, other = Membership(record("a")), Membership(record("b"))
+    met(other, members.me)
+    before = members.me
+    members.merge([forged], 0.0)
+    assert members.me == before
+    assert members.contested == 1
+    assert other.merge([forged], 0.0) == []
+    for life in range(5):
+        members.update_me(life=life + 1)
+        assert other.merge([members.me], 0.0) == [members.me]
+
+
+def test_what_others_say_of_me_never_uses_my_counter_up() -> None:
+    members = Membership(Record("a", 1, MAX_DRIVEN - 5))
+    for _ in range(20):
+        members.merge([replace(members.me, incarnation=members.me.incarnation + MAX_AHEAD)], 0.0)
+    assert members.contested == 20
+    assert members.me.incarnation <= MAX_DRIVEN + 1
+    members.update_me(life=1)
+    check(members.me)
 
 
 @pytest.mark.parametrize("rumor", [record("a", 1), record("a", 0, "left"), record("a", 9, "left", boot=0)])
