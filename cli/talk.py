@@ -13,10 +13,16 @@ import click
 from cli.arguments import Place
 from cli.text import clean
 from peer.errors import NoDaemonError, PeerdError
-from peer.local import Client, connect, default_socket, error_of
+from peer.local import Client, HungDaemonError, connect, default_socket, error_of
 
 Frame = dict[str, Any]
 ANSWER_S = 30.0  # how long a daemon may take for what it should do at once; its loop never waits (guess)
+
+
+class SilentDaemonError(PeerdError):
+    """A daemon is there and does not answer. No NoDaemonError: no command may become a second daemon."""
+
+    exit_code = NoDaemonError.exit_code
 
 
 def show_progress(line: str) -> None:
@@ -26,8 +32,12 @@ def show_progress(line: str) -> None:
 
 
 def open_client(place: Place) -> Client:
-    """A connection to the daemon. Raises NoDaemonError, or ConfigError if its socket is a stranger's."""
-    return connect(default_socket(place.socket, os.environ, place.state))
+    """A connection to the daemon. Raises NoDaemonError if there is none, SilentDaemonError if it hangs, or
+    ConfigError if its socket is a stranger's."""
+    try:
+        return connect(default_socket(place.socket, os.environ, place.state))
+    except HungDaemonError as error:
+        raise SilentDaemonError(str(error)) from error
 
 
 def converse(

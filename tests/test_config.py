@@ -116,6 +116,16 @@ def test_a_name_can_be_a_folder_and_be_typed(name: str) -> None:
 def test_addresses_have_a_host_and_a_port() -> None:
     assert check_address("pi-1.local:7070") == ("pi-1.local", 7070)
     assert check_address("[fe80::1]:7070") == ("fe80::1", 7070)
-    for wrong in ("pi-1", ":7070", "pi-1:", "pi-1:70707", "fe80::1:7070", "pi-1:http"):
+    assert check_address(":7070") == ("", 7070)
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        check_address(":7070", needs_host=True)
+    for wrong in ("pi-1", ":", "7070", "pi-1:", "pi-1:70707", "fe80::1:7070", "pi-1:http"):
         with pytest.raises(UsageError):
             check_address(wrong)
+
+
+def test_every_address_can_be_listened_on_and_none_can_be_dialed_without_a_host() -> None:
+    plain = JoinOptions().to_dict()
+    assert JoinOptions.from_dict({**plain, "listen": ":7000"}).listen == ":7000"
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        JoinOptions.from_dict({**plain, "peers": [":7000"]})

@@ -111,11 +111,19 @@ def _learner(session: SessionDriver) -> Iterator[str]:
     if session.failure is not None or session.state in ("stopped", "paused"):
         return
     supervisor = session.learning.supervisor
-    if session.learning.end is None and supervisor.restarts:
-        yield (
-            f"the learner died with exit code {supervisor.last_code} and is started again (so far "
-            f"{supervisor.restarts + 1} times); 'peerd logs {session.name}' says why"
-        )
+    if session.learning.end is None and supervisor.running:
+        if supervisor.problem:
+            yield f"{supervisor.problem}; it is tried again, and 'peerd logs {session.name}' says more"
+        elif supervisor.restarts:
+            yield (
+                f"the learner died with exit code {supervisor.last_code} and is started again (restarts so "
+                f"far: {supervisor.restarts}); 'peerd logs {session.name}' says why"
+            )
+        elif supervisor.last_code is not None and supervisor.pid is None:  # its first pause
+            yield (
+                f"the learner died with exit code {supervisor.last_code} and is started again soon; "
+                f"'peerd logs {session.name}' says why"
+            )
     elif session.learning.end is None and session.learning.scripted:
         yield f"the script that trained has ended; start it again, or run 'peerd join {session.name}'"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from daemon.conftest import PATIENCE_S, Home, here, session
 from daemon.puppet import Puppet, ask
+from peer.daemon import app
 from peer.daemon.session import SessionDriver
 from peer.errors import DataError, NobodyFoundError, PortError, UnknownSessionError, UsageError, WrongKeyError
 from peer.keys import format_key, new_key
@@ -165,6 +167,71 @@ async def test_nobody_there_is_said_and_the_session_waits(home: Make) -> None:
             await b.daemon.join("home", key, here(peers=("127.0.0.1:9",), timeout_s=1.0), quiet)
     assert [s.state for s in b.daemon.status(None).sessions] == ["waiting"]
     assert "127.0.0.1:9" in " ".join(b.daemon.status(None).health)
+
+
+async def test_members_that_do_not_know_the_session_yet_are_not_waited_for_longer_than_asked(
+    home: Make,
+) -> None:
+    """The device that created it is off: no learner can start, so nothing is worth the learner's time."""
+    key = format_key(new_key())
+    async with asyncio.timeout(PATIENCE_S):
+        b, c = home("b"), home("c")
+        with pytest.raises(NobodyFoundError, match="no member"):
+            await b.daemon.join("home", key, here(timeout_s=0.0), quiet)
+        await until(b.daemon.sessions["home"], lambda: b.daemon.sessions["home"].discovery.addresses)  # type: ignore[union-attr]
+        async with asyncio.timeout(app.LEARNER_S / 2):
+            with pytest.raises(NobodyFoundError, match="start the device that created it"):
+                await c.daemon.join("home", key, here(peers=(port(b),), timeout_s=3.0), quiet)
+    for h in (b, c):
+        assert "none of them knows the session yet; start the device" in " ".join(
+            h.daemon.status(None).health
+        )
+
+
+async def test_a_listener_is_announced_where_its_name_leads(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here(insecure=False, listen="localhost:0"))
+    discovery = a.daemon.sessions["home"].discovery
+    assert discovery is not None
+    assert discovery.problem is None
+    assert discovery.addresses
+    assert {address.rpartition(":")[0] for address in discovery.addresses} <= {"127.0.0.1", "[::1]"}
+
+
+async def test_a_learner_that_died_is_told_from_its_first_pause_on(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+    child: Any = a.daemon.sessions["home"].learning.supervisor
+
+    def said() -> str:
+        return " ".join(a.daemon.status(None).health)
+
+    child.running, child.pid, child.problem = True, 1, ""
+    assert "learner" not in said(), "it is started for the first time"
+    child.last_code, child.pid = 139, None
+    assert "died with exit code 139 and is started again soon" in said()
+    child.restarts, child.pid = 1, 2
+    assert "is started again (restarts so far: 1)" in said()
+    child.problem = "the learner cannot be started: Cannot allocate memory"
+    assert "Cannot allocate memory; it is tried again" in said()
+
+
+async def test_cores_are_shared_among_sessions_that_learn_and_no_others(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        with pytest.raises(NobodyFoundError):
+            await a.daemon.join("far", format_key(new_key()), here(timeout_s=0.0), quiet)
+        child: Any = a.daemon.sessions["home"].learning.supervisor
+        assert a.daemon._learners() == 0
+        child.running = True
+        assert a.daemon._learners() == 1, "one waits for a member, and has nothing to learn"
+        child.running = False
+        script = await Puppet.attach(a.socket, "home", child=False)
+        await script.training.wait()
+        assert a.daemon._learners() == 1
 
 
 async def test_a_wrong_key_makes_room_for_the_right_one(home: Make) -> None:

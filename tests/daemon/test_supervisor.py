@@ -108,6 +108,42 @@ async def test_one_that_dies_is_started_again_until_that_is_hopeless(monkeypatch
     assert not child.running
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were asked for; none is made."""
+    asked: list[float] = []
+    sleep = asyncio.sleep
+
+    async def at_once(delay: float) -> None:
+        asked.append(delay)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+    return asked
+
+
+async def dies(times: int) -> None:
+    deaths = Deaths(again=times - 1)
+    child = supervisor("raise SystemExit(7)", deaths)
+    child.start()
+    async with asyncio.timeout(60):
+        await deaths.enough.wait()
+    await child.stop()
+
+
+async def test_the_pause_doubles_from_death_to_death_up_to_a_limit(pauses: list[float]) -> None:
+    await dies(times=8)
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+
+
+async def test_one_that_lived_long_enough_starts_the_pauses_anew(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisors, "HEALTHY_S", -1.0)
+    await dies(times=4)
+    assert pauses == [1, 1, 1]
+
+
 async def test_one_that_ends_when_told_is_not_killed(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     deaths = Deaths(again=99)

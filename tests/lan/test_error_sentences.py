@@ -129,6 +129,8 @@ def test_a_wrong_key_is_64_through_peer_as_well(network: Network) -> None:
     c.ok("leave", "home", "--forget")
     by_address = b.peerd("join", "home", "--key", other, "--peer", "127.0.0.1:7701", "--timeout", "8", *HERE)
     one_line(by_address, 64, "key")
+    member = a.session("home")
+    assert (member["bytes_received"] or 0, member["links"]) == (0, [])
 
 
 def test_nobody_there_is_75_and_the_session_waits(network: Network) -> None:

@@ -77,6 +77,36 @@ def test_a_power_cut_after_the_rename_leaves_the_new_generation(
     assert model[0] == 2
 
 
+def test_the_new_name_is_on_the_disk_before_the_old_generation_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rename is in the folder's own blocks: without its fsync a power cut may leave neither generation."""
+    folder = CheckpointFolder(tmp_path)
+    folder.save(at(1))
+    folder.save(at(2))
+    done: list[str] = []
+    fsync, rename, unlink = os.fsync, os.rename, Path.unlink
+
+    def synced(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append("sync folder" if path == tmp_path else f"sync {path.suffix}")
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append(f"rename to {target.name}")
+        rename(source, target)
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        done.append(f"unlink {path.name}")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    folder.save(at(3))
+    assert done == ["sync .tmp", "rename to ckpt-3.peerd", "sync folder", "unlink ckpt-1.peerd"]
+
+
 def leave_everything_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dead processes remove no files."""
     monkeypatch.setattr(os, "unlink", lambda path: None)

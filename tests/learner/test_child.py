@@ -1,5 +1,6 @@
 """`python -m peer.learner`: exit codes, and what the daemon is told. Import of `peer` stays light."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from learner.daemon_stand_in import StandIn, descriptor
+from peer.daemon.supervisor import environment
 from peer.learner import __main__ as child
-from peer.learner.devices import pick_device
+from peer.learner.devices import pick_device, use_threads
 from peer.learner.dial import Attachment
 
 ARGUMENTS = ["--socket", "/run/none", "--session", "home"]
@@ -34,6 +36,21 @@ def test_a_bounded_session_ends_with_code_0(attach: Attach, tmp_path: Path) -> N
     assert child.main(ARGUMENTS) == 0
     assert torch.get_num_threads() == 1
     daemon.close()
+
+
+@pytest.mark.parametrize(("learners", "threads"), [(1, 8), (2, 4), (3, 2), (8, 1), (9, 1)])
+def test_learners_of_one_device_share_its_cores(
+    learners: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", environment({}, learners)["OMP_NUM_THREADS"])
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        use_threads()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_task_file_that_does_not_load_is_told_with_code_65(attach: Attach, tmp_path: Path) -> None:

@@ -1,0 +1,123 @@
+"""What is wrong has a sentence in the status that says what to do; where nothing is wrong there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from daemon.conftest import Home, NoChild, here, session
+from peer.daemon import health
+from peer.daemon.session import SessionDriver
+from peer.errors import NobodyFoundError
+from peer.events import Met, Record, Rejected
+from peer.keys import format_key, new_key
+from peer.mesh.discovery import Sighting
+
+PEER, OTHER = "p-" + 26 * "a", "p-" + 26 * "b"
+
+
+async def founded(make: Callable[[str], Home]) -> tuple[Home, SessionDriver]:
+    """A device that has created a session whose learner is not there yet."""
+    a = make("a")
+    await a.daemon.create(session(), here())
+    assert said(a) == []
+    return a, a.daemon.sessions["home"]
+
+
+def said(home: Home) -> list[str]:
+    return list(home.daemon.status(None).health)
+
+
+class Child(NoChild):
+    """A supervisor between two lives of its child."""
+
+    running, pid, problem = True, None, ""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__()
+        vars(self).update(changes)
+
+
+DEAD = {
+    "again and again": (Child(last_code=7, restarts=2), ("died with exit code 7", "started again", "2")),
+    "for the first time": (Child(last_code=-9), ("died with exit code -9", "started again soon")),
+    "before it lived": (Child(problem="the learner cannot be started: no memory"), ("no memory", "again")),
+}
+
+
+@pytest.mark.parametrize("how", DEAD)
+async def test_a_learner_that_died_is_said_with_its_code_and_where_to_look(
+    how: str, home: Callable[[str], Home]
+) -> None:
+    a, driver = await founded(home)
+    child, words = DEAD[how]
+    driver.learning.supervisor = child  # type: ignore[assignment]
+    [sentence] = said(a)
+    assert sentence.startswith("home: the learner ")
+    assert [word for word in (*words, "'peerd logs home'") if word not in sentence] == []
+
+
+async def test_a_learner_that_lives_is_not_said_to_have_died(home: Callable[[str], Home]) -> None:
+    a, driver = await founded(home)
+    driver.learning.supervisor = Child(pid=1)  # type: ignore[assignment]
+    assert said(a) == []
+
+
+async def test_what_a_peer_broke_is_counted_over_both_ends_of_the_wire(home: Callable[[str], Home]) -> None:
+    """What this device's transport refused, with the last reason, and what its learner refused."""
+    a, driver = await founded(home)
+    driver.transport.contacts.of(PEER).reject("an empty frame")
+    driver.transport.contacts.of(PEER).reject("a checksum that does not fit")
+    driver.feed(Rejected(OTHER, 1, 1, "a payload of NaN", fault=True))
+    first, second = said(a)
+    assert first.startswith(f"home: 2 message(s) of {PEER} broke a rule (a checksum that does not fit)")
+    assert second.startswith(f"home: 1 message(s) of {OTHER} broke a rule;")
+    driver.feed(Rejected(PEER, 1, 1, "a payload of NaN", fault=True))
+    driver.feed(Rejected(PEER, 1, 2, "of a base not known here", fault=False))
+    assert said(a)[0].startswith(f"home: 3 message(s) of {PEER} broke a rule")
+
+
+@pytest.mark.parametrize(("version", "words"), [(7, "protocol 7"), (0, "another protocol")])
+async def test_a_peer_of_another_version_is_named_with_both_versions(
+    version: int, words: str, home: Callable[[str], Home]
+) -> None:
+    a, driver = await founded(home)
+    driver.finder.other_versions[PEER] = version
+    [sentence] = said(a)
+    assert sentence == f"home: {PEER} speaks {words}, this device 1; upgrade the one with the lower number"
+
+
+async def test_an_announcement_of_a_newer_version_is_said(home: Callable[[str], Home]) -> None:
+    a, driver = await founded(home)
+    driver.finder.sighted(Sighting(PEER, (), True, 7, "0" * 32))
+    assert [sentence for sentence in said(a) if "protocol 7" in sentence]
+
+
+async def test_a_member_with_another_task_file_is_named(home: Callable[[str], Home]) -> None:
+    a, driver = await founded(home)
+    driver.feed(Met(Record(PEER, boot=1, incarnation=1, device="pi", task_digest="f" * 64)))
+    [sentence] = said(a)
+    assert sentence.startswith("home: pi trains with another task file; give every device the same")
+
+
+async def test_strangers_that_do_not_know_the_key_are_counted(home: Callable[[str], Home]) -> None:
+    a = home("a")
+    with pytest.raises(NobodyFoundError):
+        await a.daemon.join("home", format_key(new_key()), here(timeout_s=0.0), lambda text: None)
+    a.daemon.sessions["home"].finder.foreign |= {PEER, OTHER}
+    [sentence] = said(a)
+    assert sentence.startswith("home: 2 peerd device(s) are seen and none recognises this key")
+    assert "'peerd key'" in sentence
+
+
+async def test_no_multicast_is_said_after_a_while_and_not_at_once(
+    home: Callable[[str], Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, driver = await founded(home)
+    monkeypatch.setattr(driver, "options", here(insecure=False))
+    soon, late = driver.started_at, driver.started_at + health.LONELY_S + 1
+    assert list(health.of_session(driver, soon)) == []
+    [sentence] = health.of_session(driver, late)
+    assert "no multicast of any other peerd is heard" in sentence
+    assert "--peer HOST:PORT" in sentence
