@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import resource
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from peer.config import Descriptor, JoinOptions, check_name
 from peer.daemon import health
 from peer.daemon.exporting import from_checkpoint
+from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
 from peer.daemon.notify import notify
@@ -32,8 +34,10 @@ from peer.errors import (
     UsageError,
     WrongKeyError,
 )
+from peer.events import PeerId
 from peer.keys import format_key, new_key, parse_key
 from peer.local import Connection, Frame
+from peer.mesh.discovery import Discovery, Sighting
 from peer.mesh.identity import Device
 from peer.shared_buffer import SharedBuffer
 from peer.status import DeviceStatus
@@ -41,6 +45,7 @@ from peer.version import VERSION
 
 log = logging.getLogger(__name__)
 
+LOOK_AROUND_S = 2.0  # a browser hears the others within 0.1 to 1.2 s (platform measurement)
 EXPORT_S = 30.0  # the learner answers from its link thread, which never waits for a step (guess)
 LEARNER_S = (
     120.0  # for a learner to attach and show its model, after a member was found: torch on a Pi (guess)
@@ -180,11 +185,11 @@ class Daemon:
             sessions=tuple(driver.status() for driver in chosen),
         )
 
-    def known_and_seen(self) -> list[Frame]:
+    async def known_and_seen(self) -> list[Frame]:
         """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known
-        here."""
+        here. A daemon that runs no session listens for LOOK_AROUND_S first."""
         rows: list[Frame] = []
-        foreign: set[str] | None = None
+        foreign = None if self.sessions else await look_around(self.device.key.id)
         for folder in self.store.sessions():
             driver = self.sessions.get(folder.note.name)
             described = folder.descriptor
@@ -324,10 +329,28 @@ class Daemon:
         return driver
 
 
+async def look_around(me: PeerId) -> set[PeerId]:
+    """The peerd devices that announce themselves on this network now, of whatever session."""
+    seen: set[PeerId] = set()
+
+    def note(sighting: Sighting) -> None:
+        if len(seen) < MAX_FOREIGN:
+            seen.add(sighting.peer)
+
+    ears = Discovery(secrets.token_bytes(32), me, 0, (), note)
+    await ears.start()
+    try:
+        await asyncio.sleep(LOOK_AROUND_S)
+    finally:
+        await ears.stop()
+    return seen
+
+
 def nobody(driver: SessionDriver, timeout_s: float) -> PeerdError:
     """Why there is no link yet: a wrong key, if all that is seen are strangers, else nobody."""
     finder = driver.finder
-    if not driver.has_met() and (finder.foreign or finder.wrong_key):
+    strangers = finder.foreign if driver.descriptor is None else set()  # else the key was right once
+    if not driver.has_met() and (strangers or finder.wrong_key):
         where = f"the peerd on {', '.join(sorted(finder.wrong_key))}" if finder.wrong_key else (
             f"{len(finder.foreign)} peerd device(s) on this network"
         )  # fmt: skip

@@ -185,7 +185,7 @@ class ControlServer:
         return {"status": self._daemon.status(str(name) if name is not None else None).to_dict()}, None
 
     async def _sessions(self, request: Frame, connection: Connection) -> Answer:
-        return {"sessions": self._daemon.known_and_seen()}, None
+        return {"sessions": await self._daemon.known_and_seen()}, None
 
     async def _logs(self, request: Frame, connection: Connection) -> Answer:
         """Kept lines, and with "follow" every later one until the client has gone."""

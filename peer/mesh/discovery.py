@@ -65,7 +65,8 @@ class Discovery:
     """Announces one session and reports who else is there. `on_sighting` runs on the event loop and only
     enqueues.
 
-    interfaces: names or addresses; none is every usual one. on_moved: this device's reachable addresses
+    port: where the session is served; 0 announces nothing and only listens. interfaces: names or addresses;
+    none is every usual one. on_moved: this device's reachable addresses
     (HOST:PORT, fit for its Record) after each change, the first time included.
     """
 
@@ -190,8 +191,9 @@ class Discovery:
                 "h": beacon(self._beacon_key, self._nonce),
             },
         )
-        announcing = await self._zeroconf.async_register_service(info, cooperating_responders=True)
-        self._announcing = asyncio.ensure_future(announcing)
+        if self._port:
+            announcing = await self._zeroconf.async_register_service(info, cooperating_responders=True)
+            self._announcing = asyncio.ensure_future(announcing)
         self._browse()
 
     def _browse(self) -> None:

@@ -285,3 +285,15 @@ async def test_a_daemon_takes_its_sessions_up_again(home: Make) -> None:
         assert puppet.life >> 20 == again.daemon.device.boot
         assert puppet.welcome["descriptor"] == session().to_dict()
         assert puppet.welcome["folder"] == str(again.daemon.sessions["home"].folder.path)
+
+
+async def test_strangers_do_not_make_a_known_session_a_wrong_key(home: Make) -> None:
+    """A device that holds the session's descriptor has the right key: its members are off, no more."""
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        driver = a.daemon.sessions["home"]
+        driver.finder.foreign.add("p-stranger")
+        assert isinstance(app.nobody(driver, 3), NobodyFoundError)
+        driver.descriptor = None
+        assert isinstance(app.nobody(driver, 3), WrongKeyError)

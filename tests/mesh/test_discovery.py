@@ -82,6 +82,16 @@ async def test_members_recognise_their_session_and_see_others_as_foreign() -> No
         assert a.id not in {sighting.peer for sighting in a.sightings}
 
 
+async def test_one_that_only_listens_hears_everybody_and_is_heard_by_nobody() -> None:
+    a, listener = Watched(HOME, 7001), Watched(OTHER, 0)
+    async with running(a, listener):
+        assert not (await listener.sees(lambda sighting: sighting.peer == a.id)).ours
+        late = Watched(HOME, 7002)  # whoever comes now hears of everybody who announces
+        async with running(late):
+            await late.sees(lambda sighting: sighting.peer == a.id)
+            assert listener.id not in {s.peer for one in (a, late) for s in one.sightings}
+
+
 async def test_a_restarted_peer_is_seen_again_although_it_never_said_goodbye() -> None:
     a, b = Watched(HOME, 7001), Watched(HOME, 7002)
     returned = Watched(HOME, 7009)
