@@ -22,6 +22,8 @@ from lan.device import Device, Network  # tests/, see the Makefile
 from peer.local import connect
 
 RUNS = 7
+JOINS = 3  # each loads torch, twice
+SETTLE_S = 5.0  # a session has been waiting for so long: beacons are out, and nothing of its start is left
 LAG_S = 10.0
 LAG_HZ = 100
 TORCH = "import torch; torch.optim.SGD([torch.zeros(1)], lr=0.1)"  # what torch imports before a first step
@@ -54,7 +56,11 @@ def median_of(measure: Callable[[], float]) -> tuple[float, str]:
     """Median of RUNS runs after one that warms the page cache, and the range as a note."""
     measure()
     seen = [measure() for _ in range(RUNS)]
-    return statistics.median(seen), f"{RUNS} runs, {min(seen):.3f} to {max(seen):.3f}"
+    return statistics.median(seen), spread(seen)
+
+
+def spread(seen: list[float]) -> str:
+    return f"{len(seen)} runs, {min(seen):.3f} to {max(seen):.3f}"
 
 
 def commands(device: Device) -> list[Row]:
@@ -68,19 +74,20 @@ def commands(device: Device) -> list[Row]:
     return rows
 
 
-def resident_mb(pid: int) -> float:
-    """VmRSS of a process, in MiB."""
+def resident(pid: int) -> int:
+    """VmRSS of a process, in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024  # kB there is KiB
 
 
 def idle(network: Network, device: Device) -> Row:
     device.ok("create", "idle", *SMALL)
     network.wait("the session waits", lambda: device.session("idle").get("state") == "waiting")
-    pid = int(device.status()["pid"])
-    row = Row("resident memory, idle daemon, one session waiting", resident_mb(pid), "MiB", 60)
+    time.sleep(SETTLE_S)
+    used = resident(int(device.status()["pid"]))
     device.ok("leave", "idle", "--forget")
-    return row
+    note = f"{used / 2**20:.1f} MiB, {SETTLE_S:.0f} s after it began to wait"
+    return Row("resident memory, idle daemon, one session waiting", used / 1e6, "MB", 60, note)
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -90,25 +97,39 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def first_link(network: Network) -> list[Row]:
-    """From `join` to its first link, the founder already trains; import of torch measured right after."""
-    founder, second, newcomer = (network.add(name) for name in ("founder", "second", "newcomer"))
-    network.start(founder, second, newcomer)
+    """From `join` to its first link, of fresh devices that leave again; two others already train. The import
+    of torch is measured after each."""
+    founder, second = (network.add(name) for name in ("founder", "second"))
+    network.start(founder, second)
     founder.ok("create", "join", *SMALL, "--shard", "0/3")
     key = founder.ok("key", "join").out.split()[-1]
     options = ("--key", key, "--task", "quadratic", "--interface", "lo")
     second.ok("join", "join", *options, "--shard", "1/3")
-    network.wait("two train", lambda: founder.session("join").get("state") == "training")
-    joining = seconds(lambda: newcomer.ok("join", "join", *options, "--shard", "2/3"))
-    importing = seconds(lambda: subprocess.run([sys.executable, "-P", "-c", TORCH], check=True))
-    for device in (newcomer, second, founder):
+    joins, imports = [], []
+    for number in range(JOINS):
+        network.wait("two train", lambda: trains_with(founder, 2))
+        newcomer = network.add(f"newcomer-{number}")
+        network.start(newcomer)
+        joins.append(seconds(lambda: newcomer.ok("join", "join", *options, "--shard", "2/3")))  # noqa: B023
+        imports.append(seconds(lambda: subprocess.run([sys.executable, "-P", "-c", TORCH], check=True)))
+        newcomer.ok("leave", "join", "--forget")
+        newcomer.stop()
+    for device in (second, founder):
         device.stop()
+    joining, importing = statistics.median(joins), statistics.median(imports)
+    dynamo = "its first optimizer imports torch._dynamo as well"
     return [
-        Row("peerd join until its first link", joining, "s"),
+        Row("peerd join until its first link", joining, "s", None, spread(joins)),
+        Row("torch imported, alone", importing, "s", None, f"{spread(imports)}; {dynamo}"),
         Row(
-            "torch imported, alone", importing, "s", None, "its first optimizer imports torch._dynamo as well"
+            "join until first link, without that", joining - importing, "s", 3, "the two medians' difference"
         ),
-        Row("join until first link, without that", joining - importing, "s", 3),
     ]
+
+
+def trains_with(device: Device, members: int) -> bool:
+    session = device.session("join")
+    return bool(session.get("state") == "training" and session.get("members") == members)
 
 
 def loop_lag(network: Network) -> list[Row]:

@@ -6,24 +6,31 @@ at once with 130.
 
 from __future__ import annotations
 
+import peer.lean  # noqa: F401 - first: it decides what asyncio and hashlib bring along
+
+# isort: split
+
 import argparse
 import asyncio
+import importlib
 import logging
 import os
 import resource
 import signal
 import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from peer.daemon import foreground, logs
-from peer.daemon.app import Daemon
-from peer.daemon.control import ControlServer
-from peer.daemon.notify import notify
-from peer.daemon.store import Store
 from peer.errors import PeerdError
 from peer.places import own_socket, state_folder
 
+if TYPE_CHECKING:
+    from peer.daemon.app import Daemon
+
 log = logging.getLogger("peer.daemon")
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERNAL = 70  # sysexits.h: EX_SOFTWARE
 OPEN_FILES = 65_536  # guess: far above what 256 members and a flood that is cut after 5 s take
 
 
@@ -35,15 +42,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--request-fd", type=int, help="descriptor with one create or join request")
     asked = parser.parse_args(arguments)
     try:
+        importlib.import_module("peer.daemon.app")  # grpc takes a while, in which Ctrl-C is no traceback
         asyncio.run(serve(asked))
     except PeerdError as error:
-        sys.stderr.write(f"peerd: {error}\n")
-        return error.exit_code
+        return _say(str(error), error.exit_code)
+    except KeyboardInterrupt:  # before serve() listens to signals: nothing has begun
+        return _say("interrupted", INTERRUPTED)
+    except Exception as error:  # the last one there is
+        log.critical("internal error", exc_info=error)
+        where = "its traceback is in the log" if logging.getLogger().handlers else "see above"
+        return _say(f"internal error, a bug: {type(error).__name__}: {error}; {where}", INTERNAL)
     return 0
+
+
+def _say(text: str, code: int) -> int:
+    with suppress(OSError):  # nobody reads it any more, and the code says it as well
+        sys.stderr.write(f"peerd: {' '.join(text.split())}\n")
+    return code
 
 
 async def serve(asked: argparse.Namespace) -> None:
     """Open the store, listen, take up the sessions, and run until told to end."""
+    from peer.daemon import foreground, logs
+    from peer.daemon.app import Daemon
+    from peer.daemon.control import ControlServer
+    from peer.daemon.notify import notify
+    from peer.daemon.store import Store
+
     _allow_open_files()
     path = own_socket(asked.socket, os.environ, asked.state)
     request = foreground.read_request(asked.request_fd) if asked.request_fd is not None else None
@@ -79,7 +104,7 @@ def _allow_open_files() -> None:
 def _on_signals(daemon: Daemon) -> None:
     def ask() -> None:
         if daemon.stopping.is_set():
-            os._exit(130)
+            os._exit(INTERRUPTED)
         daemon.stopping.set()
 
     loop = asyncio.get_running_loop()
@@ -89,6 +114,7 @@ def _on_signals(daemon: Daemon) -> None:
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # what a closed pipe did not take
+            stream.flush()
     os._exit(code)  # grpc's threads may outlive the loop, and nothing is left to write

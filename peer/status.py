@@ -49,7 +49,7 @@ class SessionStatus:
     """One session of this device. members: how many are alive, this device included."""
 
     name: str
-    id: str
+    id: str | None = None
     algorithm: str | None = None
     topology: str | None = None
     task: str | None = None
@@ -82,7 +82,7 @@ class SessionStatus:
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
-        fields = _known(cls, source, ("name", "id"))
+        fields = _known(cls, source, ("name",))
         fields["metrics"] = dict(fields.get("metrics") or {})
         fields["links"] = tuple(LinkStatus.from_dict(link) for link in fields.get("links") or ())
         return cls(**fields)

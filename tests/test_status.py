@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -65,13 +66,15 @@ def test_the_names_are_the_contracts() -> None:
 
 
 def test_what_is_not_known_yet_is_null() -> None:
-    session = SessionStatus("home", "i").to_dict()
-    known = {"name": "home", "id": "i", "state": "waiting", "metrics": {}, "links": []}
+    session = SessionStatus("home").to_dict()
+    known = {"name": "home", "state": "waiting", "metrics": {}, "links": []}
     assert session == {**dict.fromkeys(SESSION), **known}
 
 
 def test_a_status_survives_json() -> None:
-    assert DeviceStatus.from_dict(json.loads(json.dumps(FULL.to_dict()))) == FULL
+    nobody_met = dataclasses.replace(FULL, sessions=(SessionStatus("home"),))
+    for status in (FULL, nobody_met):
+        assert DeviceStatus.from_dict(json.loads(json.dumps(status.to_dict()))) == status
 
 
 def test_a_newer_daemon_may_say_more() -> None:

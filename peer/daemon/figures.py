@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from peer.config import Descriptor
-from peer.events import TRAIN, Closed, Direction, Key, Push, Record
+from peer.events import TRAIN, Closed, Direction, HandOver, OpenRound, PeerId, Push, Record, ToLearner
 from peer.local import Frame
 from peer.mesh.contacts import Contact
 from peer.mesh.node import Node
@@ -20,9 +21,12 @@ DIRECTIONS: tuple[Direction, Direction] = ("out", "in")
 
 
 class Figures:
-    """Running numbers of one session on this device. Times are of the event loop's clock."""
+    """Running numbers of one session on this device. Times are of the event loop's clock.
 
-    def __init__(self) -> None:
+    folder: where its learner keeps checkpoints. local_steps: what the learner takes per exchange."""
+
+    def __init__(self, folder: Path) -> None:
+        self.local_steps = 1
         self.loss: float | None = None
         self.metrics: dict[str, float] = {}
         self.step_s: float | None = None
@@ -34,8 +38,10 @@ class Figures:
         self.checkpoint_problem = ""
         self.bytes_dense = 0
         self.bytes_dense_exchanges = 0
-        self._checkpoint_round: int | None = None
-        self._out: dict[Key, int] = {}
+        self._folder = folder
+        self._checkpoint: tuple[int, int | None] | None = None  # the newest one's round, and its file's time
+        self._round: OpenRound | None = None
+        self._used: set[PeerId] = set()  # out-neighbors that this round has sent something
         self._closed_at: float | None = None
 
     def report(self, frame: Frame, now: float) -> None:
@@ -46,27 +52,50 @@ class Figures:
         parameters = frame.get("parameters")
         if isinstance(parameters, int) and parameters > 0:
             self.parameters = parameters
+        local_steps = frame.get("local_steps")
+        if isinstance(local_steps, int) and local_steps > 0:
+            self.local_steps = local_steps
         metrics = frame.get("metrics")
         if isinstance(metrics, dict) and metrics:
             found = {str(name): _number(value, None) for name, value in metrics.items()}
             self.metrics = {name: value for name, value in found.items() if value is not None}
         saved = frame.get("checkpoint_round")
-        if isinstance(saved, int) and saved >= 0 and saved != self._checkpoint_round:
-            self._checkpoint_round, self.checkpoint_at = saved, now
+        if isinstance(saved, int) and saved >= 0 and (last := self._checkpoint_of(saved)) != self._checkpoint:
+            self._checkpoint, self.checkpoint_at = last, now
         if "checkpoint_problem" in frame:
             self.checkpoint_problem = str(frame["checkpoint_problem"] or "")
 
-    def pushed(self, event: Push) -> None:
-        """Only links that carry something count: nothing is saved where nothing is sent."""
-        self._out[event.key] = self._out.get(event.key, 0) + 1
+    def _checkpoint_of(self, round_: int) -> tuple[int, int | None]:
+        """That round, and when its checkpoint was written: the same round's may be written again."""
+        try:
+            return round_, (self._folder / f"ckpt-{round_}.peerd").stat().st_mtime_ns
+        except OSError:  # a folder that cannot be read, or a file that is gone: only the round tells
+            known = self._checkpoint
+            return known if known is not None and known[0] == round_ else (round_, None)
 
-    def closed(self, event: Closed, local_steps: int, now: float) -> None:
+    def commanded(self, command: ToLearner) -> None:
+        """What the learner is told, in order with its pushes: which links are a round's."""
+        if isinstance(command, OpenRound):
+            if self._round is None or self._round.key != command.key:
+                self._used = set()
+            self._round = command
+        elif isinstance(command, HandOver):
+            self._round = None
+
+    def pushed(self, event: Push) -> None:
+        """Only a round's own links count, not snapshots and hand-overs; and of those only links that carry
+        something: nothing is saved where nothing is sent."""
+        if self._round is not None and event.key == self._round.key and event.dst in self._round.out:
+            self._used.add(event.dst)
+
+    def closed(self, event: Closed, now: float) -> None:
         """A round is mixed: count what sending the whole model in fp32 would have taken."""
         self.round = event.key.round
-        links, self._out = self._out.get(event.key, 0), {}
+        links = len(self._used) if self._round is not None and self._round.key == event.key else 0
+        self._used = set()
         model = FLOAT32_BYTES * (self.parameters or 0)
         self.bytes_dense_exchanges += model * links
-        self.bytes_dense += model * links * (local_steps if event.key.phase == TRAIN else 1)
+        self.bytes_dense += model * links * (self.local_steps if event.key.phase == TRAIN else 1)
         if self._closed_at is not None:
             took = now - self._closed_at
             self.round_s = took if self.round_s is None else self.round_s + ROUND_GAIN * (took - self.round_s)

@@ -42,8 +42,7 @@ class Owner(Protocol):
 
 class Learning:
     """`end`: the learner that is attached. `scripted`: a user's script has taken the child's place.
-    `signature`: of the model it trains. local_steps: per round, for counting what dense exchanges would
-    have taken."""
+    `signature`: of the model it trains."""
 
     def __init__(
         self, owner: Owner, figures: Figures, supervisor: Callable[[Callable[[int], bool]], Supervisor]
@@ -51,7 +50,6 @@ class Learning:
         self.end: LearnerEnd | None = None
         self.scripted = False
         self.signature: Signature | None = None
-        self.local_steps = 1
         self.wanted = True  # False from the session's end on: a child that dies stays dead
         self._owner = owner
         self._figures = figures
@@ -108,7 +106,7 @@ class Learning:
         if isinstance(event, Push):
             self._figures.pushed(event)
         if isinstance(event, Closed):
-            self._figures.closed(event, self.local_steps, self._loop.time())
+            self._figures.closed(event, self._loop.time())
             heard = ",".join(event.heard) or "nobody"
             log.info(
                 "round closed", extra={"peer": heard, "round": event.key.round, "loss": self._figures.loss}

@@ -89,7 +89,7 @@ class SessionDriver:
         identity = SessionIdentity(folder.key, device.key, folder.path)
         self._beacon_key = identity.beacon_key
         self._me = Record(device.key.id, device.boot, device.boot << 20, device=device.name)
-        self.figures = Figures()
+        self.figures = Figures(folder.path)
         rng = random.Random(f"{device.key.id} {device.boot}")
         intake = Intake(self._longest_parcel, SharedBuffer.create)
         insecure = self.options.insecure
@@ -127,7 +127,7 @@ class SessionDriver:
             return self.options.interfaces or ("lo",)
         if host in ("", "0.0.0.0", "::"):
             return ()
-        try:  # a name has been resolved a moment ago to bind it; found by number, it asks nobody
+        try:  # of a name, which was resolved a moment ago to listen there
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
             log.warning("where the name %s leads is not known, so every interface is used: %s", host, error)
@@ -188,7 +188,7 @@ class SessionDriver:
     def _adopt(self, descriptor: Descriptor) -> None:
         """The session is known: there is a node from now on, and a learner soon."""
         self.descriptor = descriptor
-        self.learning.local_steps = descriptor.local_steps
+        self.figures.local_steps = descriptor.local_steps
         terms = Terms(
             topology=descriptor.topology,
             seed=descriptor.seed,
@@ -265,6 +265,7 @@ class SessionDriver:
     def _command(self, command: ToLearner) -> None:
         if isinstance(command, LinkUp):
             self._linked()
+        self.figures.commanded(command)
         if self.learning.end is not None:
             self.learning.end.send(command)
 
@@ -367,5 +368,5 @@ class SessionDriver:
 
     def status(self) -> SessionStatus:
         fields = self.figures.status(self._loop.time(), self.descriptor, self.node, self.transport)
-        identifier = self.descriptor.id if self.descriptor is not None else ""
+        identifier = self.descriptor.id if self.descriptor is not None else None
         return SessionStatus(name=self.name, id=identifier, state=self.state, **fields)

@@ -38,6 +38,7 @@ class Device:
         self.socket, self.log = self.folder / "s", self.folder / "daemon.log"
         self._process: Process | None = None
         self._asked: float | None = None  # when it was told to create or join
+        self._accuracy: float | None = None  # as its learner has found it last
 
     # --- the daemon --------------------------------------------------------------------------------
 
@@ -136,6 +137,12 @@ class Device:
         )
         self.outcome.first_link_s = round(time.monotonic() - self._asked, 1)
 
+    async def export(self) -> Path:
+        """Write the model as it is now; the file."""
+        file = self.folder / "model.safetensors"
+        await self.peerd(["export", TOGETHER, "-o", str(file)])
+        return file
+
     def _taking_part(self) -> list[str]:
         return ["--shard", self.outcome.shard, "--interface", "lo"]
 
@@ -188,7 +195,8 @@ class Device:
         return session
 
     def book(self, session: SessionStatus) -> None:
-        """Take over what a status says."""
+        """Take over what a status says. A status repeats the last evaluation until there is another: a point
+        is made when the accuracy changes, which is at most one look after it was found."""
         outcome = self.outcome
         if session.links and outcome.first_link_s is None and self._asked is not None:
             outcome.first_link_s = round(time.monotonic() - self._asked, 1)
@@ -196,12 +204,22 @@ class Device:
         outcome.bytes_dense = session.bytes_dense if session.bytes_dense is not None else outcome.bytes_dense
         outcome.reduction = session.reduction if session.reduction is not None else outcome.reduction
         accuracy = session.metrics.get(METRIC)
-        if accuracy is None or session.round is None:
+        if accuracy is None or accuracy == self._accuracy:
             return
-        step = min((session.round + 1) * LOCAL_STEPS, self.steps)  # the final rounds have no local steps
-        if outcome.together and outcome.together[-1][0] >= step:
-            outcome.together.pop()
-        outcome.together.append((step, accuracy))
+        self._accuracy = accuracy
+        if session.round is not None:  # before its first round a latecomer does not know which step it is at
+            self._plot((session.round + 1) * LOCAL_STEPS, accuracy)
+
+    def conclude(self, accuracy: float) -> None:
+        """The accuracy of the final model."""
+        self._plot(self.steps, accuracy)
+
+    def _plot(self, step: int, accuracy: float) -> None:
+        step = min(step, self.steps)  # the final rounds have no local steps
+        curve = self.outcome.together
+        if curve and curve[-1][0] >= step:
+            curve.pop()
+        curve.append((step, accuracy))
 
 
 def clean_environment() -> dict[str, str]:

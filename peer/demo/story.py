@@ -70,6 +70,7 @@ async def together(devices: Sequence[Device], rounds: int, progress: Progress) -
         joins = [asyncio.create_task(device.join(key)) for device in devices[1:]]
         try:
             await _watch(devices, joins, rounds, progress)
+            await _conclude(devices, rounds, progress)
         finally:
             for join in joins:
                 join.cancel()
@@ -100,6 +101,33 @@ async def _watch(
         if linked and all(_is_over(session) for session in sessions):
             return
         await asyncio.sleep(LOOK_S)
+
+
+async def _conclude(devices: Sequence[Device], rounds: int, progress: Progress) -> None:
+    """Evaluate every device's final model. What a learner has reported by the session's end may be of a model
+    before the final rounds."""
+    progress.say("the session is finished; every device's final model is evaluated")
+    files = [await device.export() for device in devices]
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-P", "-m", "peer.demo.final", *map(str, files)],
+        stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=clean_environment(),
+    )  # fmt: skip
+    try:
+        printed, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise DemoError(f"evaluating failed: {said.decode().strip().splitlines()[-1:] or 'no reason'}")
+    for device, line in zip(devices, printed.splitlines(), strict=True):
+        found = json.loads(line)
+        if found["round"] < rounds:
+            raise DemoError(
+                f"the model of {device.name} is of round {found['round']}, not a final one; see {device.log}"
+            )
+        device.conclude(found["accuracy"])
+        progress.show(device.name, rounds * LOCAL_STEPS, found["accuracy"])
 
 
 def _is_over(session: SessionStatus | None) -> bool:

@@ -355,6 +355,7 @@ class Swarm:
         signature = signature_bytes(self._flat.signature)
         return {
             "op": "report", "parameters": self._flat.parameters, "checkpoint_round": self._keeper.round,
+            "local_steps": self.terms.local_steps,
             "signature": hashlib.sha256(signature).digest(),
             "signature_list": signature if len(signature) <= SIGNATURE_MAX else b"",
         }  # fmt: skip

@@ -16,7 +16,6 @@ import asyncio
 import errno
 import os
 import socket
-import ssl
 from contextlib import suppress
 from urllib.parse import quote
 
@@ -237,19 +236,24 @@ async def diagnose(address: str, identity: SessionIdentity) -> PeerdError:
 
 async def _certificate_at(host: str, port: int) -> bytes | None:
     """What a TLS server shows before it has seen our certificate (DER); nothing is believed of it."""
+    return await asyncio.to_thread(_shown_at, host, port)
+
+
+def _shown_at(host: str, port: int) -> bytes | None:
+    import ssl  # brings a second OpenSSL besides gRPC's (peer/lean.py), for a failed join alone
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
     try:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(host, port, ssl=context)
-    except (OSError, TimeoutError):
+        with (
+            socket.create_connection((host, port), CALL_TIMEOUT_S) as plain,
+            context.wrap_socket(plain) as tls,
+        ):
+            return tls.getpeercert(binary_form=True)
+    except OSError:  # ssl.SSLError and TimeoutError among them
         return None
-    tls = writer.get_extra_info("ssl_object")
-    writer.transport.abort()
-    shown = tls.getpeercert(binary_form=True)
-    return shown if isinstance(shown, bytes) else None
 
 
 def _of_peerd(leaf: bytes) -> bool:

@@ -113,7 +113,7 @@ class Terms:
 
 
 class Node:
-    """The state machine. Read-only from outside: `members`, `links`, `phase`, `key`, `life`, `rounds_alone`."""
+    """The state machine. Read-only from outside: `members`, `links`, `phase`, `key`, `life`."""
 
     tick_s = 0.25
 

@@ -165,7 +165,7 @@ async def test_nobody_there_is_said_and_the_session_waits(home: Make) -> None:
         key = format_key(new_key())
         with pytest.raises(NobodyFoundError, match=r"--peer.*127\.0\.0\.1:9: nobody answers there"):
             await b.daemon.join("home", key, here(peers=("127.0.0.1:9",), timeout_s=1.0), quiet)
-    assert [s.state for s in b.daemon.status(None).sessions] == ["waiting"]
+    assert [(s.state, s.id) for s in b.daemon.status(None).sessions] == [("waiting", None)]
     assert "127.0.0.1:9" in " ".join(b.daemon.status(None).health)
 
 

@@ -15,9 +15,13 @@ from peer.demo import __main__ as program
 from peer.demo import results, story
 from peer.demo.alone import train
 from peer.demo.devices import Device, clean_environment
+from peer.demo.final import evaluate
 from peer.demo.progress import Progress
-from peer.demo.terms import DemoError, Outcome, shards
+from peer.demo.terms import SEED, TASK, DemoError, Outcome, shards
 from peer.errors import StateError
+from peer.learner.export import exported
+from peer.learner.flat import FlatModel
+from peer.learner.task import Settings, load_task, seeded_model
 from peer.status import LinkStatus, SessionStatus
 
 DONE = Outcome("speaker=theo", "p-a", [(16, 0.25), (32, 0.5)], [(16, 0.5), (32, 0.9)], 1000, 9000, 9.0, 1.5)
@@ -69,18 +73,87 @@ def test_training_alone_tells_how_it_goes(capsys: pytest.CaptureFixture[str]) ->
     assert all(0 <= point["accuracy"] <= 1 for point in points)
 
 
-def test_a_session_is_booked_as_it_goes(tmp_path: Path) -> None:
-    device = Device(0, "speaker=theo", tmp_path, 160)
-    for round_, accuracy in ((-1, 0.1), (7, 0.5), (7, 0.6), (9, 0.8), (12, 0.9)):
+def booked(device: Device, *looks: tuple[int | None, float]) -> None:
+    for round_, accuracy in looks:
         links = (LinkStatus("p-b"),)
         device.book(
             SessionStatus(
                 "demo", "i", round=round_, metrics={"accuracy": accuracy}, links=links, bytes_sent=5
             )
         )
+
+
+def test_a_session_is_booked_as_it_goes(tmp_path: Path) -> None:
+    device = Device(0, "speaker=theo", tmp_path, 160)
+    booked(device, (-1, 0.1), (7, 0.5), (7, 0.6), (9, 0.8), (12, 0.9))
     device.book(SessionStatus("demo", "i"))
     assert device.outcome.together == [(0, 0.1), (128, 0.6), (160, 0.9)]
     assert device.outcome.bytes_sent == 5
+
+
+def test_an_evaluation_is_one_point_however_often_it_is_seen(tmp_path: Path) -> None:
+    device = Device(0, "speaker=theo", tmp_path, 160)
+    booked(device, (None, 0.1), (0, 0.1), (1, 0.1), (4, 0.5), (5, 0.5), (8, 0.5))
+    assert device.outcome.together == [(80, 0.5)]
+
+
+def test_the_last_point_is_the_final_models(tmp_path: Path) -> None:
+    device = Device(0, "speaker=theo", tmp_path, 160)
+    booked(device, (4, 0.5), (11, 0.8))
+    device.conclude(0.9)
+    assert device.outcome.together == [(80, 0.5), (160, 0.9)]
+    assert device.outcome.to_dict()["together"] == 0.9
+
+
+def exported_file(path: Path, round_: int) -> float:
+    """An untrained model as `peerd export` writes it; how many it gets right."""
+    task = load_task(TASK, Settings(seed=SEED))
+    model = seeded_model(task, 5)
+    flat = FlatModel(model)
+    path.write_bytes(exported(flat.read(), flat.signature, "demo", round_, "sgp"))
+    return task.evaluate(model)["accuracy"]
+
+
+def test_an_exported_model_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = exported_file(tmp_path / "m", 12)
+    evaluate([str(tmp_path / "m")] * 2)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"round": 12, "accuracy": expected}] * 2
+
+
+@pytest.mark.parametrize("round_", [12, 9])
+async def test_together_is_how_good_the_final_model_is_whatever_was_reported_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, round_: int
+) -> None:
+    """The device is seen as stopped while its learner has not reported its last evaluation."""
+    device = Device(0, "speaker=theo", tmp_path, 160)
+    expected: list[float] = []
+
+    async def look(device: Device) -> SessionStatus:
+        session = SessionStatus("demo", "i", state="stopped", round=12, metrics={"accuracy": 0.8})
+        device.book(session)
+        return session
+
+    async def create(device: Device, rounds: int) -> str:
+        return "key"
+
+    async def export(device: Device) -> Path:
+        expected.append(exported_file(tmp_path / "m", round_))
+        return tmp_path / "m"
+
+    async def nothing(device: Device, *_: object) -> None: ...
+
+    for name, stand_in in (
+        ("look", look), ("create", create), ("export", export), ("start", nothing), ("stop", nothing)
+    ):  # fmt: skip
+        monkeypatch.setattr(Device, name, stand_in)
+    with progress()[0] as shown:
+        if round_ < 10:
+            with pytest.raises(DemoError, match="model of device 1 is of round 9, not a final one"):
+                await story.together([device], 10, shown)
+        else:
+            await story.together([device], 10, shown)
+            assert device.outcome.together == [(160, expected[0])]
 
 
 def test_devices_inherit_no_settings_of_the_users_own_daemon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,138 @@
+"""What `status` shows: dense bytes as the contract counts them, and the age of the newest checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import peer
+from daemon.conftest import PATIENCE_S, Home, here, session
+from peer.daemon.figures import Figures
+from peer.events import FINAL, Closed, HandOver, Key, OpenRound, Push
+from peer.local import Frame
+
+MODEL = 4 * 10  # bytes of ten numbers in fp32
+
+
+def figures(folder: Path, local_steps: int = 16) -> Figures:
+    made = Figures(folder)
+    made.local_steps = local_steps
+    made.report({"parameters": 10}, 0.0)
+    return made
+
+
+def opened(key: Key, *out: str) -> OpenRound:
+    return OpenRound(key, dict.fromkeys(out, 0.5), (), 2, 1.0)
+
+
+def push(dst: str, key: Key) -> Push:
+    return Push(dst, 1, key, b"x")
+
+
+def test_a_round_counts_one_model_per_local_step_and_link(tmp_path: Path) -> None:
+    shown, key = figures(tmp_path), Key(0, 3)
+    shown.commanded(opened(key, "p-a", "p-b"))
+    for dst in ("p-a", "p-b", "p-b"):
+        shown.pushed(push(dst, key))
+    shown.closed(Closed(key, (), 1.0), 1.0)
+    assert (shown.bytes_dense_exchanges, shown.bytes_dense) == (2 * MODEL, 2 * 16 * MODEL)
+
+
+def test_a_link_that_carried_nothing_does_not_count(tmp_path: Path) -> None:
+    shown, key = figures(tmp_path), Key(0, 3)
+    shown.commanded(opened(key, "p-a", "p-b"))
+    shown.pushed(push("p-a", key))
+    shown.closed(Closed(key, (), 1.0), 1.0)
+    assert shown.bytes_dense == 16 * MODEL
+
+
+def test_a_snapshot_for_a_newcomer_is_no_exchange(tmp_path: Path) -> None:
+    shown, key = figures(tmp_path), Key(0, 3)
+    shown.pushed(push("p-new", key))  # before this round was opened at all
+    shown.commanded(opened(key, "p-a"))
+    shown.pushed(push("p-new", key))
+    shown.commanded(opened(key, "p-new"))  # it has a seat, and the round is told anew with it
+    shown.closed(Closed(key, (), 1.0), 1.0)
+    assert (shown.bytes_dense_exchanges, shown.bytes_dense) == (0, 0)
+
+
+def test_what_a_learner_hands_over_when_it_leaves_is_no_exchange(tmp_path: Path) -> None:
+    shown, key = figures(tmp_path), Key(0, 3)
+    shown.commanded(opened(key, "p-a"))
+    shown.commanded(HandOver("p-a"))
+    shown.pushed(push("p-a", key))
+    shown.closed(Closed(key, (), 0.0), 1.0)
+    assert shown.bytes_dense == 0
+
+
+def test_a_final_round_has_no_local_steps(tmp_path: Path) -> None:
+    shown, key = figures(tmp_path), Key(0, 3, FINAL)
+    shown.commanded(opened(key, "p-a"))
+    shown.pushed(push("p-a", key))
+    shown.closed(Closed(key, (), 1.0), 1.0)
+    assert (shown.bytes_dense_exchanges, shown.bytes_dense) == (MODEL, MODEL)
+
+
+def test_the_learners_own_local_steps_count(tmp_path: Path) -> None:
+    shown, key = figures(tmp_path), Key(0, 3)
+    for said in (0, -1, "9", None, 2):
+        shown.report({"local_steps": said}, 0.0)
+    shown.commanded(opened(key, "p-a"))
+    shown.pushed(push("p-a", key))
+    shown.closed(Closed(key, (), 1.0), 1.0)
+    assert shown.bytes_dense == 2 * MODEL
+
+
+def test_a_checkpoint_of_the_same_round_is_new_when_it_was_written_again(tmp_path: Path) -> None:
+    shown, file = figures(tmp_path), tmp_path / "ckpt-7.peerd"
+    file.write_bytes(b"one")
+    shown.report({"checkpoint_round": 7}, 10.0)
+    shown.report({"checkpoint_round": 7}, 20.0)
+    assert shown.checkpoint_at == 10.0
+    again = tmp_path / "again"
+    again.write_bytes(b"two")
+    again.replace(file)
+    shown.report({"checkpoint_round": 7}, 30.0)
+    assert shown.checkpoint_at == 30.0
+    file.unlink()
+    shown.report({"checkpoint_round": 7}, 40.0)
+    assert shown.checkpoint_at == 30.0
+    shown.report({"checkpoint_round": 8}, 50.0)
+    assert shown.checkpoint_at == 50.0
+
+
+async def test_a_script_says_how_many_local_steps_it_takes_and_saves_one_round_twice(
+    home: Callable[[str], Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A founder on its own closes no round: it keeps a checkpoint when it begins, and another as it ends."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reported = asyncio.Event()
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(local_steps=16), here())
+        shown = a.daemon.sessions["home"].figures
+        report = shown.report
+
+        def noticed(frame: Frame, now: float) -> None:
+            report(frame, now)
+            reported.set()
+
+        async def until(condition: Callable[[], bool]) -> None:
+            while not condition():
+                reported.clear()
+                await reported.wait()
+
+        monkeypatch.setattr(shown, "report", noticed)
+        assert shown.local_steps == 16
+        swarm = await asyncio.to_thread(peer.attach, "home", model, optimizer, socket=a.socket, local_steps=1)
+        await until(lambda: shown.checkpoint_at is not None)
+        begun = shown.checkpoint_at
+        assert shown.local_steps == 1
+        await asyncio.to_thread(swarm.close)
+        await until(lambda: shown.checkpoint_at != begun)
+    assert len(list(a.daemon.store.sessions()[0].path.glob("ckpt-*"))) == 1
