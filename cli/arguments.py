@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import stat
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +54,13 @@ _JOIN_OPTIONS = (
     click.option("--data", metavar="DIR", help="Folder with this device's data."),
     click.option("--shard", metavar="SHARD", help="Part of it: 3/8, dirichlet=0.1:3/8, speaker=jackson."),
     click.option("--peer", "peers", multiple=True, metavar="HOST:PORT", help="A member; repeatable."),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default=_DEFAULTS.device),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default=_DEFAULTS.device,
+        show_default=True,
+        help="Where to compute; auto takes a GPU that works, else the CPU.",
+    ),
     click.option("--listen", metavar="HOST:PORT", help="Where to be reached; any free port by default."),
     click.option(
         "--interface", "interfaces", multiple=True, metavar="IF", help="Look here alone; repeatable."
@@ -90,7 +99,7 @@ def choose_task(word: str) -> TaskChoice:
     if word in catalogue.TASKS:
         return TaskChoice(word)
     path = Path(word)
-    if not (word.endswith(".py") or "/" in word or path.is_file()):
+    if not (word.endswith(".py") or "/" in word or os.path.isfile(word)):
         catalogue.task(word)
     try:
         data = path.read_bytes()
@@ -106,21 +115,51 @@ def choose_task(word: str) -> TaskChoice:
             f"the task file {word} has {len(data)} bytes, and {MAX_TASK_TEXT} are allowed; move what does "
             "not change into an installed package and import it"
         )
+    _check_python(word, data)
     return TaskChoice("file", hashlib.sha256(data).hexdigest(), text)
+
+
+def _check_python(word: str, data: bytes) -> None:
+    """Compile the file, and run nothing of it. Raises DataError that names file and line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is the learner that shows them
+            compile(data, word, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise DataError(
+            f"the task file {word} is not Python, line {line}: {getattr(error, 'msg', error)}"
+        ) from error
 
 
 def options_from(task: TaskChoice | None, arguments: dict[str, Any]) -> JoinOptions:
     """What `join_options` gave, checked. task: None for the session's. Raises UsageError, DataError."""
     if arguments["shard"] is not None and task is not None:
         catalogue.check_shard(task.name, arguments["shard"])
-    for address in (*arguments["peers"], *([arguments["listen"]] if arguments["listen"] else [])):
-        check_address(address)
+    for address in arguments["peers"]:
+        check_address(address, needs_host=True)
+    if arguments["listen"]:
+        check_address(arguments["listen"])
     folder = arguments["data"]
-    if folder is not None and not Path(folder).is_dir():
-        raise DataError(f"there is no folder {folder}; look at --data")
+    if folder is not None:
+        _check_folder(folder)
     names = ("shard", "peers", "device", "listen", "interfaces", "timeout_s", "insecure")
     return JoinOptions(
         data=str(Path(folder).absolute()) if folder is not None else None,
         task_file_text=task.text if task is not None else None,
         **{name: arguments[name] for name in names},
     )
+
+
+def _check_folder(folder: str) -> None:
+    """Raises DataError unless it is one."""
+    try:
+        found = stat.S_ISDIR(os.stat(folder).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        found = False
+    except OSError as error:
+        raise DataError(
+            f"the folder {folder} may not be looked at: {error.strerror}; look at --data, or make it readable"
+        ) from error
+    if not found:
+        raise DataError(f"there is no folder {folder}; look at --data")

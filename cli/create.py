@@ -86,7 +86,7 @@ from peer.errors import ConfigError, NoDaemonError, UsageError
 def command(place: Place, name: str, task: str | None, **arguments: Any) -> None:
     """Make a session called NAME and join it; prints the join key.
 
-    Without a daemon, runs one in the foreground for as long as the session lasts.
+    Without a daemon, runs one in the foreground, which ends with its last session.
     """  # fmt: skip
     chosen = choose_task(task or catalogue.DEFAULT_TASK)
     options = options_from(chosen, arguments)
@@ -113,6 +113,7 @@ def describe(name: str, task: TaskChoice, arguments: dict[str, Any]) -> Descript
     entry = catalogue.algorithm(algorithm)
     catalogue.check_topology(arguments["topology"], algorithm)
     options = catalogue.resolve_options(algorithm, task.name, arguments["pairs"])
+    catalogue.check_schedule(options, arguments["rounds"])
     preset = entry.presets.get(options.get("algorithm.preset", ""))
     compression = arguments["compression"] or (preset.compression if preset else "")
     catalogue.compression_of(algorithm, compression)

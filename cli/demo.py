@@ -9,7 +9,14 @@ import click
 
 
 @click.command(name="demo", short_help="Several devices on this machine.")
-@click.option("--devices", type=click.IntRange(2, 32), default=6, show_default=True, metavar="N")
+@click.option(
+    "--devices",
+    type=click.IntRange(2, 32),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="How many, 2 to 32, one speaker's voice each.",
+)
 @click.option(
     "--steps",
     type=click.IntRange(16),

@@ -35,7 +35,7 @@ def command(
     """Join the session called NAME; returns at the first link, or when --timeout is over.
 
     The session stays and goes on looking after that. No key is needed for a session this device knows
-    already. Without a daemon, runs one in the foreground for as long as the session lasts.
+    already. Without a daemon, runs one in the foreground, which ends with its last session.
     """
     check_name(name)
     chosen = choose_task(task) if task is not None else None

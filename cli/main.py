@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -14,11 +15,13 @@ import click
 
 from cli.arguments import Place, place_options
 from cli.text import one_line
-from peer.errors import PeerdError
+from peer.errors import PeerdError, StateError
 from peer.version import VERSION
 
+USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 INTERNAL = 70  # sysexits.h: EX_SOFTWARE
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Each name is a file of this folder with a `command` in it; the text is what `peerd --help` shows.
 COMMANDS = {
@@ -52,13 +55,21 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,  # to show the help
+    subcommand_metavar="COMMAND [ARGS]...",
+)
 @click.version_option(VERSION, message="%(prog)s %(version)s")
 @place_options
 @click.pass_context
 def peerd(ctx: click.Context, socket: str | None, state: str | None) -> None:
     """Trains one model together with the other devices on the network, with no server."""
     ctx.obj = Place(socket, state)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(USAGE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,17 +85,32 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), error.exit_code)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "peerd"
-        return _say(f"{error.format_message()}; see '{command} --help'", error.exit_code)
+        return _say(f"{error.format_message().rstrip('.')}; see '{command} --help'", error.exit_code)
     except click.ClickException as error:
         return _say(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        _no_more_output()
         return 128 + 13  # SIGPIPE: whoever read has enough
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            return _bug(error)
+        _no_more_output()
+        said = f"the output could not be written: {error.strerror}; send it where there is room"
+        return _say(said, StateError.exit_code)
     except Exception as error:  # noqa: BLE001 - the last one there is; it is written down and ends with 70
-        return _say(f"internal error, a bug: {type(error).__name__}: {error}; {_write_down()}", INTERNAL)
+        return _bug(error)
     return code if isinstance(code, int) else 0
+
+
+def _no_more_output() -> None:
+    """Let what standard output did not take go nowhere, or Python complains of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _bug(error: Exception) -> int:
+    return _say(f"internal error, a bug: {type(error).__name__}: {error}; {_write_down()}", INTERNAL)
 
 
 def _say(text: str, code: int) -> int:
@@ -97,7 +123,11 @@ def _write_down() -> str:
     from peer.places import state_folder
 
     details = traceback.format_exc()
-    log: Path = state_folder(None, os.environ) / "cli-error.log"
+    try:
+        log: Path = state_folder(None, os.environ) / "cli-error.log"
+    except PeerdError as error:
+        click.echo(details, err=True)
+        return f"see above (there is no folder to keep it in: {error})"
     try:
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         log.write_text(details, encoding="utf-8")

@@ -49,7 +49,7 @@ def _for_people(status: dict[str, Any]) -> str:
 
     console = Console()
     with console.capture() as capture:
-        console.print(rich_view(record))
+        console.print(rich_view(record, console.width))
     return capture.get().rstrip("\n")
 
 
@@ -57,12 +57,11 @@ def _watch(client: Client, name: str | None) -> None:
     """Refresh in place until interrupted, or until the daemon goes."""
     from rich.live import Live
 
-    with Live(
-        rich_view(DeviceStatus.from_dict(_status(client, name))), auto_refresh=False, screen=True
-    ) as live:
+    with Live(auto_refresh=False, screen=True) as live:
         while True:
+            record = DeviceStatus.from_dict(_status(client, name))
+            live.update(rich_view(record, live.console.width), refresh=True)
             _pause()
-            live.update(rich_view(DeviceStatus.from_dict(_status(client, name))), refresh=True)
 
 
 def _pause() -> None:

@@ -15,6 +15,8 @@ Row = Sequence[str]
 _STATE_STYLE = {"training": "green", "waiting": "yellow", "alone": "yellow", "failed": "red"}
 _LINK_STYLE = {"alive": "green", "suspect": "yellow", "dead": "red"}
 _LINK_HEAD = ("", "peer", "state", "address", "sent", "received", "parcels", "heard", "rtt")
+_LEFT_OUT_FIRST = ("address", "rtt", "parcels", "heard")  # where the terminal is too narrow for all
+_INDENT = 4
 _ARROWS = {"out": "→", "in": "←"}
 
 
@@ -74,6 +76,17 @@ def columns(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def narrowed(rows: Sequence[Row], width: int) -> list[Row]:
+    """The rows, the head first, with as many columns as `width` has room for."""
+    kept = [list(row) for row in rows]
+    for name in _LEFT_OUT_FIRST:
+        if max(len(line) for line in columns(kept)) <= width:
+            break
+        index = kept[0].index(name)
+        kept = [row[:index] + row[index + 1 :] for row in kept]
+    return list(kept)
+
+
 def plain(status: DeviceStatus) -> str:
     """The whole status as text without colors; sentences that want something done come first."""
     lines = [f"! {clean(sentence)}" for sentence in status.health]
@@ -88,8 +101,8 @@ def plain(status: DeviceStatus) -> str:
     return "\n".join(lines)
 
 
-def rich_view(status: DeviceStatus) -> Group:
-    """The whole status for a terminal. Foreign words are Text, never markup."""
+def rich_view(status: DeviceStatus, width: int) -> Group:
+    """The whole status for a terminal of so many columns. Foreign words are Text, never markup."""
     from rich.console import Group, RenderableType
     from rich.padding import Padding
     from rich.panel import Panel
@@ -109,14 +122,15 @@ def rich_view(status: DeviceStatus) -> Group:
         if not session.links:
             continue
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in _LINK_HEAD:
+        head, *rows = narrowed([_LINK_HEAD, *link_rows(session.links)], width - _INDENT)
+        for name in head:
             right = name in ("sent", "received", "parcels", "heard", "rtt")
             table.add_column(name, justify="right" if right else "left", no_wrap=True)
-        for row in link_rows(session.links):
+        for row in rows:
             cells = [Text(cell) for cell in row]
             cells[2].stylize(_LINK_STYLE.get(row[2], "dim"))
             table.add_row(*cells)
-        parts.append(Padding(table, (0, 0, 0, 4)))
+        parts.append(Padding(table, (0, 0, 0, _INDENT)))
     if not status.sessions:
         parts.append(Text("no sessions; 'peerd create NAME' makes one, 'peerd join NAME' joins one"))
     return Group(*parts)

@@ -149,12 +149,13 @@ TASKS: dict[str, TaskEntry] = {
 
 
 # The learning rate over a session (peer/learner/schedule.py).
+_PAIR = r"[0-9]*\.?[0-9]+:[0-9]*\.?[0-9]+"
 TRAINING_OPTIONS = {
     "schedule": Option(
         "cosine", "of the learning rate; constant without an end", choices=("constant", "cosine", "step")
     ),
     "warmup": Option("50", "steps of rising learning rate", most=1e9, whole=True),
-    "lr-decay": Option("0.75:0.1,0.9:0.1", "of schedule=step", form=r"[0-9.]+:[0-9.]+(,[0-9.]+:[0-9.]+)*"),
+    "lr-decay": Option("0.75:0.1,0.9:0.1", "of schedule=step", form=rf"{_PAIR}(,{_PAIR})*"),
 }
 
 
@@ -226,6 +227,22 @@ def resolve_options(algorithm_name: str, task_name: str, pairs: Iterable[str]) -
             raise UsageError(f"option {key} is given twice")
         chosen[full] = known[full].check(key, value)
     return chosen
+
+
+def check_schedule(options: Mapping[str, str], rounds: int) -> None:
+    """Raises UsageError if a session of so many rounds, 0 for no end, cannot have this learning rate over
+    time."""
+    kind = options.get("schedule", "constant")
+    if kind != "constant" and not rounds:
+        raise UsageError(f"option schedule={kind} needs a session with an end; give it --rounds")
+    text = options.get("lr-decay", TRAINING_OPTIONS["lr-decay"].default)
+    for pair in text.split(","):
+        at, factor = (float(number) for number in pair.split(":"))
+        if not (0 < at < 1 and 0 < factor <= 1):
+            raise UsageError(
+                "option lr-decay has parts of the session, between 0 and 1, and factors, above 0 to 1, as in "
+                f"'{TRAINING_OPTIONS['lr-decay'].default}', not '{pair}'"
+            )
 
 
 def _full_key(key: str, known: Mapping[str, Option], where: str) -> str:

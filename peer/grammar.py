@@ -117,12 +117,14 @@ class Option:
             return value
         if value in self.words:
             return value
-        number = _number(value)
-        if number is None or not self.least <= number <= self.most or (self.whole and number != int(number)):
-            kind = "a whole number" if self.whole else "a number"
+        number = float(value) if self.whole and re.fullmatch("[0-9]+", value) else None
+        if not self.whole:
+            number = _number(value)
+        if number is None or not self.least <= number <= self.most:
+            kind, form = ("a whole number, in digits,", ".0f") if self.whole else ("a number", "g")
             other = "".join(f" or '{word}'" for word in self.words)
             raise UsageError(
-                f"option {key} is {kind} from {self.least:g} to {self.most:g}{other}, not '{value}'"
+                f"option {key} is {kind} from {self.least:{form}} to {self.most:{form}}{other}, not '{value}'"
             )
         return value
 

@@ -21,21 +21,23 @@ MAX_PATH = 100  # bytes of a socket's path; sun_path holds 108 (unix(7))
 
 
 def state_folder(flag: str | None, env: Mapping[str, str]) -> Path:
-    """--state, PEERD_STATE, the service's folder for the service's user, else the user's own."""
+    """--state, PEERD_STATE, the service's folder for the service's user, else the user's own. Raises
+    ConfigError."""
     chosen = flag or env.get("PEERD_STATE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return _expanded(chosen, "--state" if flag else "PEERD_STATE")
     if os.getuid() == _service_uid():
         return SYSTEM_STATE
-    home = env.get("XDG_STATE_HOME") or str(Path(env.get("HOME") or "~").expanduser() / ".local" / "state")
-    return Path(home).absolute() / "peerd"
+    if env.get("XDG_STATE_HOME"):
+        return Path(env["XDG_STATE_HOME"]).absolute() / "peerd"
+    return _expanded(env.get("HOME") or "~", "the user's own folder") / ".local" / "state" / "peerd"
 
 
 def default_socket(flag: str | None, env: Mapping[str, str], state: str | None = None) -> Path:
     """The socket a client talks to: --socket, PEERD_SOCKET, the service's if present and permitted, the
     user's own. `state` is the --state flag. Raises ConfigError when the path is too long."""
     chosen = flag or env.get("PEERD_SOCKET")
-    if not chosen and SYSTEM_SOCKET.exists() and os.access(SYSTEM_SOCKET, os.R_OK | os.W_OK):
+    if not chosen and os.access(SYSTEM_SOCKET, os.R_OK | os.W_OK):  # also false where it may not be looked at
         return SYSTEM_SOCKET
     return own_socket(flag, env, state)
 
@@ -44,7 +46,7 @@ def own_socket(flag: str | None, env: Mapping[str, str], state: str | None = Non
     """The socket a daemon of this user listens on: as `default_socket`, but never another daemon's."""
     chosen = flag or env.get("PEERD_SOCKET")
     if chosen:
-        return check_path(Path(chosen).expanduser().absolute())
+        return check_path(_expanded(chosen, "--socket" if flag else "PEERD_SOCKET"))
     if os.getuid() == _service_uid():
         return SYSTEM_SOCKET
     if env.get("XDG_RUNTIME_DIR"):
@@ -82,6 +84,17 @@ def credentials(sock: socket.socket) -> tuple[int, int]:
     ucred = struct.Struct("3i")
     pid, uid, _ = ucred.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, ucred.size))
     return pid, uid
+
+
+def _expanded(text: str, where: str) -> Path:
+    """The path with its ~ or ~user in full. Raises ConfigError when there is no such home."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # pathlib's word for a user that is not known
+        raise ConfigError(
+            f"{where} is '{text}', and no home folder is known for '{text.partition('/')[0]}'; write the "
+            "whole path"
+        ) from error
 
 
 def _check_uid(uid: int, what: str) -> None:

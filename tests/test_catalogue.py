@@ -8,6 +8,7 @@ from peer.catalogue import Compression, parse_compression
 from peer.compression.bodies import Layout
 from peer.errors import UsageError
 from peer.grammar import Shard, parse_shard
+from peer.learner.schedule import Schedule
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,12 @@ def test_an_ambiguous_bare_key_is_an_error_that_names_both(monkeypatch: pytest.M
         ("dim=0", "from 1 to"),
         ("dim=1.5", "a whole number"),
         ("dim=", "a whole number"),
+        ("dim=1e3", "a whole number, in digits, from 1 to 100000000"),
+        ("dim=1.0", "a whole number"),
+        ("dim=²", "a whole number"),
+        ("warmup=5e1", "a whole number"),
+        ("lr-decay=1.2.3:0.1", "written as in"),
+        ("lr-decay=.:.", "written as in"),
         ("lr-decay=x", "written as in"),
     ],
 )
@@ -151,6 +158,43 @@ def test_a_wrong_option_says_what_is_known(pair: str, said: str) -> None:
 def test_an_option_is_given_once() -> None:
     with pytest.raises(UsageError, match="twice"):
         catalogue.resolve_options("difference-push", "quadratic", ["dim=5", "task.dim=6"])
+
+
+@pytest.mark.parametrize("pairs", [["schedule=cosine"], ["schedule=step"]])
+def test_a_rate_that_falls_needs_an_end(pairs: list[str]) -> None:
+    options = catalogue.resolve_options("sgp", "quadratic", pairs)
+    catalogue.check_schedule(options, 10)
+    with pytest.raises(UsageError, match="give it --rounds"):
+        catalogue.check_schedule(options, 0)
+
+
+@pytest.mark.parametrize("decay", ["9:9", "0:0.1", "1:0.1", "0.5:0", "0.5:1.5", "0.5:0.1,1.5:0.1"])
+def test_a_decay_lies_within_the_session(decay: str) -> None:
+    options = catalogue.resolve_options("sgp", "quadratic", ["schedule=step", f"lr-decay={decay}"])
+    with pytest.raises(UsageError, match="lr-decay has parts of the session, between 0 and 1"):
+        catalogue.check_schedule(options, 10)
+
+
+_AMOUNTS = st.from_regex(r"[0-9.]{0,3}(e[0-9])?", fullmatch=True)
+
+
+@given(
+    st.sampled_from(["", "constant", "cosine", "step"]),
+    _AMOUNTS,
+    st.lists(st.tuples(_AMOUNTS, _AMOUNTS), min_size=1, max_size=2),
+    st.sampled_from([0, 10]),
+)
+def test_what_the_catalogue_allows_the_schedule_takes(
+    kind: str, warmup: str, decay: list[tuple[str, str]], rounds: int
+) -> None:
+    pairs = [f"warmup={warmup}", "lr-decay=" + ",".join(f"{at}:{factor}" for at, factor in decay)]
+    pairs += [f"schedule={kind}"] if kind else []
+    try:
+        options = catalogue.resolve_options("sgp", "quadratic", pairs)
+        catalogue.check_schedule(options, rounds)
+    except UsageError:
+        return
+    assert Schedule.of(options, 16 * rounds).factor(0) <= 1
 
 
 def test_every_options_default_is_allowed() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from peer.errors import DataError
 from peer.learner.attach import Swarm
 from peer.learner.schedule import Schedule
-from peer.learner.task import Task
+from peer.learner.task import Task, said
 
 EVALUATE_EVERY = 8  # rounds (guess)
 EVALUATE_SHARE = 0.1  # of the time at most (guess)
@@ -46,13 +46,17 @@ def train(
 
 
 def _local_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> float:
-    """One optimizer step, left out when the loss is not finite. Gives the loss."""
+    """One optimizer step, left out when the loss is not finite. Gives the loss. Raises DataError when
+    gradients or optimizer fail: started anew, the learner would come to the same."""
     optimizer.zero_grad(set_to_none=True)
     loss = task.loss(model, batch)
     value = float(loss.detach())
     if math.isfinite(value):
-        loss.backward()
-        optimizer.step()
+        try:
+            loss.backward()
+            optimizer.step()
+        except Exception as error:
+            raise DataError(f"task {task.name}: a step along its loss failed: {said(error)}") from error
     return value
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import traceback
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -140,14 +141,17 @@ class FileTask:
                 batch = next(iterator)
             except StopIteration:
                 return
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise self._blame("batches", error) from error
             yield batch
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         loss = self._call("loss", model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise self._wrong("loss", "a tensor with one number", loss)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+            raise self._wrong("loss", "a tensor with one real number", loss)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            expected = "what the model's parameters can be improved by (no .item(), .detach() or no_grad())"
+            raise self._wrong("loss", expected, loss)
         return loss
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -162,28 +166,53 @@ class FileTask:
         if "evaluate" not in self._functions:
             return {}
         found = self._call("evaluate", model)
+        if not isinstance(found, Mapping):
+            raise self._wrong("evaluate", "a dict of names and numbers", found)
+        return {str(name): self._number(name, value) for name, value in found.items()}
+
+    def _number(self, name: object, value: Any) -> float:
         try:
-            return {str(name): float(value) for name, value in found.items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise self._wrong("evaluate", "a dict of names and numbers", found) from error
+            return float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # the last one is a tensor's
+            line, found = self._functions["evaluate"].__code__.co_firstlineno, _described(value)
+            raise DataError(
+                f"{self._path}, line {line}: evaluate() must return a dict of names and numbers, and "
+                f"'{name}' is {found}"
+            ) from error
 
     def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
         try:
             return self._functions[name](*arguments, **named)
         except PeerdError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._blame(name, error) from error
 
-    def _blame(self, name: str, error: Exception) -> DataError:
+    def _blame(self, name: str, error: BaseException) -> DataError:
         where = f"{self._path}, line {_line_in(self._path, error)}"
-        return DataError(f"{where}, in {name}(): {type(error).__name__}: {error}")
+        return DataError(f"{where}, in {name}(): {said(error)}")
 
     def _wrong(self, name: str, expected: str, found: object) -> DataError:
         line = self._functions[name].__code__.co_firstlineno
         return DataError(
-            f"{self._path}, line {line}: {name}() must return {expected}, and returned {type(found).__name__}"
+            f"{self._path}, line {line}: {name}() must return {expected}, and returned {_described(found)}"
         )
+
+
+def said(error: BaseException) -> str:
+    """An error's class and words, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
+def _described(found: object) -> str:
+    """What a user's function gave instead of what it should."""
+    if isinstance(found, Tensor):
+        gradient = "a" if found.requires_grad else "no"
+        kind = str(found.dtype).removeprefix("torch.")
+        return f"a tensor of shape {list(found.shape)} and type {kind} with {gradient} gradient"
+    if isinstance(found, type):
+        return f"the class {found.__name__} itself"
+    return "None" if found is None else f"a value of type {type(found).__name__}"
 
 
 def _functions(path: Path) -> dict[str, types.FunctionType]:
@@ -227,18 +256,19 @@ def _signature(name: str) -> str:
 
 def _run(path: Path) -> types.ModuleType:
     try:
-        code = compile(path.read_bytes(), str(path), "exec")
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     except OSError as error:
         raise DataError(f"the task file {path} cannot be read: {error.strerror}") from error
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None) or 1
         raise DataError(f"{path}, line {line}: {getattr(error, 'msg', error)}") from error
     module = types.ModuleType("peerd_task")
     module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look there for what its names mean
     try:
         exec(code, module.__dict__)
-    except Exception as error:
-        raise DataError(f"{path}, line {_line_in(path, error)}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise DataError(f"{path}, line {_line_in(path, error)}: {said(error)}") from error
     return module
 
 

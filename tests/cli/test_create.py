@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ def test_every_option_arrives(run: Run, creating: Any, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_port_alone_is_enough_to_listen_on(run: Run, creating: Any) -> None:
+    done = run("create", "home", "--listen", ":7000")
+    assert done.exit_code == 0, done.output
+    assert taking_part(creating).listen == ":7000"
+
+
 def test_a_preset_sets_what_the_user_does_not(run: Run, creating: Any) -> None:
     run("create", "home", "--option", "preset=frugal")
     assert described(creating).local_steps == 32
@@ -88,6 +95,46 @@ def test_a_task_file_travels_as_text_with_its_digest(run: Run, creating: Any, tm
     assert described(creating).task == "file"
     assert described(creating).task_digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert taking_part(creating).task_file_text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("import torch\nx = (1\n", "line 2: '(' was never closed"), ("x = '\0'", "null byte")]
+)
+def test_a_task_file_that_is_not_python_is_noticed_here(
+    run: Run, creating: Any, tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    done = run("create", "home", "--task", str(path))
+    assert done.exit_code == 65
+    assert f"{path} is not Python, " in done.stderr
+    assert said in done.stderr
+    assert creating.asked == []
+
+
+def test_a_task_file_of_doubtful_style_and_with_a_byte_order_mark_is_python(
+    run: Run, creating: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_bytes(b"\xef\xbb\xbfx = '\\d'\n")
+    done = run("create", "home", "--task", str(path))
+    assert (done.exit_code, len(creating.asked)) == (0, 1), done.output
+
+
+def test_data_in_a_folder_that_may_not_be_looked_at_is_65(
+    run: Run, daemon: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, barred = os.stat, tmp_path / "barred" / "data"
+
+    def stat(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if str(path) == str(barred):  # root, who may run this, may look anywhere
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    done = run("create", "home", "--data", str(barred))
+    assert (done.exit_code, daemon.asked) == (65, [])
+    assert f"the folder {barred} may not be looked at: Permission denied; look at --data" in done.stderr
 
 
 def test_a_task_file_that_is_too_long_is_refused_with_advice(run: Run, creating: Any, tmp_path: Path) -> None:
@@ -112,6 +159,10 @@ def test_a_task_file_that_is_too_long_is_refused_with_advice(run: Run, creating:
         ("--shard 9/8", 2, "parts count from 0"),
         ("--shard speaker=nobody", 2, "yweweler"),
         ("--data /nosuch", 65, "--data"),
+        ("--option schedule=cosine", 2, "--rounds"),
+        ("--option schedule=step --rounds 9 --option lr-decay=9:9", 2, "lr-decay"),
+        ("--option warmup=5e1", 2, "in digits"),
+        ("--task quadratic --option dim=1e3", 2, "in digits"),
         ("--peer nowhere", 2, "HOST:PORT"),
         ("--listen 7070", 2, "HOST:PORT"),
         ("--lr 0", 2, "--lr"),

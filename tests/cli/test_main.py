@@ -121,6 +121,46 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     assert piped.stderr == ""
 
 
+@pytest.mark.parametrize("words", [["--help"], ["status"]])
+def test_an_output_that_is_full_is_a_sentence(daemon: Any, tmp_path: Path, words: list[str]) -> None:
+    daemon.answers["status"] = lambda _: [{"op": "done", "status": {"peer": "p", "sessions": []}}]
+    command = [sys.executable, "-P", "-m", "cli.main", "--socket", str(daemon.path), *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 73
+    assert done.stderr.startswith("peerd: the output could not be written: No space left")
+    assert done.stderr.count("\n") == 1
+
+
+def test_peerd_alone_shows_its_help(run: Run) -> None:
+    bare = run()
+    assert (bare.exit_code, bare.stdout) == (2, "")
+    assert bare.stderr == run("--help").stdout
+    assert "\nCommands:\n" in bare.stderr
+
+
+@pytest.mark.parametrize("words", [["create"], ["join"], ["nosuch"], ["create", "x", "y"]])
+def test_a_sentence_ends_once(run: Run, words: list[str]) -> None:
+    assert ".;" not in run(*words).stderr
+
+
+def test_a_state_folder_of_nobody_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEERD_STATE", "~nosuch/x")
+    done = run("status")
+    assert (done.exit_code, done.stderr.count("\n")) == (78, 1)
+    assert "PEERD_STATE is '~nosuch/x'" in done.stderr
+    monkeypatch.setattr(cli.main.Commands, "get_command", lambda *_: failing(ZeroDivisionError("by zero")))
+    assert run("status").exit_code == 70
+
+
+def test_every_option_has_a_help_text() -> None:
+    for name in COMMANDS:
+        command = peerd.get_command(click.Context(peerd), name)
+        assert command is not None
+        for option in command.params:
+            assert not isinstance(option, click.Option) or option.help, (name, option.name)
+
+
 def test_daemon_and_demo_become_other_programs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[list[str]] = []
 

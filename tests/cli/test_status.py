@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ STATUS = DeviceStatus("p-aaaa", "pi-1", "0.1.0", 12, 3700.0, 84.2, ("eth0 is dow
 
 def drawn(status: DeviceStatus, **how: Any) -> str:
     screen = io.StringIO()
-    Console(file=screen, width=120, **how).print(view.rich_view(status))
+    Console(file=screen, width=120, **how).print(view.rich_view(status, 120))
     return screen.getvalue()
 
 
@@ -95,6 +96,27 @@ def test_words_of_others_cannot_drive_the_terminal(picture: Callable[[DeviceStat
     seen = picture(DeviceStatus(evil, evil, evil, health=(evil,), sessions=(session,)))
     assert not {"\x1b", "\r", "\x07", "\u202e"} & set(seen)
     assert "[red]x[/red]" in seen
+
+
+@pytest.mark.parametrize(("width", "lacking"), [(120, []), (80, ["address"]), (60, ["address", "rtt"])])
+def test_a_narrow_terminal_leaves_out_addresses_first(width: int, lacking: list[str]) -> None:
+    screen = io.StringIO()
+    links = tuple(replace(link, address="192.168.100.101:40000") for link in LINKS)
+    status = replace(STATUS, sessions=(replace(HOME, links=links),))
+    Console(file=screen, width=width).print(view.rich_view(status, width))
+    head = next(line for line in screen.getvalue().splitlines() if "peer " in line and "state" in line)
+    columns = head.split()
+    assert not set(lacking) & set(columns)
+    assert columns[:2] == ["peer", "state"]
+    if width > 70:
+        assert {"rtt", "heard", "parcels"} < set(columns)
+        assert "pi-2" in screen.getvalue()
+        assert "…" not in screen.getvalue()
+
+
+def test_on_the_narrowest_terminal_state_and_bytes_stay() -> None:
+    head, *_ = view.narrowed([view._LINK_HEAD, *view.link_rows(LINKS)], 10)
+    assert list(head) == ["", "peer", "state", "sent", "received"]
 
 
 def test_colors_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:

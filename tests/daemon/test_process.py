@@ -13,6 +13,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
+import peer.__main__
 from daemon.conftest import session
 from peer.config import JoinOptions
 from peer.local import connect
@@ -53,11 +54,39 @@ def running(tmp_path: Path) -> Iterator[Running]:
     daemon.close()
 
 
-def test_the_daemon_loads_no_tensor_library() -> None:
+def test_the_daemon_loads_no_tensor_library(tmp_path: Path) -> None:
     heavy = "{'torch', 'numpy', 'safetensors', 'rich', 'click', 'matplotlib'}"
-    script = f"import sys, peer.__main__; print(*{heavy} & set(sys.modules))"
+    script = (
+        "import sys, peer.__main__\n"
+        f"assert peer.__main__.main(['--socket', {str(tmp_path / 's')!r}, '--state', '/proc/nosuch']) == 73\n"
+        "assert {'peer.daemon.app', 'peer.daemon.foreground', 'grpc'} <= set(sys.modules)\n"
+        f"print(*{heavy} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
+
+
+def test_ctrl_c_while_it_starts_is_130_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "zeroconf.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [*COMMAND, "--socket", str(tmp_path / "s"), "--state", str(tmp_path / "state")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "peerd: interrupted\n")
+
+
+def test_a_bug_is_70_in_one_line_with_its_traceback_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def serve(_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(peer.__main__, "serve", serve)
+    assert peer.__main__.main([]) == 70
+    said = "peerd: internal error, a bug: ZeroDivisionError: by zero; its traceback is in the log\n"
+    assert capsys.readouterr().err == said
+    [record] = [record for record in caplog.records if record.name == "peer.daemon"]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
 
 
 def test_it_is_small_when_idle_and_ends_politely_on_sigterm(running: Running) -> None:
@@ -109,6 +138,34 @@ def test_a_request_by_descriptor_prints_the_key_and_ctrl_c_ends_politely(tmp_pat
     out, _ = daemon.communicate(timeout=120)
     assert daemon.returncode == 0
     assert "home: " in out
+
+
+def test_a_reader_that_has_enough_does_not_end_the_session(tmp_path: Path) -> None:
+    options = JoinOptions(insecure=True).to_dict()
+    request = {"op": "create", "descriptor": session().to_dict(), "options": options}
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(msgpack.packb(request))
+    command = [*COMMAND, "--socket", str(tmp_path / "d.sock"), "--state", str(tmp_path / "state")]
+    daemon = subprocess.Popen(
+        [*command, "--request-fd", str(reading)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=[reading],
+    )
+    os.close(reading)
+    assert daemon.stdout is not None
+    daemon.stdout.readline()
+    daemon.stdout.close()
+    with connect(tmp_path / "d.sock") as client:
+        status = client.ask({"op": "status", "name": None}, 60)[0]["status"]
+    assert [each["name"] for each in status["sessions"]] == ["home"]
+    daemon.send_signal(signal.SIGINT)
+    assert daemon.wait(120) == 0
+    assert daemon.stderr is not None
+    assert daemon.stderr.read() == ""
+    daemon.stderr.close()
 
 
 def test_a_request_that_is_none_is_a_usage_error(tmp_path: Path) -> None:

@@ -99,6 +99,23 @@ def test_three_in_a_row_fail_the_session_with_a_sentence(tmp_path: Path) -> None
         run(task, descriptor(algorithm="sgp", rounds=60), tmp_path)
 
 
+class Detached(Quadratic):
+    """A loss that no parameter has a part in."""
+
+    def __init__(self) -> None:
+        super().__init__(Settings(options={"task.dim": "4"}))
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        return super().loss(model, batch).detach()
+
+
+def test_a_loss_without_a_gradient_is_the_tasks_fault(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"task quadratic: a step along its loss failed: RuntimeError: .*grad"
+    ):
+        run(Detached(), descriptor(algorithm="sgp", rounds=10), tmp_path)
+
+
 def test_batches_that_end_are_begun_again(tmp_path: Path) -> None:
     run(Once(3), descriptor(algorithm="sgp", rounds=10), tmp_path)
 

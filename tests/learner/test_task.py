@@ -1,5 +1,6 @@
 """Tasks by name and from a user's file."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,7 @@ def test_a_seed_gives_every_device_the_same_model_and_leaves_randomness_alone(tm
             "line 14: ModuleNotFoundError: No module named 'no_such_package'",
         ),
         (GOOD + "\nloss = 3\n", r"defines no loss"),
+        (GOOD + "\nimport sys; sys.exit()\n", r"mine.py, line 14: SystemExit$"),
         (GOOD + "\nclass loss: ...\n", r"loss is a type; write 'def loss\(model, batch\)'"),
     ],
 )
@@ -93,8 +95,25 @@ def test_a_bad_file_is_an_error_that_names_line_and_lack(text: str, words: str, 
         (GOOD.replace("range(3)", "nothing"), r"line 8, in batches\(\): NameError"),
         (
             GOOD.replace("model(batch).square().mean()", "model(batch)"),
-            "line 11: .* a tensor with one number",
+            r"line 11: .* one real number, and returned a tensor of shape \[32, 1\] and type float32 with a",
         ),
+        (
+            GOOD.replace(".mean()", ".mean().detach()"),
+            r"line 11: .* a tensor of shape \[\] and type float32 with no gradient",
+        ),
+        (
+            GOOD.replace("return model(batch).square().mean()", "return None"),
+            "line 11: .* and returned None$",
+        ),
+        (
+            GOOD.replace("return torch.nn.Linear(2, 1)", "return torch.nn.Linear"),
+            "line 4: .* and returned the class Linear itself",
+        ),
+        (
+            GOOD.replace("return model(batch)", "raise SystemExit(3)  #"),
+            r"line 12, in loss\(\): SystemExit: 3",
+        ),
+        (GOOD.replace("for _ in range(3):", "if exit(4):"), r"line 8, in batches\(\): SystemExit: 4"),
         (GOOD.replace("model(batch).s", "model(batch[:, :1]).s"), r"line 12, in loss\(\): RuntimeError"),
     ],
 )
@@ -102,6 +121,35 @@ def test_what_a_file_raises_names_its_line(text: str, words: str, tmp_path: Path
     task = file_task(tmp_path, text)
     with pytest.raises(DataError, match=words):
         task.loss(task.model(), next(iter(task.batches("ab", torch.device("cpu")))))
+
+
+@pytest.mark.parametrize("first", ["", "from __future__ import annotations\n"])
+def test_a_file_may_define_dataclasses(tmp_path: Path, first: str) -> None:
+    size = (
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Size:\n"
+        "    inputs: int = 2\n"
+        "KIND = type(Size.__annotations__['inputs']).__name__\n"
+    )
+    text = first + size + GOOD.replace("Linear(2, 1)", "Linear(Size().inputs, 1)")
+    task = file_task(tmp_path, text)
+    assert task.model().weight.shape == (1, 2)
+    assert ("str" if first else "type") == sys.modules["peerd_task"].KIND, "the file's own futures alone"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("3.0", "line 14: .* must return a dict of names and numbers, and returned a value of type float"),
+        ("{'accuracy': [1]}", "'accuracy' is a value of type list"),
+        ("{'accuracy': torch.ones(2)}", r"'accuracy' is a tensor of shape \[2\] and type float32 with no"),
+    ],
+)
+def test_figures_that_are_none_are_described(tmp_path: Path, given: str, words: str) -> None:
+    task = file_task(tmp_path, GOOD + f"\ndef evaluate(model):\n    return {given}\n")
+    with pytest.raises(DataError, match=words):
+        task.evaluate(task.model())
 
 
 def test_a_missing_file_and_an_unknown_name_are_errors(tmp_path: Path) -> None:
