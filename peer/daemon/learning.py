@@ -16,7 +16,7 @@ from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.signatures import first_difference
 from peer.daemon.supervisor import HOPELESS, Supervisor
 from peer.errors import DataError, PeerdError, UsageError, by_exit_code
-from peer.events import Closed, FromLearner, Leave, Push, Ready
+from peer.events import Closed, FromLearner, Leave, PeerId, Push, Ready
 from peer.local import Connection, Frame
 from peer.mesh.greeting import Signature
 from peer.mesh.node import Node, NodeEvent
@@ -35,6 +35,7 @@ class Owner(Protocol):
     node: Node | None
 
     def feed(self, event: NodeEvent) -> None: ...
+    async def hand_over(self) -> None: ...
     def learner_lost(self, reason: str) -> None: ...
     def fail(self, error: PeerdError) -> None: ...
     def spawn(self, work: Any) -> None: ...
@@ -57,8 +58,8 @@ class Learning:
         self._loop = asyncio.get_running_loop()
 
     async def serve(self, connection: Connection, end: LearnerEnd, welcome: Frame) -> None:
-        """Be this learner's session until its connection ends. welcome: the "attached" frame."""
-        await self._make_way(end)
+        """Be this learner's session until its connection ends. welcome: the "attached" frame. Call after
+        `make_way`."""
         self.end = end
         connection.send(welcome)
         log.info("a learner is attached", extra={"pid": end.pid, "life": end.life})
@@ -78,7 +79,8 @@ class Learning:
         if end is not None:
             end.close()
 
-    async def _make_way(self, end: LearnerEnd) -> None:
+    async def make_way(self, end: LearnerEnd) -> None:
+        """End the learner that is attached, if there is one. One that trains hands its mass over first."""
         old = self.end
         if old is not None and not old.child and not end.child:
             raise UsageError(
@@ -87,6 +89,7 @@ class Learning:
         self.scripted = not end.child
         if self.scripted:
             if old is not None:
+                await self._owner.hand_over()
                 old.ask_to_stop()
             await self.supervisor.stop()
         if old is not None and self.end is old:
@@ -141,6 +144,13 @@ class Learning:
             await asyncio.wait(refreshed, timeout=ADMIT_S)
         if self.end is not None and self.end.life == ready.life and self.check_model():
             self._owner.feed(ready)
+
+    async def fits(self, peer: PeerId) -> bool:
+        """Is the model of this member, which trains, known to be like ours? Asks it where that is unknown."""
+        said = self._owner.transport.introduction(peer)
+        if said is None or said.signature is None:
+            await self._owner.transport.refresh(peer)
+        return self.check_model()
 
     def check_model(self) -> bool:
         """Is this model like those that the members train? If not, the session has failed here."""

@@ -39,6 +39,8 @@ from peer.events import (
     Moved,
     PeerId,
     Record,
+    SponsorMe,
+    Tell,
     Tick,
     ToLearner,
 )
@@ -96,6 +98,8 @@ class SessionDriver:
         self.transport = mesh.Transport(identity, self._introduction, self._on_event, intake, rng, insecure)
         self.finder = Finder(self.transport, self.options.peers, self._knows, self.transport.learn)
         self.learning = Learning(self, self.figures, lambda died: device.supervisor(self.name, died))
+        self._attaching = asyncio.Lock()
+        self._went = asyncio.Event()  # the node has said goodbye
         self._gone: Gone | None = None
         self._leaving: Leave | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -257,10 +261,17 @@ class SessionDriver:
                 self._command(effect.command)
             elif isinstance(effect, Gone):
                 self._on_gone(effect)
+            elif isinstance(effect, Tell) and isinstance(effect.message, SponsorMe):
+                self.spawn(self._ask_for_mass(effect))
             else:
                 perform(effect, self.transport)
         if self.node.phase == "training":
             self._note_progress(self.node)
+
+    async def _ask_for_mass(self, ask: Tell) -> None:
+        """Of a member whose model is like ours: one that began to train since its Hello is asked again."""
+        if await self.learning.fits(ask.peer):
+            perform(ask, self.transport)
 
     def _command(self, command: ToLearner) -> None:
         if isinstance(command, LinkUp):
@@ -283,6 +294,7 @@ class SessionDriver:
 
     def _on_gone(self, gone: Gone) -> None:
         self._gone = gone
+        self._went.set()
         log.info("gone: %s", gone.reason)
         if gone.reason == "finished":
             self.folder.mark(over=True, finished=True)
@@ -316,6 +328,15 @@ class SessionDriver:
 
     # --- the learner -------------------------------------------------------------------------------------
 
+    async def hand_over(self) -> None:
+        """Give this learner's mass to a neighbor, for another takes its place."""
+        if self.node is not None and self.node.phase == "training":
+            self._went.clear()
+            self.feed(Leave(pause=True))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GONE_S):
+                    await self._went.wait()
+
     def take_up(self) -> None:
         """Train with this device's own learner again, if nobody does: the script that did has ended."""
         if self.descriptor is not None and self.failure is None and self.learning.end is None:
@@ -323,23 +344,30 @@ class SessionDriver:
             self.learning.supervisor.start()
 
     async def attach(self, connection: Connection, end: LearnerEnd) -> None:
-        """Serve a learner until its connection ends. Raises UsageError when there is nothing to learn yet."""
+        """Serve a learner until its connection ends. Raises UsageError when there is nothing to learn."""
         session_name.set(self.name)
-        if self.failure is not None:
-            raise self.failure
-        if self.descriptor is None or self._gone is not None:
-            state = "waits for a first member" if self._gone is None else f"is {self.state}"
-            raise UsageError(f"session '{self.name}' {state}; 'peerd join {self.name}' takes it up")
+        async with self._attaching:
+            self._check_attachable()
+            await self.learning.make_way(end)
+            descriptor = self._check_attachable()  # making way takes its time
         task = self.folder.task_file
         welcome = {
             "op": "attached",
             "life": end.life,
-            "descriptor": self.descriptor.to_dict(),
+            "descriptor": descriptor.to_dict(),
             "options": self.options.to_dict(),
             "folder": str(self.folder.path),
             "task_file": str(task) if task is not None else None,
         }
         await self.learning.serve(connection, end, welcome)
+
+    def _check_attachable(self) -> Descriptor:
+        if self.failure is not None:
+            raise self.failure
+        if self.descriptor is None or self._gone is not None:
+            state = "waits for a first member" if self._gone is None else f"is {self.state}"
+            raise UsageError(f"session '{self.name}' {state}; 'peerd join {self.name}' takes it up")
+        return self.descriptor
 
     def _longest_parcel(self) -> int:
         return 16 * (self.figures.parameters or 0) + PARCEL_SLACK

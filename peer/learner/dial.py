@@ -11,7 +11,7 @@ from peer.config import Descriptor, JoinOptions
 from peer.errors import NoDaemonError, PeerdError
 from peer.local import Client, connect
 
-ANSWER_S = 30.0  # a daemon that is starting a session may take a while to answer `attach` (guess)
+ANSWER_S = 60.0  # for the learner whose place this one takes to hand its mass over and end (guess)
 
 
 @dataclass(frozen=True)

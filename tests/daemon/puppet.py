@@ -14,6 +14,7 @@ from typing import Any
 
 from peer.event_frames import EventAssembler
 from peer.events import (
+    Acked,
     Closed,
     Deadline,
     Deliver,
@@ -81,7 +82,8 @@ class Puppet:
         self._links: dict[str, int] = {}
         self._round: OpenRound | None = None
         self._came: dict[str, Key] = {}  # the newest round heard of each
-        self._sent: dict[str, float] = {}
+        self._sent: dict[str, float] = {}  # and not acknowledged
+        self._heir: str | None = None
         self._task = asyncio.create_task(self._run())
 
     @classmethod
@@ -156,13 +158,17 @@ class Puppet:
                 self._open(command)
             case Deliver(src, epoch, number, key, payload):
                 self._receive(src, epoch, number, key, payload)
+            case Acked(dst):
+                self._sent.pop(dst, None)
+                self._give_all()
             case Returned(dst):
                 self.weight += self._sent.pop(dst, 0.0)
+                self._give_all()
             case Sponsor(dst) if dst in self._links:
                 self._give(dst, self.weight / 2, self._key())
-            case HandOver(dst) if dst is not None and dst in self._links:
-                self._give(dst, self.weight, self._key())
-                self.connection.send_event(Holds((), 0.0))
+            case HandOver(dst):
+                self._heir = dst
+                self._give_all()
             case Expect(_, expected) if self._round is not None:
                 self._round = OpenRound(self._round.key, {}, expected, 1, 1.0)
                 self._close_if_ready()
@@ -186,10 +192,17 @@ class Puppet:
         self._close_if_ready()
 
     def _give(self, dst: str, weight: float, key: Key) -> None:
+        if dst in self._sent:
+            return  # it stays home while a parcel to there is unacknowledged
         self.weight -= weight
         self._sent[dst] = weight
         with SharedBuffer.of(repr(weight).encode()) as payload:
             self.connection.send_event(Push(dst, self._links[dst], key, payload))
+
+    def _give_all(self) -> None:
+        if self._heir in self._links and self._heir not in self._sent and self.weight:
+            self._give(self._heir, self.weight, self._key())
+            self.connection.send_event(Holds((), 0.0))
 
     def _receive(self, src: str, epoch: int, number: int, key: Key, payload: object) -> None:
         assert isinstance(payload, SharedBuffer)

@@ -133,6 +133,19 @@ async def test_a_script_takes_the_childs_place_and_a_second_script_is_refused(ho
             await Puppet.attach(a.socket, "home", child=False)
 
 
+async def test_the_child_whose_place_a_script_takes_hands_its_weight_over(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b, first, child = await pair(home)
+        await asyncio.gather(first.until(3), child.until(3))
+        script = await Puppet.attach(b.socket, "home", child=False)
+        await child.ended()
+        assert (child.stopped, child.weight) == (True, 0.0)
+        await script.training.wait()
+        await script.leave()
+        await until(a.daemon.sessions["home"], lambda: first.weight == pytest.approx(1.0))
+    assert script.weight == 0.0
+
+
 async def test_another_model_is_refused_with_the_first_difference(home: Make) -> None:
     async with asyncio.timeout(PATIENCE_S):
         a, b = home("a"), home("b")
@@ -149,6 +162,25 @@ async def test_another_model_is_refused_with_the_first_difference(home: Make) ->
             await joining
     assert b.daemon.sessions["home"].state == "failed"
     assert "same task file" in " ".join(b.daemon.status(None).health)
+
+
+async def test_another_model_is_refused_also_when_the_members_learner_starts_last(home: Make) -> None:
+    """Nobody trained when the newcomer said Hello: the models are compared before mass is asked for."""
+    wide = json.dumps([["weight", [4, 3], "float32"]]).encode()
+    async with asyncio.timeout(PATIENCE_S):
+        a, b = home("a"), home("b")
+        key = await a.daemon.create(session(), here())
+        joining = asyncio.create_task(b.daemon.join("home", key, here(peers=(port(a),)), quiet))
+        await until(a.daemon.sessions["home"], lambda: knows(b))
+        newcomer = await Puppet.attach(b.socket, "home", signature=wide)
+        await until(b.daemon.sessions["home"], lambda: b.daemon.sessions["home"].node.phase == "seeking")  # type: ignore[union-attr]
+        first = await Puppet.attach(a.socket, "home")
+        with pytest.raises(DataError, match=r"'weight': here \(4, 3\) float32, session has \(2, 3\) float32"):
+            await joining
+        await first.training.wait()
+    assert b.daemon.sessions["home"].state == "failed"
+    assert newcomer.heard == []
+    assert first.weight == 1.0
 
 
 async def test_a_name_that_is_not_the_sessions_is_an_error_that_gives_the_real_one(home: Make) -> None:
