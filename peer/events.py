@@ -45,14 +45,29 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class Farewell:
+    """Of your link to me (life, epoch) my learner's life `by`, which has ended politely, applied up to
+    `applied`."""
+
+    by: int
+    life: int
+    epoch: int
+    applied: int
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
-    """Receiver's answer: its learner's life, how far it has applied this epoch, models it holds by digest."""
+    """Receiver's answer: its learner's life, how far it has applied this epoch, models it holds by digest.
+
+    before: the last word of an earlier life about this sender's link, whose goodbye may have been lost.
+    """
 
     life: int
     epoch: int
     applied: int
     bases: tuple[bytes, ...] = ()
     replicas: bool = True
+    before: Farewell | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,10 @@ from peer.daemon.learning import Learning
 from peer.daemon.logs import session_name
 from peer.daemon.store import SessionFolder, check_task
 from peer.daemon.supervisor import Supervisor
-from peer.errors import ConfigError, PeerdError, UsageError
+from peer.errors import ConfigError, PeerdError, StateError, UsageError
 from peer.events import (
     Dispose,
+    Farewell,
     ForLearner,
     Gone,
     LearnerGone,
@@ -200,7 +201,7 @@ class SessionDriver:
             rounds=descriptor.rounds,
             founder=self.folder.note.founder,
         )
-        self.node = Node(replace(self._me, incarnation=0), terms)
+        self.node = Node(replace(self._me, incarnation=0), terms, self._farewells())
         self.learning.supervisor.start()
 
     def _consider(self, met: Met) -> None:
@@ -296,6 +297,7 @@ class SessionDriver:
         self._gone = gone
         self._went.set()
         log.info("gone: %s", gone.reason)
+        self._keep_farewells()
         if gone.reason == "finished":
             self.folder.mark(over=True, finished=True)
             self.spawn(self._take_down())
@@ -305,6 +307,21 @@ class SessionDriver:
             self._start_over()
         else:
             self._signal(self.ended)
+
+    def _keep_farewells(self) -> None:
+        """For a neighbor that did not hear the goodbye. On a full disk it takes its last parcel back."""
+        assert self.node is not None
+        try:
+            self.folder.save_farewells(self.node.farewells())
+        except StateError as error:
+            log.warning("%s", error)
+
+    def _farewells(self) -> dict[PeerId, Farewell]:
+        try:
+            return self.folder.farewells()
+        except StateError as error:
+            log.warning("%s", error)
+            return {}
 
     def learner_lost(self, reason: str) -> None:
         """Its mass is lost with it. A founder without company so far was all there is: it founds anew."""
@@ -322,7 +339,8 @@ class SessionDriver:
                 perform(effect, self.transport)
         self._me, self._gone = replace(me, state="alive", incarnation=me.incarnation + 1), None
         others = [record for record in self.node.members.alive() if record.peer != me.peer]
-        self.node = Node(self._me, replace(self.node.terms, founder=self.folder.note.founder))
+        terms = replace(self.node.terms, founder=self.folder.note.founder)
+        self.node = Node(self._me, terms, self.node.farewells())
         for record in others:
             self.feed(Met(record))
 

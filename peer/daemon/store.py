@@ -29,12 +29,13 @@ import socket
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peer.config import Descriptor, JoinOptions
 from peer.errors import ConfigError, DataError, PeerdError, StateError
+from peer.events import Farewell, PeerId
 from peer.files import atomic_write
 from peer.keys import KEY_BYTES
 
@@ -182,6 +183,21 @@ class SessionFolder:
             write(self.path / "task.py", options.task_file_text.encode())
         self.options = replace(options, task_file_text=None)
         write(self.path / "options.json", _json(self.options.to_dict()))
+
+    def save_farewells(self, farewells: Mapping[PeerId, Farewell]) -> None:
+        """Keep, for the next node, how far the links to here were applied."""
+        write(self.path / "farewells.json", _json({peer: astuple(last) for peer, last in farewells.items()}))
+
+    def farewells(self) -> dict[PeerId, Farewell]:
+        """What `save_farewells` kept last; StateError when it cannot be read."""
+        path = self.path / "farewells.json"
+        if not path.exists():
+            return {}
+        try:
+            kept = json.loads(read(path))
+            return {str(peer): Farewell(*map(int, last)) for peer, last in kept.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise StateError(f"{path} is damaged ({error}); delete it") from error
 
     def forget(self) -> None:
         """Delete everything, the key first."""

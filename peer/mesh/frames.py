@@ -9,7 +9,7 @@ messages are built anew.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -20,6 +20,7 @@ from peer.events import (
     Control,
     Delivery,
     Direction,
+    Farewell,
     Goodbye,
     Key,
     MemberPhase,
@@ -272,9 +273,11 @@ def frame_to_wire(frame: WireFrame) -> pb.LinkFrame:
             return pb.LinkFrame(attach=pb.Attach(direction=DIRECTIONS[direction], to=to))
         case Open(life, epoch, replicas):
             return pb.LinkFrame(open=pb.Open(life=life, epoch=epoch, replicas=replicas))
-        case Opened(life, epoch, applied, bases, replicas):
+        case Opened(life, epoch, applied, bases, replicas, before):
             opened = pb.Opened(life=life, epoch=epoch, applied=applied, replicas=replicas)
             opened.bases.extend(bases[:MAX_BASES])
+            if before is not None:
+                opened.before.CopyFrom(pb.Farewell(**asdict(before)))
             return pb.LinkFrame(opened=opened)
         case Ack(epoch, number):
             return pb.LinkFrame(ack=pb.Ack(epoch=epoch, number=number))
@@ -329,4 +332,10 @@ def _opened(opened: pb.Opened) -> Opened:
         raise RemoteError(f"{len(opened.bases)} bases; at most {MAX_BASES}")
     bases = tuple(_digest(base, "base") for base in opened.bases)
     life, epoch = _count(opened.life, "life"), _count(opened.epoch, "epoch")
-    return Opened(life, epoch, _count(opened.applied, "number"), bases, opened.replicas)
+    before = _farewell(opened.before) if opened.HasField("before") else None
+    return Opened(life, epoch, _count(opened.applied, "number"), bases, opened.replicas, before)
+
+
+def _farewell(said: pb.Farewell) -> Farewell:
+    life, epoch = _count(said.life, "life"), _count(said.epoch, "epoch")
+    return Farewell(_count(said.by, "life"), life, epoch, _count(said.applied, "number"))

@@ -16,6 +16,7 @@ from peer.events import (
     Deliver,
     Dispose,
     Effect,
+    Farewell,
     ForLearner,
     Frame,
     LinkDown,
@@ -43,8 +44,8 @@ class OwnLearner:
 
 
 class InLink:
-    def __init__(self, src: PeerId, own: OwnLearner) -> None:
-        self.src, self.own = src, own
+    def __init__(self, src: PeerId, own: OwnLearner, before: Farewell | None = None) -> None:
+        self.src, self.own, self.before = src, own, before
         self.up = False  # is there a stream?
         self.live = False  # has Open been heard on it?
         self.life = self.epoch = 0  # the newest Open
@@ -154,7 +155,19 @@ class InLink:
     def write_off(self) -> list[Effect]:
         return self._end("written off")
 
+    def farewell(self, by: int) -> Farewell:
+        """What the next life will repeat; of an epoch that an earlier life has applied, what it said."""
+        if self.before is not None and self._applied_before() > 0:
+            return self.before
+        return Farewell(by, self.life, self.epoch, max(self.applied, 0))
+
     # --- inside --------------------------------------------------------------------------------------
+
+    def _applied_before(self) -> int:
+        """How far an earlier life of ours has applied this epoch and left politely; LOST if none has."""
+        before = self.before
+        mine = before is not None and (before.life, before.epoch) == (self.life, self.epoch)
+        return before.applied if before is not None and mine else LOST
 
     def _answer(self) -> list[Effect]:
         if not self.live:
@@ -162,7 +175,7 @@ class InLink:
         if self.void:
             if self.hand is not None and not self.orphan:
                 return []  # whether it counts is known when the learner has answered
-            return [self._send(Refuse(self.epoch, self.applied + 1, self.void))]
+            return [self._send(Refuse(self.epoch, max(self.applied, self._applied_before()) + 1, self.void))]
         if self.own.leaving and self.told:
             return self._end("leaving")  # its sender may not have heard what was applied
         if not self.own.life or self.own.leaving:
@@ -172,7 +185,8 @@ class InLink:
         if not self.told:
             self.told = True
             effects.append(ForLearner(LinkUp(self.src, "in", self.epoch, (), replicas)))
-        answer = Opened(self.own.life, self.epoch, self.applied, self.own.bases, self.own.replicas)
+        own = self.own
+        answer = Opened(own.life, self.epoch, self.applied, own.bases, own.replicas, self.before)
         return [*effects, self._send(answer)]
 
     def _end(self, reason: str) -> list[Effect]:

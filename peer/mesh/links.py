@@ -25,6 +25,7 @@ from peer.events import (
     Disconnect,
     Dispose,
     Effect,
+    Farewell,
     Frame,
     Key,
     Note,
@@ -60,8 +61,10 @@ class Counts:
 
 
 class Links:
-    def __init__(self, me: PeerId) -> None:
+    def __init__(self, me: PeerId, farewells: Mapping[PeerId, Farewell] | None = None) -> None:
+        """farewells: of the learner that left here politely last (`farewells`)."""
         self.me = me
+        self._before = dict(farewells or {})
         self._own = OwnLearner()
         self._out: dict[PeerId, OutLink] = {}
         self._in: dict[PeerId, InLink] = {}
@@ -189,6 +192,10 @@ class Links:
         link = self._in.get(src)
         return (link.life, link.epoch, max(link.applied, 0)) if link else (0, 0, 0)
 
+    def farewells(self, by: int) -> dict[PeerId, Farewell]:
+        """What is to be remembered when learner `by` has left politely: how far each in-link was applied."""
+        return {**self._before, **{src: link.farewell(by) for src, link in self._in.items() if link.epoch}}
+
     def ledger(self) -> list[Unacked]:
         """Every mass parcel that is neither acknowledged nor returned."""
         out = ((dst, link, link.mass) for dst, link in sorted(self._out.items()))
@@ -209,4 +216,4 @@ class Links:
         return self._out.setdefault(dst, OutLink(dst, self._own))
 
     def _inlink(self, src: PeerId) -> InLink:
-        return self._in.setdefault(src, InLink(src, self._own))
+        return self._in.setdefault(src, InLink(src, self._own, self._before.get(src)))

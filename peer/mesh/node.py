@@ -13,7 +13,7 @@ worth it. A learner without mass is seated by its node: with a sponsor, or (nobo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,7 @@ from peer.events import (
     Deliver,
     Effect,
     Expect,
+    Farewell,
     Finish,
     ForLearner,
     Found,
@@ -117,9 +118,10 @@ class Node:
 
     tick_s = 0.25
 
-    def __init__(self, me: Record, terms: Terms) -> None:
+    def __init__(self, me: Record, terms: Terms, farewells: Mapping[PeerId, Farewell] | None = None) -> None:
+        """farewells: those of the node that said goodbye here last."""
         self.me, self.terms = me.peer, terms
-        self.members, self.links, self.patience = Membership(me), Links(me.peer), Patience()
+        self.members, self.links, self.patience = Membership(me), Links(me.peer, farewells), Patience()
         self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
         self._held: Held | None = None
         self._held_at = 0.0
@@ -162,6 +164,10 @@ class Node:
         self._differs: dict[PeerId, float] = {}  # peers whose view is another, since when
         self._spread_at = -math.inf
         self._effects: list[Effect] = []
+
+    def farewells(self) -> dict[PeerId, Farewell]:
+        """After Gone: what the next node here is to be made with."""
+        return self.links.farewells(self.life)
 
     @property
     def phase(self) -> str:

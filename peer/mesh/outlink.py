@@ -6,6 +6,7 @@ applied it, and leaves the ledger in one of these ways only:
 
     Acked     applied by the life the epoch is bound to (or written off with a dead peer: nothing to un-apply)
     Returned  never applied in a life that counts: refused, or the receiver's new life or its goodbye says so
+              (a new life repeats what an earlier one has said when it left politely)
     lost      with this node's own learner
 
 A new epoch begins only when nothing is out, so an epoch change can never deliver twice.
@@ -24,6 +25,7 @@ from peer.events import (
     Disconnect,
     Dispose,
     Effect,
+    Farewell,
     ForLearner,
     Key,
     LinkDown,
@@ -143,7 +145,7 @@ class OutLink:
             return []
         self.newest = frame.life
         if self.bound and frame.life != self.bound:
-            return [*self._settle(0), *self._restart()]
+            return [*self._settle(self._counted(frame.before)), *self._restart()]
         if frame.applied > self.number:
             return [self._breach(f"claims parcel {frame.applied} of {self.number}")]
         effects: list[Effect] = []
@@ -194,6 +196,15 @@ class OutLink:
             effects.append(Dispose(item.payload))
         self.flying, self.queue, self.wanted = None, [], False
         return effects + self._restart()
+
+    def _counted(self, said: Farewell | None) -> int:
+        """How far the life this epoch was bound to has applied it, so that it still counts."""
+        mine = said is not None and (said.by, said.life, said.epoch) == (
+            self.bound,
+            self.own.life,
+            self.epoch,
+        )
+        return said.applied if said is not None and mine else 0
 
     # --- inside --------------------------------------------------------------------------------------
 

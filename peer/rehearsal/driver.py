@@ -25,6 +25,7 @@ from peer.events import (
     Direction,
     Disconnect,
     Effect,
+    Farewell,
     ForLearner,
     Frame,
     FrameHeard,
@@ -92,6 +93,7 @@ class Device:
     alive: bool = True
     left: str = ""
     rounds: int = 0
+    farewells: dict[PeerId, Farewell] = field(default_factory=dict)
     inbox: deque[NodeEvent] = field(default_factory=deque)
     busy: bool = False
 
@@ -132,9 +134,11 @@ class Rehearsal:
         terms = Terms(
             self.terms.topology, self.terms.seed, self.terms.lockstep, self.terms.rounds, founder=founder
         )
+        farewells = old.farewells if old else {}
         device = Device(
-            peer, boot, Node(record, terms), self._make_exchange(peer, checkpoint), checkpoint=checkpoint
-        )
+            peer, boot, Node(record, terms, farewells), self._make_exchange(peer, checkpoint),
+            checkpoint=checkpoint, farewells=farewells,
+        )  # fmt: skip
         self.devices[peer] = device
         for other in list(self.devices.values()):
             if other.alive and other is not device:
@@ -186,8 +190,10 @@ class Rehearsal:
         had applied along; what it had not is the sender's still."""
         for parcel in device.node.links.ledger():
             if parcel.dst == dst and parcel.number > 0:
-                said = self.devices[dst].node.links.applied(device.peer)
-                return said >= (device.node.life, parcel.epoch, parcel.number)
+                mine = (device.node.life, parcel.epoch, parcel.number)
+                before = self.devices[dst].farewells.get(device.peer)
+                said = (before.life, before.epoch, before.applied) if before else (0, 0, 0)
+                return max(said, self.devices[dst].node.links.applied(device.peer)) >= mine
         return False
 
     # --- the machinery ---------------------------------------------------------------------------
@@ -243,6 +249,7 @@ class Rehearsal:
                 self.notes.append((self.now, device.peer, effect))
             case Gone(reason):
                 device.alive, device.left = False, reason
+                device.farewells = device.node.farewells()
                 self._at(0.0, lambda: self._off(device))
 
     def _answer(self, device: Device, events: Iterable[FromLearner]) -> None:

@@ -196,18 +196,32 @@ class Open(_message.Message):
     def __init__(self, life: _Optional[int] = ..., epoch: _Optional[int] = ..., replicas: _Optional[bool] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("life", "epoch", "applied", "bases", "replicas")
+    __slots__ = ("life", "epoch", "applied", "bases", "replicas", "before")
     LIFE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     BASES_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
     life: int
     epoch: int
     applied: int
     bases: _containers.RepeatedScalarFieldContainer[bytes]
     replicas: bool
-    def __init__(self, life: _Optional[int] = ..., epoch: _Optional[int] = ..., applied: _Optional[int] = ..., bases: _Optional[_Iterable[bytes]] = ..., replicas: _Optional[bool] = ...) -> None: ...
+    before: Farewell
+    def __init__(self, life: _Optional[int] = ..., epoch: _Optional[int] = ..., applied: _Optional[int] = ..., bases: _Optional[_Iterable[bytes]] = ..., replicas: _Optional[bool] = ..., before: _Optional[_Union[Farewell, _Mapping]] = ...) -> None: ...
+
+class Farewell(_message.Message):
+    __slots__ = ("by", "life", "epoch", "applied")
+    BY_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    by: int
+    life: int
+    epoch: int
+    applied: int
+    def __init__(self, by: _Optional[int] = ..., life: _Optional[int] = ..., epoch: _Optional[int] = ..., applied: _Optional[int] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("epoch", "number", "generation", "round", "phase", "delivery", "length")

@@ -126,6 +126,24 @@ async def test_a_session_that_has_ended_is_taken_up_by_a_driver_of_its_own(home:
     assert not a.daemon.sessions["home"].ended.is_set()
 
 
+async def test_what_was_applied_before_a_pause_is_still_known_after_it(home: Make) -> None:
+    """By a node in the same daemon, after a script; and by one of a later daemon, from the folder."""
+    async with asyncio.timeout(PATIENCE_S):
+        a, b, first, child = await pair(home)
+        await asyncio.gather(first.until(3), child.until(3))
+        me, driver = a.daemon.device.key.id, b.daemon.sessions["home"]
+        script = await Puppet.attach(b.socket, "home", child=False)
+        assert driver.node is not None
+        assert driver.node.farewells()[me].by == child.life
+        await script.until(3)
+        await driver.leave(pause=True)
+        later = SessionDriver(driver.folder, b.daemon.device)
+        await later.start()
+        assert later.node is not None
+        assert later.node.farewells()[me].by == script.life
+        await later.leave(pause=True)
+
+
 async def test_a_wrong_name_makes_room_for_the_right_one(home: Make) -> None:
     async with asyncio.timeout(PATIENCE_S):
         a, b = home("a"), home("b")

@@ -14,6 +14,7 @@ from peer.config import Descriptor, JoinOptions
 from peer.daemon import store as stores
 from peer.daemon.store import Note, SessionFolder, Store, check_task
 from peer.errors import ConfigError, DataError, StateError
+from peer.events import Farewell
 
 KEY = bytes(range(16))
 SESSION = Descriptor(name="home", nonce="0" * 32, task="quadratic", algorithm="sgp")
@@ -45,6 +46,17 @@ def test_a_session_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     assert again.options == replace(options, task_file_text=None)
     assert again.task_file is not None
     assert again.task_file.read_text() == "x = 1\n"
+
+
+def test_farewells_come_back_and_damaged_ones_name_their_file(tmp_path: Path) -> None:
+    folder = Store(tmp_path).session(KEY, "home")
+    assert folder.farewells() == {}
+    folder.save_farewells({"p-a": Farewell(3, 7, 1, 2)})
+    assert folder.farewells() == {"p-a": Farewell(by=3, life=7, epoch=1, applied=2)}
+    for damage in ("[1]", '{"p-a": [1]}', '{"p-a": 1}', "{"):
+        (folder.path / "farewells.json").write_text(damage)
+        with pytest.raises(StateError, match=r"farewells\.json is damaged"):
+            folder.farewells()
 
 
 def test_nobody_else_may_read_keys_options_and_tasks(tmp_path: Path) -> None:

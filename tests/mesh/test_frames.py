@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.errors import RemoteError
-from peer.events import Ack, Goodbye, Key, Open, Opened, Probe, Record, Refuse, SponsorMe
+from peer.events import Ack, Farewell, Goodbye, Key, Open, Opened, Probe, Record, Refuse, SponsorMe
 from peer.mesh import frames
 from peer.mesh.frames import Attach, Begin, Chunk, End, WireFrame
 from peer.mesh.greeting import Greeting, Introduction, Signature, greeting_from_wire, greeting_to_wire
@@ -40,7 +40,13 @@ DELIVERY = st.sampled_from(["mass", "latest"])
 FRAMES = st.one_of(
     st.builds(Open, COUNT, COUNT, st.booleans()),
     st.builds(
-        Opened, COUNT, COUNT, COUNT, st.lists(st.binary(max_size=64), max_size=8).map(tuple), st.booleans()
+        Opened,
+        COUNT,
+        COUNT,
+        COUNT,
+        st.lists(st.binary(max_size=64), max_size=8).map(tuple),
+        st.booleans(),
+        st.none() | st.builds(Farewell, COUNT, COUNT, COUNT, COUNT),
     ),
     st.builds(Ack, COUNT, COUNT),
     st.builds(Refuse, COUNT, COUNT, LABEL),
@@ -53,7 +59,7 @@ CONTROLS = st.one_of(
     st.none(),
     st.builds(Probe, st.binary(max_size=64), st.lists(RECORDS, max_size=4).map(tuple)),
     st.builds(SponsorMe, COUNT),
-    st.builds(Goodbye, RECORDS, COUNT, COUNT, COUNT),
+    st.builds(Goodbye, RECORDS, COUNT, COUNT, COUNT, COUNT),
 )
 
 
@@ -151,6 +157,7 @@ def test_a_record_that_breaks_a_rule_is_refused(wrong: dict[str, object]) -> Non
         Opened(life=2**63, epoch=1, applied=1),
         Opened(life=1, epoch=2**63, applied=1),
         Opened(life=1, epoch=1, applied=2**63),
+        *(Opened(1, 1, 1, before=Farewell(*[2**63 if i == at else 1 for i in range(4)])) for at in range(4)),
         Ack(epoch=2**63, number=1),
         Ack(epoch=1, number=2**64 - 1),
         Refuse(epoch=2**63, number=1, reason=""),

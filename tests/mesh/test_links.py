@@ -13,6 +13,7 @@ from peer.events import (
     Disconnect,
     Dispose,
     Effect,
+    Farewell,
     ForLearner,
     Frame,
     Key,
@@ -239,6 +240,26 @@ def test_acknowledging_what_was_never_sent_is_a_breach_and_changes_nothing(frame
     assert len(links.ledger()) == 1
 
 
+@pytest.mark.parametrize(
+    ("before", "settled"),
+    [
+        (Farewell(3, 7, 1, 1), Acked),  # applied and handed on by the life that left
+        (Farewell(3, 7, 1, 0), Returned),
+        (Farewell(2, 7, 1, 1), Returned),  # of an earlier life than the one that answered
+        (Farewell(3, 6, 1, 1), Returned),  # of an earlier life of this learner
+        (Farewell(3, 7, 2, 1), Returned),  # of another epoch
+        (None, Returned),
+    ],
+)
+def test_a_new_life_repeats_what_the_goodbye_said(before: Farewell | None, settled: type[ToLearner]) -> None:
+    links = sender()
+    push(links)
+    links.stream_down("b", "out")
+    links.stream_up("b", "out")
+    effects = links.heard("b", "out", Opened(4, 1, 0, before=before), 0.0)
+    assert told(effects) == [settled("b", 1, 1), LinkDown("b", "out")]
+
+
 # --- receiver ----------------------------------------------------------------------------------------
 
 
@@ -335,6 +356,25 @@ def test_a_lost_life_sends_everything_unacknowledged_back_even_what_it_applied()
     assert links.learner_started(4) != []
     assert links.heard("a", "in", parcel(2), 0.0) == [Dispose(b"m")]
     assert links.taken("a", 1, 2) == []
+
+
+def test_who_comes_back_after_leaving_politely_still_stands_for_what_it_had_applied() -> None:
+    left = receiver()
+    left.heard("a", "in", parcel(1), 0.0)
+    left.taken("a", 1, 1)
+    last = Farewell(by=3, life=7, epoch=1, applied=1)
+    assert left.farewells(3) == {"a": last}
+    back = Links("b", left.farewells(3))
+    back.learner_started(4)
+    back.stream_up("a", "in")
+    assert frames(back.heard("a", "in", Open(7, 1), 0.0)) == [Opened(4, 1, 0, before=last)]
+    assert back.farewells(4) == {"a": last}
+    assert frames(back.learner_gone()) == [Refuse(1, 2, "its learner is gone")]  # 1 is still applied
+    back.learner_started(5)
+    assert frames(back.heard("a", "in", Open(7, 2), 0.0)) == [Opened(5, 2, 0, before=last)]
+    back.heard("a", "in", parcel(1, epoch=2), 0.0)
+    back.taken("a", 2, 1)
+    assert back.farewells(5) == {"a": Farewell(5, 7, 2, 1)}
 
 
 def test_a_written_off_sender_learns_what_was_applied_once_the_learner_has_decided() -> None:

@@ -168,6 +168,23 @@ def test_who_leaves_politely_takes_nothing_along(algorithm: str) -> None:
     assert all(len(d.node.members.view()) == 4 for d in r.alive())
 
 
+@pytest.mark.parametrize(
+    "seed", [2, 7]
+)  # with 2 a goodbye and an acknowledgement of its sender are both lost
+def test_who_pauses_and_comes_back_again_and_again_takes_and_brings_nothing(seed: int) -> None:
+    r, dice = together(home("sgp", weather=ROUGH, seed=seed), 6), random.Random(seed)
+    for _ in range(12):
+        peer = name(dice.randrange(6))
+        r.leave(peer, pause=True)
+        r.run(12.0, until=lambda p=peer: not r.devices[p].alive)  # type: ignore[misc]
+        r.run(dice.uniform(0.1, 3.0))
+        r.add(peer)
+        r.run(dice.uniform(3.0, 8.0))
+    r.run(60.0)
+    assert not [note for _, _, note in r.notes if "without confirmation" in note.text]
+    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+
+
 def test_who_is_killed_is_taken_for_dead_and_comes_back_as_a_new_life() -> None:
     r = together(home("difference-push"), 6)
     r.run(30.0)
