@@ -16,6 +16,7 @@ LONELY_S = (
     15.0  # without any other peerd heard until it is said; mDNS answers within 2 s, a Pi boots in 60 (guess)
 )
 ALONE_ROUNDS = 3  # rounds closed alone in a row until it is said: one may be a Wi-Fi stall (guess)
+STUCK_S, STUCK_ROUNDS = 30.0, 10.0  # a round that takes so long, and so many times the usual, is said (guess)
 LOW_BYTES = 1 << 18  # free on the state folder's disk: less holds no checkpoint of any built-in task
 
 
@@ -41,6 +42,7 @@ def of_session(session: SessionDriver, now: float) -> Iterator[str]:
         *_finding(session, now),
         *_others(session),
         *_learner(session),
+        *_stuck(session, now),
         *_rounds(session),
     ):
         yield f"{session.name}: {sentence}"
@@ -126,6 +128,18 @@ def _learner(session: SessionDriver) -> Iterator[str]:
             )
     elif session.learning.end is None and session.learning.scripted:
         yield f"the script that trained has ended; start it again, or run 'peerd join {session.name}'"
+
+
+def _stuck(session: SessionDriver, now: float) -> Iterator[str]:
+    node, usual_s, end = session.node, session.figures.round_s, session.learning.end
+    if node is None or usual_s is None or end is None:
+        return
+    at_learner_s = node.at_learner_s(now)
+    if at_learner_s > max(STUCK_S, STUCK_ROUNDS * usual_s):
+        yield (
+            f"the learner (pid {end.pid}) has worked on round {node.key.round} for {at_learner_s:.0f} s, and "
+            f"rounds took {usual_s:.1f} s before; is it stopped, short of memory, or waiting for its data?"
+        )
 
 
 def _rounds(session: SessionDriver) -> Iterator[str]:

@@ -169,6 +169,11 @@ class Node:
         """After Gone: what the next node here is to be made with."""
         return self.links.farewells(self.life)
 
+    def at_learner_s(self, now: float) -> float:
+        """For how long the open round has waited for this device's own learner, s; 0: it does not."""
+        its_turn = self._overdue or (self._pushed_at is None and self._held is None)
+        return now - self._opened_at if self._open and its_turn else 0.0
+
     @property
     def phase(self) -> str:
         return self.members.me.phase

@@ -78,6 +78,8 @@ class Puppet:
         self.commands: list[object] = []
         self.stopped = False
         self.training, self.changed = asyncio.Event(), asyncio.Event()
+        self._awake = asyncio.Event()
+        self._awake.set()
         self._signature = signature
         self._links: dict[str, int] = {}
         self._round: OpenRound | None = None
@@ -118,6 +120,13 @@ class Puppet:
     def report(self, **figures: Any) -> None:
         self.connection.send({"op": "report", **figures})
 
+    def freeze(self) -> None:
+        """Answer nothing until `thaw`, as under SIGSTOP."""
+        self._awake.clear()
+
+    def thaw(self) -> None:
+        self._awake.set()
+
     def close(self) -> None:
         self.connection.close()
 
@@ -131,6 +140,7 @@ class Puppet:
         try:
             while True:
                 frame, fd = await self.connection.receive()
+                await self._awake.wait()
                 if frame["op"] == "stop":
                     self.stopped = True
                 elif frame["op"] == "export":

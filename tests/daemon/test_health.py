@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
 
 import pytest
 
-from daemon.conftest import Home, NoChild, here, session
+from daemon.conftest import PATIENCE_S, Home, NoChild, here, session
+from daemon.test_sessions import pair, until
 from peer.daemon import health
 from peer.daemon.session import SessionDriver
 from peer.errors import NobodyFoundError
@@ -23,6 +26,10 @@ async def founded(make: Callable[[str], Home]) -> tuple[Home, SessionDriver]:
     await a.daemon.create(session(), here())
     assert said(a) == []
     return a, a.daemon.sessions["home"]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def said(home: Home) -> list[str]:
@@ -121,3 +128,24 @@ async def test_no_multicast_is_said_after_a_while_and_not_at_once(
     [sentence] = health.of_session(driver, late)
     assert "no multicast of any other peerd is heard" in sentence
     assert "--peer HOST:PORT" in sentence
+
+
+async def test_a_learner_that_stands_still_is_said_with_its_pid_and_the_usual_time(
+    home: Callable[[str], Home],
+) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, _, first, second = await pair(home)
+        await asyncio.gather(first.until(3), second.until(3))
+        driver = a.daemon.sessions["home"]
+        first.freeze()
+        await until(driver, lambda: driver.node is not None and driver.node.at_learner_s(now()) > 0.2)
+        assert driver.node is not None
+        assert driver.figures.round_s is not None
+        long = max(health.STUCK_S, health.STUCK_ROUNDS * driver.figures.round_s)
+        assert not any("has worked on round" in sentence for sentence in health.of_session(driver, now()))
+        stuck = [s for s in health.of_session(driver, now() + long) if "has worked on round" in s]
+        assert len(stuck) == 1
+        assert f"(pid {os.getpid()})" in stuck[0]  # this test attached it
+        first.thaw()
+        await first.until(first.rounds + 3)
+        assert not any("has worked on round" in s for s in health.of_session(driver, now() + 0.1 * long))
