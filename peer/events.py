@@ -146,16 +146,10 @@ class SponsorMe:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """I go, for good ("left") or for now ("paused").
-
-    Of your link to me (life, epoch) my learner's life `by` applied up to `applied`.
-    """
+    """I go, for good ("left") or for now ("paused"). last: what that means for your link to me."""
 
     record: Record
-    life: int = 0
-    epoch: int = 0
-    applied: int = 0
-    by: int = 0
+    last: Farewell
 
 
 Control = Probe | SponsorMe | Goodbye

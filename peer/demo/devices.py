@@ -148,19 +148,10 @@ class Device:
 
     async def peerd(self, arguments: list[str], extra: Mapping[str, str] | None = None) -> str:
         """Run a command for this device; what it prints. Raises DemoError with its error's sentence."""
-        process = await asyncio.create_subprocess_exec(
-            *[sys.executable, "-P", "-m", "cli.main", "--socket", str(self.socket), *arguments],
-            stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=clean_environment() | dict(extra or {}),
-        )  # fmt: skip
-        try:
-            printed, said = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            sentence = said.decode().strip().splitlines()[-1:] or ["it said nothing"]
-            raise DemoError(f"'peerd {arguments[0]}' on {self.name} failed: {sentence[0]}; see {self.log}")
+        command = ["cli.main", "--socket", str(self.socket), *arguments]
+        printed, problem = await run_module(command, clean_environment() | dict(extra or {}))
+        if problem is not None:
+            raise DemoError(f"'peerd {arguments[0]}' on {self.name} failed: {problem}; see {self.log}")
         return printed.decode()
 
     # --- how it goes -----------------------------------------------------------------------------------
@@ -226,3 +217,18 @@ def clean_environment() -> dict[str, str]:
     """This process's environment without its own peerd settings; one thread per device for torch."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PEERD_")}
     return environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+async def run_module(command: list[str], environment: Mapping[str, str]) -> tuple[bytes, str | None]:
+    """What `python -m COMMAND` prints; and if it fails, the last line of what it says of that."""
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-P", "-m", *command], stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environment
+    )
+    try:
+        printed, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    last = said.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
+    return printed, last[0] if process.returncode != 0 else None

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from peer.demo.devices import HURRY_S, STOP_S, Device, clean_environment
+from peer.demo.devices import HURRY_S, STOP_S, Device, clean_environment, run_module
 from peer.demo.progress import Progress
 from peer.demo.terms import LOCAL_STEPS, DemoError, Outcome, shards
 from peer.status import SessionStatus
@@ -108,18 +108,9 @@ async def _conclude(devices: Sequence[Device], rounds: int, progress: Progress) 
     before the final rounds."""
     progress.say("the session is finished; every device's final model is evaluated")
     files = [await device.export() for device in devices]
-    process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-P", "-m", "peer.demo.final", *map(str, files)],
-        stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=clean_environment(),
-    )  # fmt: skip
-    try:
-        printed, said = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        raise DemoError(f"evaluating failed: {said.decode().strip().splitlines()[-1:] or 'no reason'}")
+    printed, problem = await run_module(["peer.demo.final", *map(str, files)], clean_environment())
+    if problem is not None:
+        raise DemoError(f"evaluating failed: {problem}")
     for device, line in zip(devices, printed.splitlines(), strict=True):
         found = json.loads(line)
         if found["round"] < rounds:

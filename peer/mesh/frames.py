@@ -9,7 +9,7 @@ messages are built anew.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -214,10 +214,8 @@ def control_to_wire(control: Control | None) -> pb.ControlMessage:
             return pb.ControlMessage(probe=probe)
         case SponsorMe(life):
             return pb.ControlMessage(sponsor_me=pb.SponsorMe(life=life))
-        case Goodbye(record, life, epoch, applied, by):
-            goodbye = pb.Goodbye(
-                record=record_to_wire(record), life=life, epoch=epoch, applied=applied, by=by
-            )
+        case Goodbye(record, last):
+            goodbye = pb.Goodbye(record=record_to_wire(record), last=_farewell_to_wire(last))
             return pb.ControlMessage(goodbye=goodbye)
         case None:
             return pb.ControlMessage(nothing=pb.Nothing())
@@ -245,11 +243,16 @@ def _goodbye(goodbye: pb.Goodbye, src: PeerId) -> Goodbye:
     record = record_from_wire(goodbye.record)
     if record.peer != src:
         raise RemoteError(f"a goodbye in the name of {record.peer}")
-    life, epoch, by = (
-        _count(number, name)
-        for number, name in ((goodbye.life, "life"), (goodbye.epoch, "epoch"), (goodbye.by, "life"))
-    )
-    return Goodbye(record, life, epoch, _count(goodbye.applied, "number"), by)
+    return Goodbye(record, _farewell(goodbye.last))
+
+
+def _farewell(said: pb.Farewell) -> Farewell:
+    life, epoch = _count(said.life, "life"), _count(said.epoch, "epoch")
+    return Farewell(_count(said.by, "life"), life, epoch, _count(said.applied, "number"))
+
+
+def _farewell_to_wire(last: Farewell) -> pb.Farewell:
+    return pb.Farewell(by=last.by, life=last.life, epoch=last.epoch, applied=last.applied)
 
 
 # --- frames of a link ----------------------------------------------------------------------------------
@@ -277,7 +280,7 @@ def frame_to_wire(frame: WireFrame) -> pb.LinkFrame:
             opened = pb.Opened(life=life, epoch=epoch, applied=applied, replicas=replicas)
             opened.bases.extend(bases[:MAX_BASES])
             if before is not None:
-                opened.before.CopyFrom(pb.Farewell(**asdict(before)))
+                opened.before.CopyFrom(_farewell_to_wire(before))
             return pb.LinkFrame(opened=opened)
         case Ack(epoch, number):
             return pb.LinkFrame(ack=pb.Ack(epoch=epoch, number=number))
@@ -334,8 +337,3 @@ def _opened(opened: pb.Opened) -> Opened:
     life, epoch = _count(opened.life, "life"), _count(opened.epoch, "epoch")
     before = _farewell(opened.before) if opened.HasField("before") else None
     return Opened(life, epoch, _count(opened.applied, "number"), bases, opened.replicas, before)
-
-
-def _farewell(said: pb.Farewell) -> Farewell:
-    life, epoch = _count(said.life, "life"), _count(said.epoch, "epoch")
-    return Farewell(_count(said.by, "life"), life, epoch, _count(said.applied, "number"))

@@ -128,9 +128,9 @@ class Links:
         """A new epoch on request, once what was sent is settled."""
         return self._out[dst].renew() if dst in self._out else []
 
-    def goodbye(self, peer: PeerId, life: int, epoch: int, applied: int, by: int) -> list[Effect]:
-        """`peer` goes; of my link (life, epoch) its learner's life `by` has applied up to `applied`."""
-        effects = self._out[peer].goodbye(life, epoch, applied, by) if peer in self._out else []
+    def goodbye(self, peer: PeerId, last: Farewell) -> list[Effect]:
+        """`peer` goes, and says how far it has applied the link to it."""
+        effects = self._out[peer].goodbye(last) if peer in self._out else []
         return effects + (self._in[peer].goodbye() if peer in self._in else [])
 
     def write_off(self, peer: PeerId) -> list[Effect]:
@@ -188,9 +188,13 @@ class Links:
         return frozenset(src for src, link in self._in.items() if link.hand is not None)
 
     def applied(self, src: PeerId) -> tuple[int, int, int]:
-        """(life, epoch, applied) for the Goodbye to `src`; zeros when it never opened a link to here."""
+        """(life, epoch, number) of the last parcel applied; zeros when `src` never opened a link to here."""
         link = self._in.get(src)
         return (link.life, link.epoch, max(link.applied, 0)) if link else (0, 0, 0)
+
+    def farewell(self, src: PeerId, by: int) -> Farewell:
+        """The last word of this node's learner `by` to `src`."""
+        return self._in[src].farewell(by) if src in self._in else Farewell(by, 0, 0, 0)
 
     def farewells(self, by: int) -> dict[PeerId, Farewell]:
         """What is to be remembered when learner `by` has left politely: how far each in-link was applied."""

@@ -450,9 +450,9 @@ class Node:
                 self._compare_views(peer, view, now)
             case SponsorMe(life):
                 self._sponsor(peer, life, now)
-            case Goodbye(record, life, epoch, applied, by):
+            case Goodbye(record, last):
                 if record.peer == peer:
-                    self._absorb(self.links.goodbye(peer, life, epoch, applied, by), now)
+                    self._absorb(self.links.goodbye(peer, last), now)
                     self._merge([record], now)
                     self._note("said goodbye", peer=peer, state=record.state)
 
@@ -667,10 +667,8 @@ class Node:
         )
         for record in self.members.alive():
             if record.peer != self.me:
-                life, epoch, applied = self.links.applied(record.peer)
-                self._effects.append(
-                    Tell(record.peer, Goodbye(self.members.me, life, epoch, applied, self.life))
-                )
+                last = self.links.farewell(record.peer, self.life)
+                self._effects.append(Tell(record.peer, Goodbye(self.members.me, last)))
         self._effects.append(Gone(reason))
 
     # --- small words -----------------------------------------------------------------------------

@@ -179,11 +179,11 @@ class OutLink:
         fields: dict[str, object] = {"peer": self.dst, "epoch": frame.epoch, "reason": frame.reason}
         return [Note("link refused", fields), *self._settle(frame.number - 1), *self._restart()]
 
-    def goodbye(self, life: int, epoch: int, applied: int, by: int) -> list[Effect]:
-        mine = (self.own.life, self.epoch)
-        if not self.active or (self.bound and ((life, epoch) != mine or by != self.bound)):
+    def goodbye(self, last: Farewell) -> list[Effect]:
+        mine = (last.life, last.epoch) == (self.own.life, self.epoch)
+        if not self.active or (self.bound and not (mine and last.by == self.bound)):
             return []  # not about this epoch, or not of the life that has answered it since: late
-        return [*self._settle(applied if (life, epoch) == mine else 0), *self._restart()]
+        return [*self._settle(last.applied if mine else 0), *self._restart()]
 
     def write_off(self) -> list[Effect]:
         """Nothing is refunded: the learner is told Acked, so that it forgets and un-applies nothing."""

@@ -140,18 +140,24 @@ class SponsorMe(_message.Message):
     def __init__(self, life: _Optional[int] = ...) -> None: ...
 
 class Goodbye(_message.Message):
-    __slots__ = ("record", "life", "epoch", "applied", "by")
+    __slots__ = ("record", "last")
     RECORD_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    record: Record
+    last: Farewell
+    def __init__(self, record: _Optional[_Union[Record, _Mapping]] = ..., last: _Optional[_Union[Farewell, _Mapping]] = ...) -> None: ...
+
+class Farewell(_message.Message):
+    __slots__ = ("by", "life", "epoch", "applied")
+    BY_FIELD_NUMBER: _ClassVar[int]
     LIFE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
-    BY_FIELD_NUMBER: _ClassVar[int]
-    record: Record
+    by: int
     life: int
     epoch: int
     applied: int
-    by: int
-    def __init__(self, record: _Optional[_Union[Record, _Mapping]] = ..., life: _Optional[int] = ..., epoch: _Optional[int] = ..., applied: _Optional[int] = ..., by: _Optional[int] = ...) -> None: ...
+    def __init__(self, by: _Optional[int] = ..., life: _Optional[int] = ..., epoch: _Optional[int] = ..., applied: _Optional[int] = ...) -> None: ...
 
 class Nothing(_message.Message):
     __slots__ = ()
@@ -210,18 +216,6 @@ class Opened(_message.Message):
     replicas: bool
     before: Farewell
     def __init__(self, life: _Optional[int] = ..., epoch: _Optional[int] = ..., applied: _Optional[int] = ..., bases: _Optional[_Iterable[bytes]] = ..., replicas: _Optional[bool] = ..., before: _Optional[_Union[Farewell, _Mapping]] = ...) -> None: ...
-
-class Farewell(_message.Message):
-    __slots__ = ("by", "life", "epoch", "applied")
-    BY_FIELD_NUMBER: _ClassVar[int]
-    LIFE_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    APPLIED_FIELD_NUMBER: _ClassVar[int]
-    by: int
-    life: int
-    epoch: int
-    applied: int
-    def __init__(self, by: _Optional[int] = ..., life: _Optional[int] = ..., epoch: _Optional[int] = ..., applied: _Optional[int] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("epoch", "number", "generation", "round", "phase", "delivery", "length")

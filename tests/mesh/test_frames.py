@@ -36,6 +36,7 @@ RECORDS = st.builds(
     task_digest=st.binary(max_size=64),
 )
 KEYS = st.builds(Key, generation=ROUND, round=ROUND, phase=st.integers(0, 1))
+FAREWELLS = st.builds(Farewell, COUNT, COUNT, COUNT, COUNT)
 DELIVERY = st.sampled_from(["mass", "latest"])
 FRAMES = st.one_of(
     st.builds(Open, COUNT, COUNT, st.booleans()),
@@ -46,7 +47,7 @@ FRAMES = st.one_of(
         COUNT,
         st.lists(st.binary(max_size=64), max_size=8).map(tuple),
         st.booleans(),
-        st.none() | st.builds(Farewell, COUNT, COUNT, COUNT, COUNT),
+        st.none() | FAREWELLS,
     ),
     st.builds(Ack, COUNT, COUNT),
     st.builds(Refuse, COUNT, COUNT, LABEL),
@@ -59,7 +60,7 @@ CONTROLS = st.one_of(
     st.none(),
     st.builds(Probe, st.binary(max_size=64), st.lists(RECORDS, max_size=4).map(tuple)),
     st.builds(SponsorMe, COUNT),
-    st.builds(Goodbye, RECORDS, COUNT, COUNT, COUNT, COUNT),
+    st.builds(Goodbye, RECORDS, FAREWELLS),
 )
 
 
@@ -168,9 +169,10 @@ def test_a_record_that_breaks_a_rule_is_refused(wrong: dict[str, object]) -> Non
         Begin(1, 1, Key(round=2**32), "mass", 1),
         Begin(1, 1, Key(phase=2), "mass", 1),
         SponsorMe(life=2**63),
-        Goodbye(Record(A, 1, 1), life=2**63),
-        Goodbye(Record(A, 1, 1), epoch=2**63),
-        Goodbye(Record(A, 1, 1), applied=2**63),
+        *(
+            Goodbye(Record(A, 1, 1), Farewell(*[2**63 if i == at else 1 for i in range(4)]))
+            for at in range(4)
+        ),
     ],
     ids=str,
 )
@@ -195,7 +197,7 @@ def test_strings_are_fit_for_a_terminal() -> None:
 
 
 def test_nobody_says_goodbye_for_another() -> None:
-    goodbye = frames.control_to_wire(Goodbye(Record(B, 1, 1)))
+    goodbye = frames.control_to_wire(Goodbye(Record(B, 1, 1), Farewell(0, 0, 0, 0)))
     with pytest.raises(RemoteError, match="in the name of"):
         frames.control_from_wire(goodbye, A)
     hello = greeting_to_wire(Greeting(A, 1, b"", Introduction(replace(Record(B, 1, 1)))))

@@ -148,18 +148,16 @@ def test_refuse_names_the_first_number_that_is_not_applied(number: int, settled:
 @pytest.mark.parametrize(
     ("said", "settled"),
     [
-        ((7, 1, 0, 3), [Returned("b", 1, 1), LinkDown("b", "out")]),
-        ((7, 1, 1, 3), [Acked("b", 1, 1), LinkDown("b", "out")]),
+        (Farewell(3, 7, 1, 0), [Returned("b", 1, 1), LinkDown("b", "out")]),
+        (Farewell(3, 7, 1, 1), [Acked("b", 1, 1), LinkDown("b", "out")]),
     ]
     # of another life or epoch of the link; of a life of the receiver before the one that has answered
-    + [(late, []) for late in [(6, 1, 0, 3), (7, 0, 0, 3), (0, 0, 0, 3), (7, 1, 0, 2)]],
+    + [(Farewell(*late), []) for late in [(3, 6, 1, 0), (3, 7, 0, 0), (3, 0, 0, 0), (2, 7, 1, 0)]],
 )
-def test_a_goodbye_settles_the_epoch_it_names(
-    said: tuple[int, int, int, int], settled: list[ToLearner]
-) -> None:
+def test_a_goodbye_settles_the_epoch_it_names(said: Farewell, settled: list[ToLearner]) -> None:
     links = sender()
     push(links)
-    assert told(links.goodbye("b", *said)) == settled
+    assert told(links.goodbye("b", said)) == settled
     assert len(links.ledger()) == (not settled)
 
 
@@ -397,7 +395,7 @@ def test_leaving_applies_nothing_more_than_what_is_in_hand() -> None:
 
 def test_after_a_goodbye_the_link_ends_with_its_stream() -> None:
     links = receiver()
-    links.goodbye("a", 0, 0, 0, 0)
+    links.goodbye("a", Farewell(0, 0, 0, 0))
     assert told(links.heard("a", "in", parcel(1), 0.0)) == [Deliver("a", 1, 1, Key(), b"m")]
     assert told(links.stream_down("a", "in")) == [LinkDown("a", "in")]
 

@@ -22,6 +22,7 @@ from peer.events import (
     Disconnect,
     Dispose,
     Effect,
+    Farewell,
     ForLearner,
     Frame,
     Key,
@@ -97,7 +98,7 @@ class Net:
         self.uids = 0
         self.injected = self.lost = 0
         self.order: dict[tuple[str, int, int], int] = {}  # (src, its life, receiver's life) -> last uid
-        self.goodbyes: list[tuple[str, str, int, int, int, int]] = []
+        self.goodbyes: list[tuple[str, str, Farewell]] = []
         self.breaches: list[Note] = []
         self.sent_latest: dict[tuple[str, str], int] = {}
         self.written_off: set[int] = set()
@@ -300,12 +301,12 @@ class Net:
         assert not links.in_hand()
         for peer in self.names:
             if peer != me:
-                self.goodbyes.append((me, peer, *links.applied(peer), learner.life))
+                self.goodbyes.append((me, peer, links.farewell(peer, learner.life)))
         self.crash(me)
 
     def hear_goodbye(self, index: int) -> None:
-        me, peer, life, epoch, applied, by = self.goodbyes.pop(index)
-        self.perform(peer, self.links[peer].goodbye(me, life, epoch, applied, by))
+        me, peer, last = self.goodbyes.pop(index)
+        self.perform(peer, self.links[peer].goodbye(me, last))
 
     def write_off(self, me: str, peer: str) -> None:
         for item in self.links[me].ledger():

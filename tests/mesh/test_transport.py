@@ -23,6 +23,7 @@ from peer.errors import NobodyFoundError, PeerdError, PortError, RemoteError, Us
 from peer.events import (
     Ack,
     Direction,
+    Farewell,
     FrameHeard,
     Goodbye,
     Key,
@@ -359,7 +360,7 @@ async def test_a_probe_told_while_one_is_heard_is_its_answer() -> None:
 
 async def test_a_goodbye_goes_out_before_the_transport_stops() -> None:
     async with pair() as (a, b):
-        goodbye = Goodbye(replace(a.introduction.record, state="left"), 1, 2, 3)
+        goodbye = Goodbye(replace(a.introduction.record, state="left"), Farewell(4, 1, 2, 3))
         a.transport.tell(b.id, goodbye)
         await a.transport.stop()
         await b.until(Told(a.id, goodbye))
@@ -787,7 +788,8 @@ async def test_a_member_cannot_speak_for_another() -> None:
         await a.transport.hello(b.address)
         before = list(b.events)
         claims = grpc.aio.Metadata(("peerd-id", a.id))
-        goodbye = control_to_wire(Goodbye(replace(a.introduction.record, state="left"))).SerializeToString()
+        said = Goodbye(replace(a.introduction.record, state="left"), Farewell(0, 0, 0, 0))
+        goodbye = control_to_wire(said).SerializeToString()
         async with raw_channel(mallory, b) as channel:
             for metadata, request in ((claims, goodbye), (stranger_metadata(mallory), goodbye)):
                 with pytest.raises(grpc.aio.AioRpcError):
