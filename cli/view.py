@@ -38,8 +38,9 @@ def session_lines(session: SessionStatus) -> list[str]:
     )
     progress = f"round {figure(session.round)}, loss {figure(session.loss)}{metrics}"
     less = f" ({times(session.reduction)} less than dense)" if session.reduction is not None else ""
+    weight = f", weight {session.weight:.3g}" if session.weight is not None else ""
     cost = (
-        f"{count(session.members, 'member')}, sent {size(session.bytes_sent)}{less}, "
+        f"{count(session.members, 'member')}{weight}, sent {size(session.bytes_sent)}{less}, "
         f"received {size(session.bytes_received)}"
     )
     pace = (

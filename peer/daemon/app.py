@@ -141,7 +141,13 @@ class Daemon:
             if is_new:
                 folder.forget()
             raise
-        return await self._wait_for_link(driver, options.timeout_s, say)
+        try:
+            return await self._wait_for_link(driver, options.timeout_s, say)
+        except UsageError:
+            if folder.descriptor is None:  # the key is of a session with another name
+                await self._drop(driver)
+                folder.forget()
+            raise
 
     async def leave(self, name: str, forget: bool) -> None:
         """Hand over, say goodbye, and keep checkpoint and key unless told to forget."""
@@ -166,7 +172,8 @@ class Daemon:
     def status(self, name: str | None) -> DeviceStatus:
         """The whole of `peerd status --json`."""
         if name is not None and name not in self.sessions:
-            raise unknown(name)
+            folder = self._folder(name)
+            raise not_running(self._spoilt.get(folder.path, folder))
         now = self._loop.time()
         chosen = [driver for key, driver in sorted(self.sessions.items()) if name in (None, key)]
         sentences = [*health.of_device(self.store.folder)]
@@ -196,7 +203,7 @@ class Daemon:
             status = driver.status() if driver is not None else None
             rows.append({
                 "name": folder.note.name, "id": described.id if described is not None else None,
-                "state": status.state if status is not None else "left",
+                "state": status.state if status is not None else _state_on_disk(folder),
                 "members": status.members if status is not None else None,
                 "known": True, "seen": driver is not None and driver.has_met(),
             })  # fmt: skip
@@ -379,6 +386,20 @@ def unknown(name: str) -> UnknownSessionError:
     return UnknownSessionError(
         f"this device knows no session '{name}'; 'peerd sessions' lists those it knows"
     )
+
+
+def not_running(folder: SessionFolder) -> PeerdError:
+    """Why there is no status of a session that is on disk."""
+    name = folder.note.name
+    if folder.problem:
+        return UnknownSessionError(folder.problem)
+    if folder.note.finished:
+        return finished(name)
+    return UnknownSessionError(f"this device has left session '{name}'; 'peerd join {name}' takes part again")
+
+
+def _state_on_disk(folder: SessionFolder) -> str:
+    return "stopped" if folder.note.finished else "left"
 
 
 def finished(name: str) -> UsageError:

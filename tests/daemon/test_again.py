@@ -112,6 +112,9 @@ async def test_a_finished_session_says_so_before_and_after_a_restart(home: Make)
         await again.daemon.resume()
         with pytest.raises(UsageError, match="is finished"):
             await again.daemon.join("home", None, here(), quiet)
+        with pytest.raises(UsageError, match="is finished"):
+            again.daemon.status("home")
+        assert [row["state"] for row in await again.daemon.known_and_seen() if row["known"]] == ["stopped"]
 
 
 async def test_a_session_that_has_ended_is_taken_up_by_a_driver_of_its_own(home: Make) -> None:
@@ -144,12 +147,13 @@ async def test_what_was_applied_before_a_pause_is_still_known_after_it(home: Mak
         await later.leave(pause=True)
 
 
-async def test_a_wrong_name_makes_room_for_the_right_one(home: Make) -> None:
+async def test_a_wrong_name_leaves_nothing_and_the_right_one_joins(home: Make) -> None:
     async with asyncio.timeout(PATIENCE_S):
         a, b = home("a"), home("b")
         key = await a.daemon.create(session(), here())
         with pytest.raises(UsageError, match="'home', not 'house'"):
             await b.daemon.join("house", key, here(peers=(port(a),)), quiet)
+        assert (b.daemon.sessions, b.daemon.store.sessions()) == ({}, [])
         joining = asyncio.create_task(b.daemon.join("home", key, here(peers=(port(a),)), quiet))
         await until(a.daemon.sessions["home"], lambda: knows(b))
         assert set(b.daemon.sessions) == {"home"}
@@ -213,6 +217,8 @@ async def test_one_damaged_session_keeps_no_other_from_being_taken_up(home: Make
     health = "\n".join(again.daemon.status(None).health)
     assert "'peerd leave worn --forget'" in health
     assert str(folders["torn"]) in health
+    with pytest.raises(UnknownSessionError, match="cannot be taken up from"):
+        again.daemon.status("worn")
     await again.daemon.leave("worn", forget=True)
     assert "worn" not in "\n".join(again.daemon.status(None).health)
 

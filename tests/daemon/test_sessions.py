@@ -95,7 +95,7 @@ async def test_one_that_leaves_hands_its_weight_over_and_is_gone(home: Make) -> 
         await asyncio.gather(first.until(3), second.until(3))
         await ask(b.socket, "leave", name="home", forget=False)
         await until(a.daemon.sessions["home"], lambda: first.weight == pytest.approx(1.0))
-        with pytest.raises(UnknownSessionError):
+        with pytest.raises(UnknownSessionError, match="has left session 'home'; 'peerd join home'"):
             await ask(b.socket, "status", name="home")
         listed, _ = await ask(b.socket, "sessions")
         [row] = [row for row in listed["sessions"] if row["known"]]
