@@ -1,11 +1,13 @@
-"""Writing a file so that a power cut leaves the old one or the new one, never a part. Standard library
-only."""
+"""Writing a file so that a power cut leaves the old one or the new one, never a part. A leaf."""
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
+
+from peer.errors import StateError
 
 
 def atomic_write(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
@@ -34,3 +36,15 @@ def atomic_write(path: Path, data: bytes | memoryview, mode: int = 0o600) -> Non
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def cannot_write(path: Path, error: OSError) -> StateError:
+    """What to tell the user about a file that could not be written."""
+    remedy = {
+        errno.ENOSPC: "free some space there, or name another folder with --state",
+        errno.EDQUOT: "the disk quota is used up; free some of it, or name another folder with --state",
+        errno.EROFS: "the disk is read-only: check it (a worn-out SD card turns itself read-only)",
+        errno.EACCES: f"make it writable for user {os.getuid()}, or name another folder with --state",
+    }
+    known = remedy.get(error.errno or 0, "or name another folder with --state")
+    return StateError(f"cannot write {path}: {error.strerror or error}; {known}")

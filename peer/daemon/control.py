@@ -18,8 +18,9 @@ from pathlib import Path
 
 from peer.config import Descriptor, JoinOptions
 from peer.daemon.app import Daemon
-from peer.daemon.store import cannot_write, make_folder
+from peer.daemon.store import make_folder
 from peer.errors import ConfigError, PeerdError, UsageError
+from peer.files import cannot_write
 from peer.local import PROTOCOL, Connection, Frame, check_path, error_frame
 from peer.places import SYSTEM_SOCKET
 from peer.version import VERSION

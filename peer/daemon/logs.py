@@ -17,7 +17,7 @@ from collections import deque
 from contextvars import ContextVar
 from pathlib import Path
 
-from peer.daemon.store import cannot_write
+from peer.files import cannot_write
 
 KEPT_LINES = 2000  # for `logs`
 FILE_BYTES, FILES = 1 << 20, 3  # on an SD card; guess

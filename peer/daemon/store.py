@@ -19,7 +19,6 @@ the file and the remedy.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -36,7 +35,7 @@ from typing import Any
 from peer.config import Descriptor, JoinOptions
 from peer.errors import ConfigError, DataError, PeerdError, StateError
 from peer.events import Farewell, PeerId
-from peer.files import atomic_write
+from peer.files import atomic_write, cannot_write
 from peer.keys import KEY_BYTES
 
 MAX_DEVICE_NAME = 64  # characters, as peer/mesh/membership.py allows
@@ -272,17 +271,6 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}; does it belong to this user?") from error
-
-
-def cannot_write(path: Path, error: OSError) -> StateError:
-    """What to tell the user about a file that could not be written."""
-    remedy = {
-        errno.ENOSPC: "free some space there, or name another folder with --state",
-        errno.EROFS: "the disk is read-only: check it (a worn-out SD card turns itself read-only)",
-        errno.EACCES: f"make it writable for user {os.getuid()}, or name another folder with --state",
-    }
-    known = remedy.get(error.errno or 0, "or name another folder with --state")
-    return StateError(f"cannot write {path}: {error.strerror or error}; {known}")
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

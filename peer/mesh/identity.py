@@ -16,8 +16,6 @@ import base64
 import datetime
 import hashlib
 import logging
-import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
 from peer.errors import RemoteError, StateError
+from peer.files import atomic_write, cannot_write
 from peer.keys import KEY_BYTES
 
 log = logging.getLogger(__name__)
@@ -243,27 +242,9 @@ def read_private(path: Path) -> bytes:
 
 def write_private(path: Path, data: bytes, replace: bool = True) -> None:
     """Write with mode 0600, whole or not at all. With `replace` off an existing file stays as it is."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if replace or not path.exists():
-                temporary.rename(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        if replace or not path.exists():
+            atomic_write(path, data)
     except OSError as error:
-        raise StateError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise cannot_write(path, error) from error

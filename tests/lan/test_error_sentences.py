@@ -187,7 +187,7 @@ def test_a_state_folder_that_is_full_is_73(network: Network) -> None:
     disk(network, a, "64k")
     fill(network, a)
     refused = a.peerd("daemon")
-    one_line(refused, 73, str(a.state))
+    one_line(refused, 73, str(a.state), "free some space")
 
 
 def test_a_disk_that_fills_up_is_a_health_sentence(network: Network) -> None:
