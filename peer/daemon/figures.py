@@ -101,6 +101,10 @@ class Figures:
             self.round_s = took if self.round_s is None else self.round_s + ROUND_GAIN * (took - self.round_s)
         self._closed_at = now
 
+    def interrupted(self) -> None:
+        """The learner is gone: the time until the next one's first round is not a round's."""
+        self._closed_at = None
+
     def status(
         self, now: float, descriptor: Descriptor | None, node: Node | None, transport: Transport
     ) -> dict[str, Any]:

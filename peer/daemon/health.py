@@ -16,7 +16,7 @@ LONELY_S = (
     15.0  # without any other peerd heard until it is said; mDNS answers within 2 s, a Pi boots in 60 (guess)
 )
 ALONE_ROUNDS = 3  # rounds closed alone in a row until it is said: one may be a Wi-Fi stall (guess)
-STUCK_S, STUCK_ROUNDS = 30.0, 10.0  # a round that takes so long, and so many times the usual, is said (guess)
+STUCK_S, STUCK_ROUNDS = 60.0, 10.0  # a round that takes so long, and so many times the usual, is said (guess)
 LOW_BYTES = 1 << 18  # free on the state folder's disk: less holds no checkpoint of any built-in task
 
 

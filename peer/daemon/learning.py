@@ -97,6 +97,7 @@ class Learning:
             self._lost("another learner takes its place")
 
     def _lost(self, reason: str) -> None:
+        self._figures.interrupted()
         self.end = self.signature = None
         self._owner.learner_lost(reason)
 
@@ -146,11 +147,15 @@ class Learning:
             self._owner.feed(ready)
 
     async def fits(self, peer: PeerId) -> bool:
-        """Is the model of this member, which trains, known to be like ours? Asks it where that is unknown."""
-        said = self._owner.transport.introduction(peer)
-        if said is None or said.signature is None:
+        """Is the model of this member, which trains, known to be like ours? It is asked anew unless it is."""
+        if not self._is_like_ours(peer):  # it began to train, or with another model, after its last Hello
             await self._owner.transport.refresh(peer)
-        return self.check_model()
+        return self.check_model() and self._is_like_ours(peer)
+
+    def _is_like_ours(self, peer: PeerId) -> bool:
+        said, mine = self._owner.transport.introduction(peer), self.signature
+        theirs = said.signature if said is not None else None
+        return mine is not None and theirs is not None and theirs.sha256 == mine.sha256
 
     def check_model(self) -> bool:
         """Is this model like those that the members train? If not, the session has failed here."""

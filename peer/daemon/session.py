@@ -270,8 +270,10 @@ class SessionDriver:
             self._note_progress(self.node)
 
     async def _ask_for_mass(self, ask: Tell) -> None:
-        """Of a member whose model is like ours: one that began to train since its Hello is asked again."""
-        if await self.learning.fits(ask.peer):
+        """Of a member whose model is like ours."""
+        fits, node = await self.learning.fits(ask.peer), self.node
+        still = node is not None and node.phase == "seeking" and ask.message == SponsorMe(node.life)
+        if fits and still:
             perform(ask, self.transport)
 
     def _command(self, command: ToLearner) -> None:
@@ -332,7 +334,7 @@ class SessionDriver:
     def _start_over(self) -> None:
         """A new node waits for the next learner: a script has left, or the founder's learner is lost."""
         assert self.node is not None
-        me = self.node.members.me
+        me, farewells = self.node.members.me, self.node.farewells()
         self.transport.disconnect_all()  # streams that stay would never be told to the new node
         for effect in self.node.links.learner_gone():
             if isinstance(effect, Dispose):
@@ -340,7 +342,7 @@ class SessionDriver:
         self._me, self._gone = replace(me, state="alive", incarnation=me.incarnation + 1), None
         others = [record for record in self.node.members.alive() if record.peer != me.peer]
         terms = replace(self.node.terms, founder=self.folder.note.founder)
-        self.node = Node(self._me, terms, self.node.farewells())
+        self.node = Node(self._me, terms, farewells)
         for record in others:
             self.feed(Met(record))
 
@@ -357,6 +359,8 @@ class SessionDriver:
 
     def take_up(self) -> None:
         """Train with this device's own learner again, if nobody does: the script that did has ended."""
+        if self._attaching.locked():
+            return  # a script is about to train here
         if self.descriptor is not None and self.failure is None and self.learning.end is None:
             self.learning.scripted = False
             self.learning.supervisor.start()
@@ -364,10 +368,11 @@ class SessionDriver:
     async def attach(self, connection: Connection, end: LearnerEnd) -> None:
         """Serve a learner until its connection ends. Raises UsageError when there is nothing to learn."""
         session_name.set(self.name)
+        self._check_attachable(end)  # a child that is not wanted any more must not wait: it is waited for
         async with self._attaching:
-            self._check_attachable()
+            self._check_attachable(end)
             await self.learning.make_way(end)
-            descriptor = self._check_attachable()  # making way takes its time
+            descriptor = self._check_attachable(end)  # making way takes its time
         task = self.folder.task_file
         welcome = {
             "op": "attached",
@@ -379,12 +384,16 @@ class SessionDriver:
         }
         await self.learning.serve(connection, end, welcome)
 
-    def _check_attachable(self) -> Descriptor:
+    def _check_attachable(self, end: LearnerEnd) -> Descriptor:
+        """Raises UsageError when there is nothing for this learner to learn."""
         if self.failure is not None:
             raise self.failure
-        if self.descriptor is None or self._gone is not None:
-            state = "waits for a first member" if self._gone is None else f"is {self.state}"
+        if self.descriptor is None or self._gone is not None or self._leaving is not None:
+            state = "waits for a first member" if self.descriptor is None else f"is {self.state}"
+            state = "is being left" if self._leaving is not None and self._gone is None else state
             raise UsageError(f"session '{self.name}' {state}; 'peerd join {self.name}' takes it up")
+        if end.child and self.learning.scripted:
+            raise UsageError(f"a script trains in '{self.name}' in this learner's place")
         return self.descriptor
 
     def _longest_parcel(self) -> int:

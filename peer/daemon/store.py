@@ -193,9 +193,11 @@ class SessionFolder:
         if not path.exists():
             return {}
         try:
-            kept = json.loads(read(path))
-            return {str(peer): Farewell(*map(int, last)) for peer, last in kept.items()}
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            kept = {str(peer): Farewell(*map(int, last)) for peer, last in json.loads(read(path)).items()}
+            if not all(0 <= number < 1 << 63 for last in kept.values() for number in astuple(last)):
+                raise ValueError("a number is out of range")
+            return kept
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StateError(f"{path} is damaged ({error}); delete it") from error
 
     def forget(self) -> None:

@@ -137,6 +137,7 @@ class Node:
         self._open = False
         self._pushed_at: float | None = None
         self._opened_at = 0.0
+        self._stood_s = 0.0  # of the open round, for which this device stood still
         self._overdue = False  # the learner has been told to close this round as it is
         self._at_learner: dict[tuple[PeerId, int, int], Key] = {}  # parcels it has not answered yet
         self._pushes: dict[Key, float] = {}
@@ -171,8 +172,9 @@ class Node:
 
     def at_learner_s(self, now: float) -> float:
         """For how long the open round has waited for this device's own learner, s; 0: it does not."""
-        its_turn = self._overdue or (self._pushed_at is None and self._held is None)
-        return now - self._opened_at if self._open and its_turn else 0.0
+        held = self._held is not None and any(map(self.links.unacked, self._held.dsts))
+        its_turn = self._overdue or (self._pushed_at is None and not held)
+        return now - self._opened_at - self._stood_s if self._open and its_turn else 0.0
 
     @property
     def phase(self) -> str:
@@ -345,7 +347,7 @@ class Node:
             phase = FINAL
         self.key = Key(self.key.generation, self.key.round, phase)
         self._open, self._pushed_at, self._opened_at, self._overdue = True, None, now, False
-        self._held = None
+        self._held, self._stood_s = None, 0.0
         self._announce_round(now)
 
     def _announce_round(self, now: float) -> None:
@@ -394,7 +396,7 @@ class Node:
                 if not self.links.unacked(dst):
                     self._acks.came(dst, now - self._held_at)
         self._held = None
-        self.patience.worked(now - self._opened_at)
+        self.patience.worked(now - self._opened_at - self._stood_s)
         self._pushed_at = self._pushes[key] = now
         self._pushes = dict(list(self._pushes.items())[-32:])
         self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view
@@ -597,6 +599,7 @@ class Node:
         gap, self._ticked_at = now - self._ticked_at, now
         if gap > STALL_S and math.isfinite(gap):
             self.members.stalled(gap)
+            self._stood_s += gap
             self._note("this device stood still", "warning", seconds=round(gap, 1))
         for peer in self.members.silent(now):
             self._note("is silent: taken for dead", "warning", peer=peer)

@@ -56,6 +56,9 @@ async def test_a_script_is_told_when_its_mass_is_taken_and_another_learner_takes
         assert script.weight == 0.0
         assert not driver.transport._keepers, "the new node begins without links"
         await until(driver, lambda: driver.learning.end is None)
+        with pytest.raises(UsageError, match="in this learner's place"):
+            await Puppet.attach(b.socket, "home")
+        driver.take_up()
         again = await Puppet.attach(b.socket, "home")
         await again.until(3)
     assert first.weight > 0
@@ -137,6 +140,7 @@ async def test_what_was_applied_before_a_pause_is_still_known_after_it(home: Mak
         me, driver = a.daemon.device.key.id, b.daemon.sessions["home"]
         script = await Puppet.attach(b.socket, "home", child=False)
         assert driver.node is not None
+        assert driver.node.farewells() == driver.folder.farewells()
         assert driver.node.farewells()[me].by == child.life
         await script.until(3)
         await driver.leave(pause=True)

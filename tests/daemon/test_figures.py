@@ -42,6 +42,16 @@ def test_a_round_counts_one_model_per_local_step_and_link(tmp_path: Path) -> Non
     assert (shown.bytes_dense_exchanges, shown.bytes_dense) == (2 * MODEL, 2 * 16 * MODEL)
 
 
+def test_the_time_without_a_learner_is_not_a_rounds(tmp_path: Path) -> None:
+    numbers = figures(tmp_path)
+    for round_, at in enumerate((0.0, 0.5, 1.0)):
+        numbers.closed(Closed(Key(round=round_), (), 1.0), at)
+    numbers.interrupted()
+    for round_, at in enumerate((3600.0, 3600.5)):
+        numbers.closed(Closed(Key(round=3 + round_), (), 1.0), at)
+    assert numbers.round_s == pytest.approx(0.5)
+
+
 def test_a_link_that_carried_nothing_does_not_count(tmp_path: Path) -> None:
     shown, key = figures(tmp_path), Key(0, 3)
     shown.commanded(opened(key, "p-a", "p-b"))

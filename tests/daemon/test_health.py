@@ -13,9 +13,10 @@ from daemon.test_sessions import pair, until
 from peer.daemon import health
 from peer.daemon.session import SessionDriver
 from peer.errors import NobodyFoundError
-from peer.events import Met, Record, Rejected
+from peer.events import Held, Holds, Met, Push, Pushed, Ready, Record, Rejected, Tick
 from peer.keys import format_key, new_key
 from peer.mesh.discovery import Sighting
+from peer.mesh.node import Node, Terms
 
 PEER, OTHER = "p-" + 26 * "a", "p-" + 26 * "b"
 
@@ -149,3 +150,31 @@ async def test_a_learner_that_stands_still_is_said_with_its_pid_and_the_usual_ti
         first.thaw()
         await first.until(first.rounds + 3)
         assert not any("has worked on round" in s for s in health.of_session(driver, now() + 0.1 * long))
+
+
+def training() -> Node:
+    """One that has opened a round with another device."""
+    node = Node(Record(PEER, 1, 1 << 20), Terms("complete", 0, founder=True))
+    node.handle(Ready((1 << 20) + 1), 0.0)
+    node.handle(Holds((), 1.0), 0.0)
+    node.handle(Met(Record(OTHER, 1, 1 << 20, phase="training", life=9, weight=1.0)), 0.0)
+    node.handle(Tick(), 0.0)
+    return node
+
+
+def test_a_round_is_at_the_learner_until_it_is_pushed_or_held_for_a_neighbor() -> None:
+    node = training()
+    assert node.at_learner_s(50.0) == 50.0
+    node.handle(Held(node.key, (OTHER,)), 1.0)
+    assert node.at_learner_s(50.0) == 50.0  # nothing is out to there any more, and the learner knows
+    node.handle(Push(OTHER, 1, node.key, b"m"), 1.0)
+    assert node.at_learner_s(50.0) == 0.0
+    node.handle(Pushed(node.key), 2.0)
+    assert node.at_learner_s(50.0) == 0.0
+
+
+def test_time_for_which_the_whole_device_stood_still_is_not_the_learners() -> None:
+    node = training()
+    for now in (0.25, 0.5, 120.5):
+        node.handle(Tick(), now)
+    assert node.at_learner_s(121.0) == pytest.approx(1.0)

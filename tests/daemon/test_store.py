@@ -53,7 +53,8 @@ def test_farewells_come_back_and_damaged_ones_name_their_file(tmp_path: Path) ->
     assert folder.farewells() == {}
     folder.save_farewells({"p-a": Farewell(3, 7, 1, 2)})
     assert folder.farewells() == {"p-a": Farewell(by=3, life=7, epoch=1, applied=2)}
-    for damage in ("[1]", '{"p-a": [1]}', '{"p-a": 1}', "{"):
+    far = '{"p-a": [-1, 1, 1, 1]}', '{"p-a": [1e30, 1, 1, 1]}', '{"p-a": [Infinity, 1, 1, 1]}'
+    for damage in ("[1]", '{"p-a": [1]}', '{"p-a": 1}', "{", *far):
         (folder.path / "farewells.json").write_text(damage)
         with pytest.raises(StateError, match=r"farewells\.json is damaged"):
             folder.farewells()
