@@ -12,7 +12,7 @@ import logging
 import os
 import resource
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,16 +40,13 @@ from peer.local import Connection, Frame
 from peer.mesh.discovery import Discovery, Sighting
 from peer.mesh.identity import Device
 from peer.shared_buffer import SharedBuffer
-from peer.status import DeviceStatus
+from peer.status import DeviceStatus, SessionStatus
 from peer.version import VERSION
 
 log = logging.getLogger(__name__)
 
 LOOK_AROUND_S = 2.0  # a browser hears the others within 0.1 to 1.2 s (platform measurement)
 EXPORT_S = 30.0  # the learner answers from its link thread, which never waits for a step (guess)
-LEARNER_S = (
-    120.0  # for a learner to attach and show its model, after a member was found: torch on a Pi (guess)
-)
 _FLAGS = {"task_file_text": "--task", "peers": "--peer", "interfaces": "--interface"}
 Say = Callable[[str], None]
 
@@ -173,30 +170,39 @@ class Daemon:
         """The whole of `peerd status --json`."""
         if name is not None and name not in self.sessions:
             folder = self._folder(name)
+            if folder.note.finished:
+                return self._of_device((), (over(folder),))
             raise not_running(self._spoilt.get(folder.path, folder))
         now = self._loop.time()
         chosen = [driver for key, driver in sorted(self.sessions.items()) if name in (None, key)]
-        sentences = [*health.of_device(self.store.folder)]
+        sentences: list[str] = []
+        finished_ones = []
         if name is None:
             sentences += [folder.problem for folder in self._spoilt.values() if folder.path.exists()]
+            kept = [folder for folder in self.store.sessions() if folder.note.name not in self.sessions]
+            finished_ones = [over(folder) for folder in kept if folder.note.finished]
         for driver in chosen:
             sentences += health.of_session(driver, now)
+        return self._of_device(sentences, [*(driver.status() for driver in chosen), *finished_ones])
+
+    def _of_device(self, sentences: Iterable[str], sessions: Iterable[SessionStatus]) -> DeviceStatus:
         return DeviceStatus(
             peer=self.device.key.id,
             device=self.device.name,
             version=VERSION,
             pid=os.getpid(),
-            uptime_s=now - self._started_at,
+            uptime_s=self._loop.time() - self._started_at,
             rss_mb=rss_mb(),
-            health=tuple(dict.fromkeys(sentences)),
-            sessions=tuple(driver.status() for driver in chosen),
+            health=tuple(dict.fromkeys([*health.of_device(self.store.folder), *sentences])),
+            sessions=tuple(sessions),
         )
 
     async def known_and_seen(self) -> list[Frame]:
         """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known
         here. A daemon that runs no session listens for LOOK_AROUND_S first."""
         rows: list[Frame] = []
-        foreign = None if self.sessions else await look_around(self.device.key.id)
+        foreign = set() if self.sessions else await look_around(self.device.key.id)
+        strangers: set[tuple[str, PeerId]] | None = None
         for folder in self.store.sessions():
             driver = self.sessions.get(folder.note.name)
             described = folder.descriptor
@@ -207,8 +213,11 @@ class Daemon:
                 "members": status.members if status is not None else None,
                 "known": True, "seen": driver is not None and driver.has_met(),
             })  # fmt: skip
-            if driver is not None:  # a stranger to one session may be a member of another
-                foreign = driver.finder.foreign if foreign is None else foreign & driver.finder.foreign
+            if driver is not None:  # what is strange to one session may be announced for another
+                unknown_here = driver.finder.strangers.items()
+                strangers = set(unknown_here) if strangers is None else strangers & unknown_here
+        if strangers is not None:
+            foreign = {peer for _, peer in strangers}
         if foreign:
             rows.append({
                 "name": None, "id": None, "state": None, "members": len(foreign),
@@ -326,7 +335,6 @@ class Daemon:
             if driver.has_met() and driver.descriptor is not None and not found:
                 found = True
                 say("found a member; the learner is starting")
-                deadline = max(deadline, self._loop.time() + LEARNER_S)
             driver.changed.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(0.25, max(0.0, deadline - self._loop.time()))):
@@ -371,9 +379,10 @@ def nobody(driver: SessionDriver, timeout_s: float) -> PeerdError:
             f"'{driver.name}' yet; start the device that created it (the session stays, and waits for it)"
         )
     if driver.has_met():
+        starting = "" if driver.learning.end is not None else ", for the learner here is still starting"
         return NobodyFoundError(
-            f"a member of '{driver.name}' was found and no link came up within {timeout_s:.0f} s; the "
-            f"session stays and goes on trying, 'peerd status {driver.name}' says how it is"
+            f"a member of '{driver.name}' was found and no link came up within {timeout_s:.0f} s{starting}; "
+            f"the session stays and goes on trying, 'peerd status {driver.name}' says how it is"
         )
     tried = "".join(f"; {address}: {problem}" for address, problem in sorted(finder.unanswered.items()))
     return NobodyFoundError(
@@ -388,13 +397,22 @@ def unknown(name: str) -> UnknownSessionError:
     )
 
 
+def over(folder: SessionFolder) -> SessionStatus:
+    """A session whose rounds are all done, as far as the disk knows it."""
+    known = folder.descriptor
+    if known is None:
+        return SessionStatus(folder.note.name, state="stopped")
+    return SessionStatus(
+        folder.note.name, known.id, known.algorithm, known.topology, known.task, "stopped",
+        local_steps=known.local_steps,
+    )  # fmt: skip
+
+
 def not_running(folder: SessionFolder) -> PeerdError:
     """Why there is no status of a session that is on disk."""
     name = folder.note.name
     if folder.problem:
         return UnknownSessionError(folder.problem)
-    if folder.note.finished:
-        return finished(name)
     return UnknownSessionError(f"this device has left session '{name}'; 'peerd join {name}' takes part again")
 
 

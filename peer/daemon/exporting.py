@@ -46,7 +46,7 @@ def _has_checkpoint(folder: Path) -> bool:
 
 async def _convert(name: str, folder: Path, target: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "peer.learner.export", str(folder), str(target),
+        sys.executable, "-P", "-m", "peer.learner.export", str(folder), str(target), name,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

@@ -31,8 +31,8 @@ class Greeter(Protocol):
 
 
 class Finder:
-    """One session's search. met(peer): is this peer a live member? `foreign`: peerd devices seen whose
-    beacon is not this session's. `unanswered`: by address, why a --peer is not met. `wrong_key`: addresses
+    """One session's search. met(peer): is this peer a live member? `strangers`: whose announcements are not
+    of this session, by their nonce. `unanswered`: by address, why a --peer is not met. `wrong_key`: addresses
     that refused the key."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Finder:
         met: Callable[[PeerId], bool],
         learn: Callable[..., None],
     ) -> None:
-        self.foreign: set[PeerId] = set()
+        self.strangers: dict[str, PeerId] = {}
         self.other_versions: dict[PeerId, int] = {}
         self.unanswered: dict[str, str] = {}
         self.wrong_key: set[str] = set()
@@ -52,6 +52,11 @@ class Finder:
         self._learn = learn
         self._hellos: dict[PeerId, asyncio.Task[None]] = {}
         self._dialers: list[asyncio.Task[None]] = []
+
+    @property
+    def foreign(self) -> set[PeerId]:
+        """The peerd devices that announce something else than this session."""
+        return set(self.strangers.values())
 
     def start(self) -> None:
         self._dialers = [asyncio.create_task(self._keep_dialing(address)) for address in self._peers]
@@ -66,8 +71,8 @@ class Finder:
         """An announcement was heard: say Hello to a member not met yet, remember a stranger."""
         peer = sighting.peer
         if not sighting.ours:
-            if len(self.foreign) < MAX_FOREIGN:
-                self.foreign.add(peer)
+            if len(self.strangers) < MAX_FOREIGN:
+                self.strangers[sighting.nonce] = peer
             return
         if sighting.protocol > PROTOCOL_MAX:
             self.other_versions[peer] = sighting.protocol  # Hello may still find a version in common

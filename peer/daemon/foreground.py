@@ -196,22 +196,23 @@ class View:
 
 
 def summary(status: SessionStatus) -> list[str]:
-    """Round, loss, metrics, links, bytes, reduction, members: what matters most comes first, and a state only
+    """Round, loss, metrics, bytes, reduction, links, members: what matters most comes first, and a state only
     if it is not training."""
     parts: list[str] = [] if status.state == "training" else [status.state]
     if status.round is not None:
         parts.append(f"round {status.round}")
     if status.loss is not None:
-        parts.append(f"loss {status.loss:.3g}")
+        parts.append(f"loss {status.loss:.2g}")
     parts += [f"{name} {value:.3g}" for name, value in sorted(status.metrics.items())]
+    if status.bytes_sent:
+        sent = status.bytes_sent / 1e6
+        small, large = f"sent {1000 * sent:.0f} kB", f"sent {sent:{'.0f' if sent >= 100 else '.3g'}} MB"
+        parts.append(small if sent < 1 else large)
+    if status.reduction is not None:
+        parts.append(f"{status.reduction:.0f}x less")
     if status.members is not None:
         alive = sum(link.state == "alive" for link in status.links)
         parts.append(f"{alive} link{'' if alive == 1 else 's'}")
-    if status.bytes_sent:
-        sent = status.bytes_sent / 1e6
-        parts.append(f"sent {sent:.0f} MB" if sent >= 100 else f"sent {sent:.3g} MB")
-    if status.reduction is not None:
-        parts.append(f"{status.reduction:.0f}x less")
     if status.members is not None:
         parts.append(f"{status.members} device{'' if status.members == 1 else 's'}")
     return [f"{status.name}: {parts[0] if parts else status.state}", *parts[1:]]

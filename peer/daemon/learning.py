@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from peer.mesh.transport import Transport
 
 log = logging.getLogger(__name__)
 
+LOG_S = 1.0  # between two lines about rounds (guess)
 ADMIT_S = 5.0  # to hear the members' model signatures before a learner may be seated (guess)
 
 
@@ -52,6 +54,7 @@ class Learning:
         self.scripted = False
         self.signature: Signature | None = None
         self.wanted = True  # False from the session's end on: a child that dies stays dead
+        self._logged_at = -math.inf
         self._owner = owner
         self._figures = figures
         self.supervisor = supervisor(self._on_death)
@@ -111,11 +114,18 @@ class Learning:
             self._figures.pushed(event)
         if isinstance(event, Closed):
             self._figures.closed(event, self._loop.time())
+            self._log_round(event)
+        self._owner.feed(event)
+
+    def _log_round(self, event: Closed) -> None:
+        """One line a second at the most: small models alone do hundreds of rounds in it."""
+        now = self._loop.time()
+        if now - self._logged_at >= LOG_S:
+            self._logged_at = now
             heard = ",".join(event.heard) or "nobody"
             log.info(
                 "round closed", extra={"peer": heard, "round": event.key.round, "loss": self._figures.loss}
             )
-        self._owner.feed(event)
 
     def on_report(self, frame: Frame) -> None:
         self._figures.report(frame, self._loop.time())

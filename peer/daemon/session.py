@@ -9,13 +9,14 @@ its clock."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import random
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peer.config import Descriptor
@@ -58,6 +59,7 @@ from peer.status import SessionState, SessionStatus
 log = logging.getLogger(__name__)
 
 GONE_S = 30.0  # for leaving politely: the node gives up on the hand-over by itself after 10 s
+DRIVER_BITS = 24  # changes of its record that one driver may tell: a change a second for half a year (guess)
 ALONE_ROUNDS = 3  # closed alone in a row: shown as "alone"
 PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel taken (fp64, twice over)
 
@@ -65,12 +67,13 @@ PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel t
 @dataclass(frozen=True, slots=True)
 class ThisDevice:
     """Who drives: its key, its name for people, how often its daemon has started, and how learners are
-    started."""
+    started. drivers: counts them, so that each outranks what an earlier one said of itself."""
 
     key: Device
     name: str
     boot: int
     supervisor: Callable[[str, Callable[[int], bool]], Supervisor]
+    drivers: Iterator[int] = field(default_factory=itertools.count)
 
 
 class SessionDriver:
@@ -91,7 +94,8 @@ class SessionDriver:
         self.started_at = self._loop.time()
         identity = SessionIdentity(folder.key, device.key, folder.path)
         self._beacon_key = identity.beacon_key
-        self._me = Record(device.key.id, device.boot, device.boot << 20, device=device.name)
+        incarnation = (device.boot << 20) + (next(device.drivers) << DRIVER_BITS)
+        self._me = Record(device.key.id, device.boot, incarnation, device=device.name)
         self.figures = Figures(folder.path)
         rng = random.Random(f"{device.key.id} {device.boot}")
         intake = Intake(self._longest_parcel, SharedBuffer.create)
@@ -201,7 +205,9 @@ class SessionDriver:
             rounds=descriptor.rounds,
             founder=self.folder.note.founder,
         )
-        self.node = Node(replace(self._me, incarnation=0), terms, self._farewells())
+        me = replace(self._me, incarnation=self._me.incarnation + 1)
+        self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it
+        self.node = Node(me, terms, self._farewells())
         self.learning.supervisor.start()
 
     def _consider(self, met: Met) -> None:

@@ -45,11 +45,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def main(arguments: list[str]) -> int:
     """Write the export; returns the exit code."""
     try:
-        if len(arguments) != 2:
-            raise UsageError("expected CHECKPOINT OUT.safetensors")
-        source, target = Path(arguments[0]), Path(arguments[1])
+        if len(arguments) != 3:
+            raise UsageError("expected CHECKPOINT OUT.safetensors SESSION")
+        source, target, session = Path(arguments[0]), Path(arguments[1]), arguments[2]
         found = read_checkpoint(source)
-        data = exported(found.model, found.signature, found.session, found.round, found.algorithm)
+        data = exported(found.model, found.signature, session, found.round, found.algorithm)
         try:
             atomic_write(target, data, 0o644)
         except OSError as error:

@@ -476,10 +476,12 @@ class Node:
                     self._gossip(record.peer)
 
     def _gossip(self, peer: PeerId, *, everything: bool = False) -> None:
-        """A sign of life, with this node's own record or all records, as far as the peer lacks them."""
+        """A sign of life, with this node's own record or all records, as far as the peer lacks them: its own
+        as well, so that it can outrank what is known of it, where that is newer than what it says.
+        """
         told = self._told.setdefault(peer, {})
         records = self.members.records() if everything else [self.members.me]
-        news = [r for r in records if r.peer != peer and told.get(r.peer) != (r.boot, r.incarnation)]
+        news = [r for r in records if told.get(r.peer) != (r.boot, r.incarnation)]
         told.update({r.peer: (r.boot, r.incarnation) for r in news})
         self._effects.append(Tell(peer, Probe(self.members.digest(), tuple(news))))
 

@@ -115,8 +115,9 @@ async def test_a_finished_session_says_so_before_and_after_a_restart(home: Make)
         await again.daemon.resume()
         with pytest.raises(UsageError, match="is finished"):
             await again.daemon.join("home", None, here(), quiet)
-        with pytest.raises(UsageError, match="is finished"):
-            again.daemon.status("home")
+        for name in ("home", None):
+            [shown] = again.daemon.status(name).sessions
+            assert (shown.name, shown.state, shown.algorithm) == ("home", "stopped", "sgp")
         assert [row["state"] for row in await again.daemon.known_and_seen() if row["known"]] == ["stopped"]
 
 

@@ -71,11 +71,11 @@ def joining(key: str | None, **changes: object) -> foreground.Request:
 def test_a_row_has_the_most_important_words_that_it_has_room_for() -> None:
     parts = summary(TRAINING)
     assert fitted(parts, 79) == (
-        "home: round 1234, loss 0.213, accuracy 0.953, 2 links, sent 12.5 MB, 476x less"
+        "home: round 1234, loss 0.21, accuracy 0.953, sent 12.5 MB, 476x less, 2 links"
     )
-    assert fitted(parts, 40) == "home: round 1234, loss 0.213"
+    assert fitted(parts, 40) == "home: round 1234, loss 0.21"
     assert fitted(parts, 8) == "home: ro"
-    assert fitted(parts, 200).endswith("476x less, 3 devices")
+    assert fitted(parts, 200).endswith("476x less, 2 links, 3 devices")
     assert summary(SessionStatus("home", "i", state="waiting"))[0] == "home: waiting"
 
 
@@ -86,7 +86,7 @@ async def test_what_is_overwritten_is_never_wider_than_the_terminal(
     async with asyncio.timeout(PATIENCE_S):
         a = home("a")
         running = asyncio.create_task(foreground.run(a.daemon, creation()))
-        await shows(screen, "loss 0.213")
+        await shows(screen, "loss 0.21")
         a.daemon.stopping.set()
         await running
     rows = [row for row in screen.getvalue().split(ERASE) if not row.endswith("\n")]

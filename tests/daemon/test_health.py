@@ -113,7 +113,7 @@ async def test_strangers_that_do_not_know_the_key_are_counted(home: Callable[[st
     a = home("a")
     with pytest.raises(NobodyFoundError):
         await a.daemon.join("home", format_key(new_key()), here(timeout_s=0.0), lambda text: None)
-    a.daemon.sessions["home"].finder.foreign |= {PEER, OTHER}
+    a.daemon.sessions["home"].finder.strangers |= {"one": PEER, "other": OTHER}
     [sentence] = said(a)
     assert sentence.startswith("home: 2 peerd device(s) are seen and none recognises this key")
     assert "'peerd key'" in sentence
