@@ -75,13 +75,17 @@ class Namespace:
             except OSError:
                 continue  # gone meanwhile, or somebody else's
 
-    def close(self) -> None:
-        """Kill what still runs in here, by pid, and let the namespaces go."""
+    def kill_all(self) -> None:
+        """SIGKILL to everything that runs in here, by pid."""
         for pid in list(self.processes()):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+    def close(self) -> None:
+        """Kill what still runs in here, and let the namespaces go."""
+        self.kill_all()
         self._holder.communicate()
 
 

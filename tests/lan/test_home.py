@@ -168,15 +168,16 @@ def test_one_that_is_killed_is_missed_shown_dead_and_comes_back(home: Network) -
 def test_after_a_power_cut_they_resume_from_the_best_checkpoint(home: Network) -> None:
     assert all(session["checkpoint_age_s"] is not None for session in sessions(home))
     everyone = devices(home)
-    for device in everyone:
-        device.kill()
+    home.power_cut()
+    kept = [path.name for device in everyone for path in device.state.glob("sessions/*/ckpt-*.peerd")]
+    best = max(int(name.removeprefix("ckpt-").removesuffix(".peerd")) for name in kept)
     home.start(*everyone)
     home.wait("all six train after the power cut", lambda: everyone_trains(home, 6))
     said = "this device has the best checkpoint and begins"
     began = [line for device in everyone for line in device.log.read_text().splitlines() if said in line]
     assert len(began) == 1, "exactly one begins, the others join it"
     resumed = int(began[0].rpartition("round=")[2])
-    assert resumed > 10, "it begins where it was, not anew"
+    assert resumed == best > 10, f"it begins where it was, not anew and not with another of {kept}"
     home.wait("they go on from there", lambda: all((s["round"] or 0) > resumed for s in sessions(home)))
     for device in everyone:
         first = home.wait(f"{device.name} knows something again", lambda d=device: accuracy(d))

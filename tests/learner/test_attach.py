@@ -13,7 +13,7 @@ from torch import nn
 from learner.daemon_stand_in import StandIn, descriptor, signature_of
 from peer.errors import DataError, DivergedError, StateError
 from peer.events import Closed, Found, Holds, Key, OpenRound, Ready
-from peer.learner import attach, link
+from peer.learner import attach, checkpoint, link
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder
 from peer.learner.flat import FlatModel
@@ -68,6 +68,23 @@ def test_one_exchange_every_local_steps(tmp_path: Path) -> None:
     daemon.wait_for(lambda: closed(daemon) == [0, 1])
     assert script.swarm.round == 1
     assert script.swarm.steps == 6
+
+
+def test_checkpoints_are_written_while_it_trains_and_not_at_every_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(tmp_path, StandIn(descriptor(local_steps=1)))
+    script.swarm.begin()
+    script.steps(3)
+    kept = CheckpointFolder(tmp_path).load()[0]
+    assert kept is not None
+    assert kept.round == 0, "the one of the beginning, a minute is not over"
+    monkeypatch.setattr(checkpoint, "EVERY_S", 0.0)
+    script.steps(1)
+    kept = CheckpointFolder(tmp_path).load()[0]
+    assert kept is not None
+    assert kept.round == 3
+    assert torch.equal(kept.model, torch.full((4,), -0.5))
 
 
 def test_alone_in_lockstep_training_is_plain_sgd(tmp_path: Path) -> None:
