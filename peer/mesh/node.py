@@ -85,6 +85,7 @@ REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed;
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
 CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
+OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
@@ -143,6 +144,8 @@ class Node:
         self._pushes: dict[Key, float] = {}
         self._expected: frozenset[PeerId] = frozenset()
         self._heard: dict[PeerId, Key] = {}
+        self._heard_at: dict[PeerId, float] = {}
+        self._openings: list[float] = []  # of the last rounds, s
         self._view: tuple[PeerId, ...] = ()
         self._seen = -1  # the members' version that _view is of
         self._seeking_since = math.inf
@@ -264,7 +267,7 @@ class Node:
         self.links.holds(event.bases, event.replicas)
         self._absorb(self.links.learner_started(event.life), now)
         self._seeking_since, self._asked, self.key, self.life = now, {}, Key(), event.life
-        self._heard = {}  # rounds may go backwards
+        self._heard, self._heard_at = {}, {}  # rounds may go backwards
         self._publish(phase="seeking", life=event.life, round=event.round)
         if self._founder and event.round < 0 and not self.company:
             self._found(resume=False)
@@ -348,6 +351,7 @@ class Node:
         self.key = Key(self.key.generation, self.key.round, phase)
         self._open, self._pushed_at, self._opened_at, self._overdue = True, None, now, False
         self._held, self._stood_s = None, 0.0
+        self._openings = [*self._openings[-OPENINGS + 1 :], now]
         self._announce_round(now)
 
     def _announce_round(self, now: float) -> None:
@@ -380,13 +384,13 @@ class Node:
 
     def _next_key(self) -> Key:
         """The round after this one; when far behind the others, the one they are at."""
-        behind = 8 + 2 * topology.cycle(
-            self.terms.topology, len(self._view)
-        )  # guess: never in healthy lockstep
-        heard = sorted(self._heard[p].round for p in self._view if p in self._heard)
+        cycle = topology.cycle(self.terms.topology, len(self._view))
+        since = self._openings[-cycle:][0]  # what is older says where they were, not where they are
+        heard = sorted(self._heard[p].round for p in self._view if self._heard_at.get(p, -math.inf) >= since)
         ahead = heard[(len(heard) - 1) // 2] if heard else 0  # the median: no single member sets the pace
         round_ = self.key.round + 1
-        return Key(self.key.generation, ahead if ahead > round_ + behind else round_)
+        far = 8 + 2 * cycle  # guess: never in healthy lockstep
+        return Key(self.key.generation, ahead if ahead > round_ + far else round_)
 
     def _pushed(self, key: Key, now: float) -> None:
         if key != self.key or not self._open:
@@ -561,10 +565,13 @@ class Node:
     def _took(self, src: PeerId, key: Key, now: float) -> None:
         """The learner has accepted a message of this round from `src`."""
         self._heard[src] = max(key, self._heard.get(src, Key(-1)))
+        self._heard_at[src] = now
         if key <= self.key:
             pushed = self._pushes.get(key)
             if pushed is not None:
-                self.patience.came(src, now - pushed)
+                cycle = topology.cycle(self.terms.topology, len(self._view))
+                if key.round >= self.key.round - cycle:  # one further behind is not worth so long a wait
+                    self.patience.came(src, now - pushed)
             elif key == self.key:
                 self.patience.came(src, 0.0)
         else:

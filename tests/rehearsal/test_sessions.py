@@ -116,9 +116,18 @@ def test_sums_are_exact_under_loss_duplication_and_delay(algorithm: str) -> None
     assert r.frames_lost > 100
 
 
-def test_one_create_and_fifteen_joins_train_like_sixteen_that_started_together() -> None:
-    joined = together(home("sgp"), 16, gap_s=2.0)
-    r = home("sgp")
+EACH = pytest.mark.parametrize(
+    ("algorithm", "compression", "error"),  # of the worst device in the end; one alone stays 3.5 away
+    [("sgp", "", 0.15), ("difference-push", "", 0.15), ("sparse-push", "topk=25%", 1.0)],
+)
+
+
+@EACH
+def test_one_create_and_fifteen_joins_train_like_sixteen_that_started_together(
+    algorithm: str, compression: str, error: float
+) -> None:
+    joined = together(home(algorithm, compression=compression), 16, gap_s=2.0)
+    r = home(algorithm, compression=compression)
     for i in range(16):
         r.add(name(i), founder=True)  # sixteen of weight one
     for rehearsal in (joined, r):
@@ -126,13 +135,16 @@ def test_one_create_and_fifteen_joins_train_like_sixteen_that_started_together()
     assert sum(d.exchange.algorithm.weight for d in joined.alive()) == pytest.approx(1.0, rel=0.2)
     assert joined.mass()[1] == pytest.approx(1.0, rel=1e-9)
     assert r.mass()[1] == pytest.approx(16.0, rel=1e-9)
-    assert worst_error(joined, target(16)) < 1.5 * worst_error(r, target(16)) < 0.5
+    assert worst_error(joined, target(16)) < 1.2 * worst_error(r, target(16)) < 1.2 * error
 
 
-def test_a_hundred_crashes_with_rejoins_train_like_sixteen_that_never_crashed() -> None:
-    calm = together(home("sgp", seed=5), 16)
+@EACH
+def test_a_hundred_crashes_with_rejoins_train_like_sixteen_that_never_crashed(
+    algorithm: str, compression: str, error: float
+) -> None:
+    calm = together(home(algorithm, seed=5, compression=compression), 16)
     calm.run(300.0)
-    r = together(home("sgp", seed=5), 16)
+    r = together(home(algorithm, seed=5, compression=compression), 16)
     dice, crashes, meanwhile = random.Random(7), 0, []
     while crashes < 100:
         r.run(dice.uniform(2.0, 8.0))
@@ -146,14 +158,14 @@ def test_a_hundred_crashes_with_rejoins_train_like_sixteen_that_never_crashed() 
         if down and dice.random() < 0.8:
             r.add(dice.choice(down))
     late = sorted(meanwhile[len(meanwhile) // 2 :])
-    assert late[len(late) // 2] < 0.5  # of the median device, while devices crash and come
+    assert late[len(late) // 2] < error + 0.45  # of the median device, while devices crash and come
     for peer in [peer for peer, d in r.devices.items() if not d.alive]:
         r.add(peer)
     r.run(300.0)
     assert len(r.alive()) == 16
     assert all(d.node.phase == "training" for d in r.alive())
-    assert worst_error(calm, target(16)) < 0.15
-    assert worst_error(r, target(16)) < 0.15  # a device alone stays 3.5 away
+    assert worst_error(calm, target(16)) < error
+    assert worst_error(r, target(16)) < error
 
 
 @pytest.mark.parametrize("algorithm", ["sgp", "difference-push", "sparse-push"])
@@ -244,6 +256,20 @@ def test_a_straggler_is_waited_for_and_a_hung_device_is_not() -> None:
     before = r.devices[name(0)].node.key.round
     r.run(120.0)
     assert r.devices[name(0)].node.key.round > before + 60
+
+
+@pytest.mark.parametrize("topology", ["exponential", "ring"])
+def test_a_device_that_stood_still_goes_on_at_the_round_the_others_are_at(topology: str) -> None:
+    r = together(home(topology=topology), 16)
+    r.run(40.0)
+    slow = r.devices[name(3)]
+    r._step_s = lambda peer: 100.0 if peer == slow.peer else 1.0
+    r.run(2.0)
+    r._step_s = lambda peer: 1.0
+    r.run(130.0)
+    others = min(d.node.key.round for d in r.alive() if d is not slow)
+    assert others > 100
+    assert others - slow.node.key.round < 16
 
 
 def test_a_device_that_cannot_be_dialed_still_has_links() -> None:
