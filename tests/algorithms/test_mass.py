@@ -66,7 +66,7 @@ GRAPHS: list[Callable[[int], Graph]] = [
     lockstep=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=8)
+@settings(max_examples=max(8, settings.default.max_examples // 100))
 def test_sums_change_by_local_updates_alone(
     kind: str, n: int, graph: Callable[[int], Graph], late: float, lockstep: bool, seed: int
 ) -> None:

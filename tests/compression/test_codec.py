@@ -135,7 +135,7 @@ def test_truncated_and_lengthened_messages_are_refused(case, data):
 
 
 @given(LAYOUTS, DTYPES, st.integers(0, 4), st.binary(max_size=300))
-@settings(max_examples=300)
+@settings(max_examples=max(300, settings.default.max_examples))
 def test_random_bodies_are_refused_or_sound(layout, dtype, kind, junk):
     head = HEAD.pack(b"pd", 1, 0, 0, 0, 16, 0, 1.0, 0) + BODY.pack(kind, layout.d)
     accepted(head + junk, layout, dtype)

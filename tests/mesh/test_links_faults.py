@@ -1,7 +1,7 @@
 """A network of Links objects under faults: nothing is applied twice, nothing is lost, nothing hangs.
 
 Streams break and lose what is on them, each end notices on its own; learners crash and restart; whole devices
-reboot; goodbyes are said and arrive late. Between every node and its learner lie two queues, so that pushes
+reboot; goodbyes are said and arrive late; frames come twice or change places. Between every node and its learner lie two queues, so that pushes
 cross link changes. Payload buffers are counted: each is disposed of once, and none while a learner reads it.
 """
 
@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.events import (
@@ -375,7 +375,8 @@ class Faults:
         src, dst = self.random.choice(self.pairs)
         direction: Direction = self.random.choice(("out", "in"))
         faults = [self.reconnect, self.push_and_break, self.cut, self.restart, self.reboot, self.leave]
-        faults += [self.unwant, self.renew, self.write_off, self.goodbye, self.reject]
+        faults += [self.unwant, self.renew, self.write_off, self.goodbye, self.reject, self.duplicate]
+        faults += [self.reorder]
         match self.random.randrange(10 + self.calm):
             case 0:
                 self.random.choice(faults)(src, dst)
@@ -396,6 +397,21 @@ class Faults:
             case _:
                 self.net.hear((src, dst, direction))
         self.net.check()
+
+    def duplicate(self, src: str, dst: str) -> None:
+        """The next frame comes twice."""
+        for queue in self.queues(src, dst):
+            queue.appendleft(queue[0])
+
+    def reorder(self, src: str, dst: str) -> None:
+        """The next two frames of a stream change places."""
+        for queue in self.queues(src, dst):
+            first = queue.popleft()
+            queue.insert(1, first)
+
+    def queues(self, src: str, dst: str) -> list[deque[Frame]]:
+        stream = self.net.ends.get((src, dst, "out"))
+        return [queue for queue in stream.queues.values() if queue] if stream is not None else []
 
     def reject(self, src: str, dst: str) -> None:
         self.net.learn(dst, reject=True)
@@ -485,7 +501,6 @@ class Faults:
             assert receiver is not None and receiver.latest[src] == net.sent_latest[src, dst]
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     names=st.sampled_from((("a", "b"), ("a", "b", "c"))),
     seed=st.integers(0, 2**32 - 1),
