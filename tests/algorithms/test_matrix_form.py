@@ -12,7 +12,7 @@ from algorithms.swarm import F64, Graph, Swarm, exponential, random_out, randoms
 from peer.algorithms.difference_push import Budget, DifferencePush
 from peer.algorithms.push_sum import OFF, PushSum
 from peer.algorithms.sgp import SGP
-from peer.algorithms.sparse_push import SparsePush
+from peer.algorithms.sparse_push import Reference, SparsePush
 from peer.compression.bodies import Body, Layout, Sparse
 from peer.compression.compressor import compressor
 from peer.compression.quantize import quantize
@@ -21,7 +21,7 @@ from peer.events import FINAL, TRAIN
 from peer.grammar import Compression, Values
 from reference.difference_push import difference_push_round
 from reference.sgp import sgp_round
-from reference.sparse_push import sparse_push_round
+from reference.sparse_push import deviation_round, scsp_round, sparse_push_round
 
 LAYOUT = Layout((150, 40, 60))
 ROUNDS = 12
@@ -93,6 +93,42 @@ def test_sparse_push_equals_its_matrix_form(n: int, graph: Graph) -> None:
         close(swarm.X, X)
         close(swarm.w, w)
         close(torch.stack([node.e for node in nodes]), E)
+
+
+@pytest.mark.parametrize(("n", "graph"), GRAPHS)
+def test_sparse_push_on_deviations_equals_its_matrix_form(n: int, graph: Graph) -> None:
+    """As the command line makes it: top-k of what differs from the initial model."""
+    gamma = 0.15
+    nodes = [SparsePush(LAYOUT, F64, top_k_exactly, gamma, reference="initial", guard=OFF) for _ in range(n)]
+    swarm = begun(nodes, graph)
+    X, w, E = swarm.X, swarm.w, torch.zeros_like(swarm.X)
+    x0 = X[0] / w[0]
+    for t in range(ROUNDS):
+        U = updates(n, t)
+        X, w, E = deviation_round(
+            X, w, E, torch.stack(U), graph(t), gamma, lambda v: top_k_exactly(v).dense(), x0
+        )
+        swarm.exchange(U)
+        close(swarm.X, X)
+        close(swarm.w, w)
+
+
+@pytest.mark.parametrize(("n", "graph"), GRAPHS)
+@pytest.mark.parametrize("reference", ["zero", "initial"])
+def test_scsp_ends_with_push_sum_on_whole_models(n: int, graph: Graph, reference: Reference) -> None:
+    nodes = [SparsePush(LAYOUT, F64, top_k_exactly, 0.15, reference=reference, guard=OFF) for _ in range(n)]
+    swarm = begun(nodes, graph)
+    for t in range(4):
+        swarm.exchange(updates(n, t))
+    X, w, owed = swarm.X, swarm.w, [node.e for node in nodes]
+    nothing = [torch.zeros(LAYOUT.d, dtype=F64)] * n
+    for t in range(4, 4 + ROUNDS):
+        X, w = scsp_round(X, w, graph(t))
+        Z = swarm.exchange(nothing, FINAL)
+        close(swarm.X, X)
+        close(swarm.w, w)
+        close(torch.stack(Z), X / w[:, None])
+    assert all(torch.equal(node.e, e) for node, e in zip(nodes, owed, strict=True))
 
 
 @pytest.mark.parametrize(("n", "graph"), GRAPHS)

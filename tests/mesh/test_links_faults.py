@@ -1,8 +1,9 @@
 """A network of Links objects under faults: nothing is applied twice, nothing is lost, nothing hangs.
 
-Streams break and lose what is on them, each end notices on its own; learners crash and restart; whole devices
-reboot; goodbyes are said and arrive late; frames come twice or change places. Between every node and its learner lie two queues, so that pushes
-cross link changes. Payload buffers are counted: each is disposed of once, and none while a learner reads it.
+Streams break and lose what is on them, each end notices on its own; frames come twice or change places;
+learners crash and restart; whole devices reboot; goodbyes are said and arrive late. Between every node and
+its learner lie two queues, so that pushes cross link changes. Payload buffers are counted: each is disposed
+of once, and none while a learner reads it.
 """
 
 from __future__ import annotations
