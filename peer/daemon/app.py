@@ -25,7 +25,7 @@ from peer.daemon.logs import Recent
 from peer.daemon.notify import notify
 from peer.daemon.session import SessionDriver, ThisDevice
 from peer.daemon.store import SessionFolder, Store
-from peer.daemon.supervisor import Supervisor, learner_command
+from peer.daemon.supervisor import Supervisor, learner_command, share_of_cores
 from peer.errors import (
     NobodyFoundError,
     NoDaemonError,
@@ -60,7 +60,7 @@ class Daemon:
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
         key, boot = Device.load_or_create(store.folder), store.next_boot()
-        self.device = ThisDevice(key, store.device, boot, self._supervisor)
+        self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads)
         self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start
         self._lives = 0
         self._loop = asyncio.get_running_loop()
@@ -261,6 +261,9 @@ class Daemon:
 
     def _supervisor(self, name: str, on_death: Callable[[int], bool]) -> Supervisor:
         return Supervisor(learner_command(self.socket, name), self._learners, on_death)
+
+    def _threads(self) -> int | None:
+        return None if "OMP_NUM_THREADS" in os.environ else share_of_cores(self._learners())
 
     def _learners(self) -> int:
         """How many train on this device, or will as soon as they are started (again)."""

@@ -31,6 +31,7 @@ class LearnerEnd:
     def __init__(self, connection: Connection, life: int, child: bool, pid: int) -> None:
         self.life, self.child, self.pid = life, child, pid
         self.failure: PeerdError | None = None
+        self._threads = 0  # as told last
         self._connection = connection
         self._assembler = EventAssembler()
         self._export: asyncio.Future[SharedBuffer] | None = None
@@ -41,6 +42,12 @@ class LearnerEnd:
 
     def ask_to_stop(self) -> None:
         self._connection.send({"op": "stop"})
+
+    def use_threads(self, count: int) -> None:
+        """Its share of the cores from now on, if that is news."""
+        if count != self._threads:
+            self._threads = count
+            self._connection.send({"op": "threads", "count": count})
 
     def close(self) -> None:
         self._connection.close()

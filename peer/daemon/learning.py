@@ -48,13 +48,18 @@ class Learning:
     `signature`: of the model it trains."""
 
     def __init__(
-        self, owner: Owner, figures: Figures, supervisor: Callable[[Callable[[int], bool]], Supervisor]
+        self,
+        owner: Owner,
+        figures: Figures,
+        supervisor: Callable[[Callable[[int], bool]], Supervisor],
+        threads: Callable[[], int | None],
     ) -> None:
         self.end: LearnerEnd | None = None
         self.scripted = False
         self.signature: Signature | None = None
         self.wanted = True  # False from the session's end on: a child that dies stays dead
         self._logged_at = -math.inf
+        self._threads = threads
         self._owner = owner
         self._figures = figures
         self.supervisor = supervisor(self._on_death)
@@ -129,6 +134,8 @@ class Learning:
 
     def on_report(self, frame: Frame) -> None:
         self._figures.report(frame, self._loop.time())
+        if self.end is not None and self.end.child and (threads := self._threads()) is not None:
+            self.end.use_threads(threads)  # learners come and go
         digest, text = frame.get("signature"), frame.get("signature_list")
         if isinstance(digest, bytes) and len(digest) == 32:
             self.signature = Signature(digest, text if isinstance(text, bytes) else b"")

@@ -67,12 +67,14 @@ PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel t
 @dataclass(frozen=True, slots=True)
 class ThisDevice:
     """Who drives: its key, its name for people, how often its daemon has started, and how learners are
-    started. drivers: counts them, so that each outranks what an earlier one said of itself."""
+    started. threads(): what each of them may use now, None where the user has said. drivers: counts them, so
+    that each outranks what an earlier one said of itself."""
 
     key: Device
     name: str
     boot: int
     supervisor: Callable[[str, Callable[[int], bool]], Supervisor]
+    threads: Callable[[], int | None] = lambda: None
     drivers: Iterator[int] = field(default_factory=itertools.count)
 
 
@@ -102,7 +104,9 @@ class SessionDriver:
         insecure = self.options.insecure
         self.transport = mesh.Transport(identity, self._introduction, self._on_event, intake, rng, insecure)
         self.finder = Finder(self.transport, self.options.peers, self._knows, self.transport.learn)
-        self.learning = Learning(self, self.figures, lambda died: device.supervisor(self.name, died))
+        self.learning = Learning(
+            self, self.figures, lambda died: device.supervisor(self.name, died), device.threads
+        )
         self._attaching = asyncio.Lock()
         self._went = asyncio.Event()  # the node has said goodbye
         self._gone: Gone | None = None

@@ -29,12 +29,16 @@ SECRETS = ("PEERD_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTE
 MAX_LINE = 4096  # bytes of a printed line that reach the log
 
 
+def share_of_cores(learners: int) -> int:
+    """Threads for each of so many learners."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, learners))
+
+
 def environment(source: Mapping[str, str], learners: int) -> dict[str, str]:
     """A learner's environment: without secrets, and with its share of the cores unless the user says
     otherwise."""
     kept = {name: value for name, value in source.items() if name not in SECRETS}
-    cores = len(os.sched_getaffinity(0))
-    kept.setdefault("OMP_NUM_THREADS", str(max(1, cores // max(1, learners))))
+    kept.setdefault("OMP_NUM_THREADS", str(share_of_cores(learners)))
     kept["PYTHONUNBUFFERED"] = "1"
     return kept
 

@@ -260,6 +260,9 @@ class Swarm:
         self._link.post({"op": "log", "text": text})
 
     def _keep_and_tell(self) -> None:
+        threads = self._link.threads
+        if threads is not None and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
         if self._keeper.due():
             self._checkpoint()
         if self._pulse.due():

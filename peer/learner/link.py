@@ -61,6 +61,7 @@ class Link:
         self.connected = True
         self.stopping = False  # the daemon, a signal or the owner says: no more steps
         self.dismissed = False  # the daemon says so: what this learner held is handed over
+        self.threads: int | None = None  # for the training thread; None: as it began
         self.resumed = False  # this life began from this device's own checkpoint
         self._attached, self._duties = attached, duties
         self._assembler = EventAssembler()
@@ -226,6 +227,8 @@ class Link:
                 with self.met:
                     self.stopping = self.dismissed = True
                     self.met.notify_all()
+            case "threads":
+                self.threads = max(1, int(frame.get("count", 1)))
             case "error":
                 raise error_of(frame)
             case _:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ class Home:
         self.recent = Recent()
         logging.getLogger().addHandler(self.recent)
         self.daemon = Daemon(Store(self.state), self.socket, self.recent)
-        self.daemon.device = self.daemon.device.__class__(
-            self.daemon.device.key, name, self.daemon.device.boot, lambda session, on_death: NoChild()
+        self.daemon.device = replace(
+            self.daemon.device, name=name, supervisor=lambda session, on_death: NoChild()
         )
         self.control = ControlServer(self.daemon)
         self.control.start()

@@ -74,6 +74,7 @@ class Puppet:
         self.connection, self.welcome = connection, welcome
         self.life = int(welcome["life"])
         self.weight, self.rounds = 0.0, 0
+        self.threads: int | None = None
         self.heard: list[bytes] = []
         self.commands: list[object] = []
         self.stopped = False
@@ -143,6 +144,8 @@ class Puppet:
                 await self._awake.wait()
                 if frame["op"] == "stop":
                     self.stopped = True
+                elif frame["op"] == "threads":
+                    self.threads = frame["count"]
                 elif frame["op"] == "export":
                     with SharedBuffer.of(b"a model") as buffer:
                         self.connection.send({"op": "exported", "size": len(buffer)}, buffer.fileno())

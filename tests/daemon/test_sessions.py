@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -192,6 +193,28 @@ async def test_the_child_whose_place_a_script_takes_hands_its_weight_over(home: 
         await script.leave()
         await until(a.daemon.sessions["home"], lambda: first.weight == pytest.approx(1.0))
     assert script.weight == 0.0
+
+
+async def test_learners_are_told_their_share_of_the_cores_as_others_come_and_go(
+    home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        learners = []
+        for name, share in (("one", 8), ("two", 4)):
+            await a.daemon.create(session(name), here())
+            learners.append(await Puppet.attach(a.socket, name))
+            await until(a.daemon.sessions[name], lambda share=share: learners[-1].threads == share)  # type: ignore[misc]
+        first, second = learners
+        assert first.threads == 8, "it is told when it next reports"
+        first.report(loss=0.5)
+        await until(a.daemon.sessions["one"], lambda: first.threads == 4)
+        second.close()
+        await until(a.daemon.sessions["two"], lambda: a.daemon.sessions["two"].learning.end is None)
+        first.report(loss=0.4)
+        await until(a.daemon.sessions["one"], lambda: first.threads == 8)
 
 
 async def test_another_model_is_refused_with_the_first_difference(home: Make) -> None:

@@ -94,6 +94,17 @@ def test_alone_in_lockstep_training_is_plain_sgd(tmp_path: Path) -> None:
     assert script.x == [-1.0] * 4
 
 
+def test_a_child_uses_the_threads_it_is_told_to(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(local_steps=1))
+    script = Script(tmp_path, daemon, child=True)
+    script.swarm.begin()
+    daemon.client.send({"op": "threads", "count": 3})
+    while torch.get_num_threads() != 3:
+        script.step()
+    script.steps(3)
+    assert torch.get_num_threads() == 3
+
+
 def test_alone_in_the_free_pace_no_local_step_is_lost(tmp_path: Path) -> None:
     daemon = StandIn(descriptor(algorithm="sgp", local_steps=1))
     script = Script(tmp_path, daemon, "free")
