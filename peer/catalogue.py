@@ -113,7 +113,9 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                     "auto", "consensus step; auto is the share kept", least=1e-6, words=("auto",)
                 ),
                 "reference": Option(
-                    "initial", "what the sparse difference is taken from", choices=("initial", "zero")
+                    "zero",
+                    "what top-k is taken of: the model (zero: the paper's), or how far it is from the initial one",
+                    choices=("zero", "initial"),
                 ),
                 **_GUARD,
             },

@@ -120,7 +120,7 @@ def _sparse_push(asked: _Request) -> Algorithm:
         asked.dtype,
         C,
         gamma,
-        reference="zero" if asked.word("reference", "initial", "zero") == "zero" else "initial",
+        reference="initial" if asked.word("reference", "zero", "initial") == "initial" else "zero",
         lockstep=asked.lockstep,
         guard=asked.guard,
     )

@@ -33,7 +33,7 @@ def test_gamma_is_the_fraction_kept_unless_given() -> None:
     auto, given = built("sparse-push", "topk=2%"), built("sparse-push", gamma="0.25")
     assert isinstance(auto, SparsePush)
     assert isinstance(given, SparsePush)
-    assert (auto.gamma, auto.reference, given.gamma) == (20 / 1000, "initial", 0.25)
+    assert (auto.gamma, auto.reference, given.gamma) == (20 / 1000, "zero", 0.25)
 
 
 @pytest.mark.parametrize(

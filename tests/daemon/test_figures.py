@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import peer
 from daemon.conftest import PATIENCE_S, Home, here, session
-from peer.daemon.figures import Figures
-from peer.events import FINAL, Closed, HandOver, Key, OpenRound, Push
+from peer.daemon.figures import Figures, links
+from peer.events import FINAL, Closed, HandOver, Key, Met, OpenRound, Push, Record, StreamUp
 from peer.local import Frame
+from peer.mesh.node import Node, Terms
 
 MODEL = 4 * 10  # bytes of ten numbers in fp32
 
@@ -146,3 +149,13 @@ async def test_a_script_says_how_many_local_steps_it_takes_and_saves_one_round_t
         await asyncio.to_thread(swarm.close)
         await until(lambda: shown.checkpoint_at != begun)
     assert len(list(a.daemon.store.sessions()[0].path.glob("ckpt-*"))) == 1
+
+
+@pytest.mark.parametrize(("silent_s", "shown"), [(0.0, "alive"), (3.0, "alive"), (5.0, "suspect")])
+def test_a_member_that_is_silent_is_suspect_before_it_is_dead(silent_s: float, shown: str) -> None:
+    node = Node(Record("p-me", 1, 1 << 20), Terms("complete", 0, founder=True))
+    node.handle(Met(Record("p-a", 1, 1 << 20, phase="training", life=9, weight=1.0)), 0.0)
+    node.handle(StreamUp("p-a", "in"), 0.0)
+    transport: Any = SimpleNamespace(contacts={})
+    [row] = links(node, transport, silent_s)
+    assert (row.state, row.last_heard_s) == (shown, silent_s)
