@@ -114,7 +114,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 ),
                 "reference": Option(
                     "zero",
-                    "what top-k is taken of: the model (zero: the paper's), or how far it is from the initial one",
+                    "top-k of the model (zero: the paper) or of what differs from the initial one",
                     choices=("zero", "initial"),
                 ),
                 **_GUARD,

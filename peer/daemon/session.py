@@ -434,4 +434,6 @@ class SessionDriver:
     def status(self) -> SessionStatus:
         fields = self.figures.status(self._loop.time(), self.descriptor, self.node, self.transport)
         identifier = self.descriptor.id if self.descriptor is not None else None
+        if self._gone is not None:  # nobody listens here any more: that the others are not heard says nothing
+            fields["links"] = tuple(replace(link, state="left") for link in fields["links"])
         return SessionStatus(name=self.name, id=identifier, state=self.state, **fields)

@@ -67,6 +67,7 @@ async def test_two_devices_train_and_no_weight_is_made_or_lost(home: Make) -> No
     assert first.weight + second.weight == pytest.approx(1.0)
     status = a.daemon.status("home").sessions[0]
     assert status.state == "stopped"
+    assert {link.state for link in status.links} == {"left"}
     assert status.bytes_dense_exchanges
     assert status.bytes_dense
     assert status.bytes_dense_exchanges < status.bytes_dense <= 4 * status.bytes_dense_exchanges
