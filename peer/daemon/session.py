@@ -432,8 +432,9 @@ class SessionDriver:
         return "training"
 
     def status(self) -> SessionStatus:
-        fields = self.figures.status(self._loop.time(), self.descriptor, self.node, self.transport)
-        identifier = self.descriptor.id if self.descriptor is not None else None
+        known = self.descriptor or self.folder.descriptor  # one that could not start is known all the same
+        fields = self.figures.status(self._loop.time(), known, self.node, self.transport)
+        identifier = known.id if known is not None else None
         if self._gone is not None:  # nobody listens here any more: that the others are not heard says nothing
             fields["links"] = tuple(replace(link, state="left") for link in fields["links"])
         return SessionStatus(name=self.name, id=identifier, state=self.state, **fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -226,6 +227,21 @@ async def test_one_damaged_session_keeps_no_other_from_being_taken_up(home: Make
         again.daemon.status("worn")
     await again.daemon.leave("worn", forget=True)
     assert "worn" not in "\n".join(again.daemon.status(None).health)
+
+
+async def test_a_session_whose_port_is_taken_at_the_daemons_start_is_shown_as_failed(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here(listen="127.0.0.1:0"))
+        folder, taken = a.daemon.sessions["home"].folder, port(a)
+        await a.stop()
+        folder.save_options(here(listen=taken))
+        with socket.create_server(("127.0.0.1", int(taken.rpartition(":")[2]))):
+            again = home("a")
+            await again.daemon.resume()
+        [shown] = again.daemon.status("home").sessions
+    assert (shown.state, shown.algorithm, shown.id) == ("failed", "sgp", session().id)
+    assert any("is taken on this device" in sentence for sentence in again.daemon.status(None).health)
 
 
 async def test_a_checkpoint_that_cannot_be_written_is_in_the_health(home: Make) -> None:
