@@ -228,30 +228,38 @@ async def test_another_model_is_refused_with_the_first_difference(home: Make) ->
         await until(
             a.daemon.sessions["home"], lambda: b.daemon.sessions and b.daemon.sessions["home"].descriptor
         )
-        wide = json.dumps([["weight", [4, 3], "float32"]]).encode()
-        await Puppet.attach(b.socket, "home", signature=wide)
+        await Puppet.attach(b.socket, "home", signature=WIDE)
         with pytest.raises(DataError, match=r"'weight': here \(4, 3\) float32, session has \(2, 3\) float32"):
             await joining
     assert b.daemon.sessions["home"].state == "failed"
     assert "same task file" in " ".join(b.daemon.status(None).health)
 
 
+async def newcomer(make: Make, signature: bytes) -> tuple[Home, Home, asyncio.Task[Any], Puppet]:
+    """A member without a learner, and one that joins, whose learner looks for mass already."""
+    a, b = make("a"), make("b")
+    key = await a.daemon.create(session(), here())
+    joining = asyncio.create_task(b.daemon.join("home", key, here(peers=(port(a),)), quiet))
+    await until(a.daemon.sessions["home"], lambda: knows(b))
+    learner = await Puppet.attach(b.socket, "home", signature=signature)
+    driver = b.daemon.sessions["home"]
+    await until(driver, lambda: driver.node is not None and driver.node.phase == "seeking")
+    return a, b, joining, learner
+
+
+WIDE = json.dumps([["weight", [4, 3], "float32"]]).encode()
+
+
 async def test_another_model_is_refused_also_when_the_members_learner_starts_last(home: Make) -> None:
     """Nobody trained when the newcomer said Hello: the models are compared before mass is asked for."""
-    wide = json.dumps([["weight", [4, 3], "float32"]]).encode()
     async with asyncio.timeout(PATIENCE_S):
-        a, b = home("a"), home("b")
-        key = await a.daemon.create(session(), here())
-        joining = asyncio.create_task(b.daemon.join("home", key, here(peers=(port(a),)), quiet))
-        await until(a.daemon.sessions["home"], lambda: knows(b))
-        newcomer = await Puppet.attach(b.socket, "home", signature=wide)
-        await until(b.daemon.sessions["home"], lambda: b.daemon.sessions["home"].node.phase == "seeking")  # type: ignore[union-attr]
+        a, b, joining, wide = await newcomer(home, WIDE)
         first = await Puppet.attach(a.socket, "home")
         with pytest.raises(DataError, match=r"'weight': here \(4, 3\) float32, session has \(2, 3\) float32"):
             await joining
         await first.training.wait()
     assert b.daemon.sessions["home"].state == "failed"
-    assert newcomer.heard == []
+    assert wide.heard == []
     assert first.weight == 1.0
 
 
