@@ -25,7 +25,7 @@ from peer.mesh.transport import Transport
 
 log = logging.getLogger(__name__)
 
-LOG_S = 1.0  # between two lines about rounds (guess)
+LOG_S = 0.1  # between two lines about rounds: small models alone do hundreds in a second (guess)
 ADMIT_S = 5.0  # to hear the members' model signatures before a learner may be seated (guess)
 
 
@@ -123,7 +123,7 @@ class Learning:
         self._owner.feed(event)
 
     def _log_round(self, event: Closed) -> None:
-        """One line a second at the most: small models alone do hundreds of rounds in it."""
+        """A line for each round, but not for every one of a crowd."""
         now = self._loop.time()
         if now - self._logged_at >= LOG_S:
             self._logged_at = now
