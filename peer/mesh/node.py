@@ -650,7 +650,9 @@ class Node:
             return
         if self._has_mass and self.links.ledger() and now - self._leaving_since < HAND_OVER_S / 2:
             return  # what is out to others arrives, or comes back and is handed over too
-        heirs = [r.peer for r in self.members.alive() if r.phase == "training" and r.peer != self.me]
+        others = [r for r in self.members.alive() if r.peer != self.me]
+        heirs = [r.peer for r in others if r.phase == "training"]
+        heirs = heirs or [r.peer for r in others if r.phase == "seeking"]  # it begins with what it is given
         clear = [peer for peer in heirs if self.links.clear(peer)]
         if self._has_mass and clear:
             self._handing_to = max(clear, key=lambda peer: (self.members.heard_at(peer), peer))

@@ -180,10 +180,29 @@ def test_who_leaves_politely_takes_nothing_along(algorithm: str) -> None:
     assert all(len(d.node.members.view()) == 4 for d in r.alive())
 
 
-@pytest.mark.parametrize(
-    "seed", [2, 7]
-)  # with 2 a goodbye and an acknowledgement of its sender are both lost
+@pytest.mark.parametrize("algorithm", ["sgp", "difference-push", "sparse-push"])
+def test_the_last_one_that_trains_leaves_its_model_to_one_that_is_only_starting(algorithm: str) -> None:
+    r = together(home(algorithm, compression="topk=25%" if algorithm == "sparse-push" else ""), 2)
+    r.run(60.0)
+    r.crash(name(1))
+    r.run(20.0)
+    r.devices[name(1)].checkpoint = None  # it has nothing of its own
+    starting = r.add(name(1))
+    r.run(1.0, until=lambda: starting.peer in {m.peer for m in r.devices[name(0)].node.members.alive()})
+    assert starting.node.phase == "seeking"
+    left = r.devices[name(0)].exchange.estimate().clone()
+    r.leave(name(0))
+    r.run(15.0, until=lambda: starting.model is not None)
+    assert starting.model is not None
+    torch.testing.assert_close(starting.model, left)
+    r.run(15.0)
+    assert r.devices[name(0)].left == "left"
+    assert starting.exchange.algorithm.weight == pytest.approx(r.mass()[1])
+
+
+@pytest.mark.parametrize("seed", [2, 7])
 def test_who_pauses_and_comes_back_again_and_again_takes_and_brings_nothing(seed: int) -> None:
+    """With seed 2 a goodbye is lost, and with it the acknowledgement of what it had applied."""
     r, dice = together(home("sgp", weather=ROUGH, seed=seed), 6), random.Random(seed)
     for _ in range(12):
         peer = name(dice.randrange(6))
