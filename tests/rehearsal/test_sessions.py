@@ -190,14 +190,14 @@ def test_the_last_one_that_trains_leaves_its_model_to_one_that_is_only_starting(
     starting = r.add(name(1))
     r.run(1.0, until=lambda: starting.peer in {m.peer for m in r.devices[name(0)].node.members.alive()})
     assert starting.node.phase == "seeking"
-    left = r.devices[name(0)].exchange.estimate().clone()
+    x, w = r.mass()  # what comes back of the crashed one is part of it
     r.leave(name(0))
     r.run(15.0, until=lambda: starting.model is not None)
     assert starting.model is not None
-    torch.testing.assert_close(starting.model, left)
+    assert float((starting.model - x / w).norm()) < 0.1  # a local step that was under way, at the most
     r.run(15.0)
     assert r.devices[name(0)].left == "left"
-    assert starting.exchange.algorithm.weight == pytest.approx(r.mass()[1])
+    assert starting.exchange.algorithm.weight == pytest.approx(w)
 
 
 @pytest.mark.parametrize("seed", [2, 7])
