@@ -18,7 +18,7 @@ from peer.errors import NobodyFoundError, NoDaemonError, UnknownSessionError, Us
 from peer.keys import format_key, parse_key
 from peer.local import Client
 
-_FIRST_WORD_S = 30.0  # on top of --timeout, for the daemon's answer (guess)
+_FIRST_WORD_S = 60.0  # on top of --timeout, for a learner of an earlier join to end (guess)
 
 
 @click.command(name="join", short_help="Join a session on this network.")

@@ -117,6 +117,7 @@ class Daemon:
         """Take part in a session; returns at the first link. Raises NobodyFoundError or WrongKeyError when
         `options.timeout_s` is over (the session stays and waits), DataError when the model does not fit."""
         check_name(name)
+        is_new = key is not None and self.store.known(parse_key(key)) is None
         folder = await self._folder_to_join(name, key)
         if folder.note.finished:
             raise finished(name)
@@ -127,7 +128,6 @@ class Daemon:
             return await self._wait_for_link(driver, options.timeout_s, say)
         for other in [d for d in self.sessions.values() if d.folder.path == folder.path]:
             await self._drop(other)  # it failed or has ended, or the key was given with another name before
-        is_new = folder.descriptor is None
         try:
             folder.save_options(_merged(folder, options))
             folder.mark(over=False, name=name)
@@ -135,16 +135,21 @@ class Daemon:
             self._spoilt.pop(folder.path, None)
             driver = await self._start(folder)
         except PeerdError:
-            if is_new:
-                folder.forget()
+            self._forget_if_new(folder, is_new)
             raise
         try:
             return await self._wait_for_link(driver, options.timeout_s, say)
-        except UsageError:
-            if folder.descriptor is None:  # the key is of a session with another name
+        except UsageError:  # the key is of a session with another name
+            if is_new:
                 await self._drop(driver)
-                folder.forget()
+                self._forget_if_new(folder, is_new)
             raise
+
+    def _forget_if_new(self, folder: SessionFolder, is_new: bool) -> None:
+        """A join that came to nothing leaves nothing: what it made, unless another join has taken it up."""
+        taken_up = any(driver.folder.path == folder.path for driver in self.sessions.values())
+        if is_new and not taken_up and SessionFolder(folder.path).is_empty:
+            folder.forget()
 
     async def leave(self, name: str, forget: bool) -> None:
         """Hand over, say goodbye, and keep checkpoint and key unless told to forget."""
@@ -170,9 +175,10 @@ class Daemon:
         """The whole of `peerd status --json`."""
         if name is not None and name not in self.sessions:
             folder = self._folder(name)
-            if folder.note.finished:
+            folder = self._spoilt.get(folder.path, folder)
+            if folder.note.finished and not folder.problem:
                 return self._of_device((), (over(folder),))
-            raise not_running(self._spoilt.get(folder.path, folder))
+            raise not_running(folder)
         now = self._loop.time()
         chosen = [driver for key, driver in sorted(self.sessions.items()) if name in (None, key)]
         sentences: list[str] = []
@@ -213,7 +219,8 @@ class Daemon:
                 "members": status.members if status is not None else None,
                 "known": True, "seen": driver is not None and driver.has_met(),
             })  # fmt: skip
-            if driver is not None:  # what is strange to one session may be announced for another
+            if driver is not None and driver.failure is None and not driver.ended.is_set():
+                # what is strange to one session may be announced for another
                 unknown_here = driver.finder.strangers.items()
                 strangers = set(unknown_here) if strangers is None else strangers & unknown_here
         if strangers is not None:
@@ -317,7 +324,7 @@ class Daemon:
         with suppress(UnknownSessionError):
             known = self._folder(name)
             if known.key != raw:
-                if known.descriptor is not None:
+                if not known.is_empty:
                     raise UsageError(
                         f"this device knows another session '{name}', with another key; forget it first with "
                         f"'peerd leave {name} --forget'"

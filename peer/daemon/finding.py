@@ -71,8 +71,9 @@ class Finder:
         """An announcement was heard: say Hello to a member not met yet, remember a stranger."""
         peer = sighting.peer
         if not sighting.ours:
-            if len(self.strangers) < MAX_FOREIGN:
-                self.strangers[sighting.nonce] = peer
+            if sighting.nonce not in self.strangers and len(self.strangers) >= MAX_FOREIGN:
+                del self.strangers[next(iter(self.strangers))]  # the one that is known longest
+            self.strangers[sighting.nonce] = peer
             return
         if sighting.protocol > PROTOCOL_MAX:
             self.other_versions[peer] = sighting.protocol  # Hello may still find a version in common

@@ -108,6 +108,7 @@ class SessionDriver:
             self, self.figures, lambda died: device.supervisor(self.name, died), device.threads
         )
         self._attaching = asyncio.Lock()
+        self._asking: set[PeerId] = set()
         self._went = asyncio.Event()  # the node has said goodbye
         self._gone: Gone | None = None
         self._leaving: Leave | None = None
@@ -224,7 +225,7 @@ class SessionDriver:
             if descriptor.name != self.name:
                 raise UsageError(
                     f"this key is of the session '{descriptor.name}', not '{self.name}'; "
-                    f"run 'peerd join {descriptor.name}'"
+                    f"run 'peerd join {descriptor.name}' with it"
                 )
             check_task(descriptor, self.folder)
             self.folder.save_descriptor(descriptor)
@@ -280,8 +281,14 @@ class SessionDriver:
             self._note_progress(self.node)
 
     async def _ask_for_mass(self, ask: Tell) -> None:
-        """Of a member whose model is like ours."""
-        fits, node = await self.learning.fits(ask.peer), self.node
+        """Of a member whose model is like ours. One that cannot be reached is not asked twice at a time."""
+        if ask.peer in self._asking:
+            return
+        self._asking.add(ask.peer)
+        try:
+            fits, node = await self.learning.fits(ask.peer), self.node
+        finally:
+            self._asking.discard(ask.peer)
         still = node is not None and node.phase == "seeking" and ask.message == SponsorMe(node.life)
         if fits and still:
             perform(ask, self.transport)

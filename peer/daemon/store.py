@@ -145,6 +145,12 @@ class SessionFolder:
         return all((self.path / name).exists() for name in ("key", "session.json"))
 
     @property
+    def is_empty(self) -> bool:
+        """Does it hold nothing but a key? One that is damaged may hold more than can be read now."""
+        kept = any(self.path.glob("ckpt-*")) or (self.path / "descriptor.json").exists()
+        return not kept and not self.problem
+
+    @property
     def key(self) -> bytes:
         """Raises StateError when it cannot be read or is none."""
         key = read(self.path / "key")

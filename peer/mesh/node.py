@@ -188,6 +188,7 @@ class Node:
         if self._gone:
             return []
         self._effects = []
+        self._notice_gap(now)
         self._dispatch(event, now)
         self._watch_view(now)
         if self._leaving is not None:
@@ -604,12 +605,18 @@ class Node:
 
     # --- time ------------------------------------------------------------------------------------
 
-    def _tick(self, now: float) -> None:
-        gap, self._ticked_at = now - self._ticked_at, now
+    def _notice_gap(self, now: float) -> None:
+        """Ticks have not come: this device was suspended or stopped. Whatever comes first afterwards is heard
+        with that in mind."""
+        gap = now - self._ticked_at
         if gap > STALL_S and math.isfinite(gap):
+            self._ticked_at = now
             self.members.stalled(gap)
             self._stood_s += gap
             self._note("this device stood still", "warning", seconds=round(gap, 1))
+
+    def _tick(self, now: float) -> None:
+        self._ticked_at = now
         for peer in self.members.silent(now):
             self._note("is silent: taken for dead", "warning", peer=peer)
             self._effects.append(Tell(peer, Probe(self.members.digest())))

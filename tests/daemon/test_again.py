@@ -16,9 +16,9 @@ from daemon.puppet import Puppet, ask, dial
 from daemon.test_sessions import knows, pair, port, quiet, until
 from peer.daemon import app
 from peer.daemon.session import SessionDriver
-from peer.errors import NobodyFoundError, UnknownSessionError, UsageError
+from peer.errors import NobodyFoundError, PeerdError, UnknownSessionError, UsageError
 from peer.events import Dispose
-from peer.keys import format_key, new_key
+from peer.keys import format_key, new_key, parse_key
 from peer.learner.checkpoint import Checkpoint, CheckpointFolder
 from peer.shared_buffer import SharedBuffer
 
@@ -227,6 +227,45 @@ async def test_one_damaged_session_keeps_no_other_from_being_taken_up(home: Make
         again.daemon.status("worn")
     await again.daemon.leave("worn", forget=True)
     assert "worn" not in "\n".join(again.daemon.status(None).health)
+
+
+@pytest.mark.parametrize("damaged", ["descriptor.json", "session.json"])
+@pytest.mark.parametrize("how", ["another key", "a port that is taken", "a wrong name"])
+async def test_no_join_that_fails_deletes_what_a_damaged_folder_holds(
+    home: Make, damaged: str, how: str
+) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b = home("a"), home("b")
+        key = await a.daemon.create(session(), here())
+        folder = b.daemon.store.session(parse_key(key), "home")
+        folder.save_descriptor(session())
+        (folder.path / "ckpt-7.peerd").write_bytes(b"weeks of training")
+        (folder.path / damaged).write_bytes(bytes(40))
+        await b.daemon.resume()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            busy = f"127.0.0.1:{taken.getsockname()[1]}"
+            name = "house" if how == "a wrong name" else "home"
+            given = format_key(new_key()) if how == "another key" else key
+            options = here(timeout_s=0.5, listen=busy if how == "a port that is taken" else None)
+            with pytest.raises(PeerdError):
+                await b.daemon.join(name, given, options, quiet)
+        assert (folder.path / "key").read_bytes() == parse_key(key)
+        assert (folder.path / "ckpt-7.peerd").read_bytes() == b"weeks of training"
+
+
+async def test_a_join_that_fails_leaves_alone_what_another_has_taken_up(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b = home("a"), home("b")
+        key = await a.daemon.create(session(), here())
+        options = here(peers=(port(a),))
+        wrong = asyncio.create_task(b.daemon.join("house", key, options, quiet))
+        await until(a.daemon.sessions["home"], lambda: (not b.daemon.sessions and wrong.done()) or knows(b))
+        right = asyncio.create_task(b.daemon.join("home", key, options, quiet))
+        with pytest.raises(UsageError, match="'home', not 'house'"):
+            await wrong
+        await until(a.daemon.sessions["home"], lambda: knows(b))
+        assert b.daemon.sessions["home"].folder.path.exists()
+        right.cancel()
 
 
 async def test_a_session_whose_port_is_taken_at_the_daemons_start_is_shown_as_failed(home: Make) -> None:

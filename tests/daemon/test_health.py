@@ -13,7 +13,20 @@ from daemon.test_sessions import pair, until
 from peer.daemon import health
 from peer.daemon.session import SessionDriver
 from peer.errors import NobodyFoundError
-from peer.events import Held, Holds, Met, Push, Pushed, Ready, Record, Rejected, Tick
+from peer.events import (
+    Closed,
+    Held,
+    Holds,
+    Met,
+    Probe,
+    Push,
+    Pushed,
+    Ready,
+    Record,
+    Rejected,
+    Tick,
+    Told,
+)
 from peer.keys import format_key, new_key
 from peer.mesh.discovery import Sighting
 from peer.mesh.node import Node, Terms
@@ -173,8 +186,16 @@ def test_a_round_is_at_the_learner_until_it_is_pushed_or_held_for_a_neighbor() -
     assert node.at_learner_s(50.0) == 0.0
 
 
-def test_time_for_which_the_whole_device_stood_still_is_not_the_learners() -> None:
+@pytest.mark.parametrize("first", [Tick(), Told(OTHER, Probe(b""))])
+def test_time_for_which_the_whole_device_stood_still_is_nobodys(first: Tick | Told) -> None:
+    """Whatever comes first afterwards: what waited in a socket comes before the timer."""
     node = training()
-    for now in (0.25, 0.5, 120.5):
+    for now in (0.25, 0.5):
         node.handle(Tick(), now)
-    assert node.at_learner_s(121.0) == pytest.approx(1.0)
+    node.handle(first, 600.5)
+    node.handle(Tick(), 600.5)
+    assert node.at_learner_s(601.0) == pytest.approx(1.0)
+    assert node.members.heard_at(OTHER) <= 600.5
+    node.handle(Closed(node.key, (), 1.0), 600.75)
+    node.handle(Pushed(node.key), 601.75)
+    assert node.patience._round_s == pytest.approx(1.0)
