@@ -37,9 +37,9 @@ def port(home: Home, name: str = "home") -> str:
     return address
 
 
-def knows(home: Home) -> bool:
+def knows(home: Home, name: str = "home") -> bool:
     """Has it heard from a member what the session is?"""
-    return "home" in home.daemon.sessions and home.daemon.sessions["home"].descriptor is not None
+    return name in home.daemon.sessions and home.daemon.sessions[name].descriptor is not None
 
 
 def quiet(text: str) -> None:
@@ -145,10 +145,10 @@ async def test_a_device_of_two_sessions_is_a_stranger_in_neither(home: Make) -> 
     """Each session announces itself; those of the other one are not of somebody unknown."""
     async with asyncio.timeout(PATIENCE_S):
         a, b = home("a"), home("b")
-        for count, name in enumerate(("one", "two"), 1):
+        for name in ("one", "two"):
             key = await a.daemon.create(session(name), here())
             joining = asyncio.create_task(b.daemon.join(name, key, here(peers=(port(a, name),)), quiet))
-            await until(a.daemon.sessions[name], lambda count=count: len(b.daemon.sessions) == count)  # type: ignore[misc]
+            await until(a.daemon.sessions[name], lambda name=name: knows(b, name))  # type: ignore[misc]
             joining.cancel()
         for one in (a, b):
             found = [driver.finder for driver in one.daemon.sessions.values()]
