@@ -281,6 +281,17 @@ async def test_nobody_there_is_said_and_the_session_waits(home: Make) -> None:
     assert "127.0.0.1:9" in " ".join(b.daemon.status(None).health)
 
 
+async def test_join_keeps_to_its_timeout_while_its_learner_is_still_starting(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b = home("a"), home("b")
+        key = await a.daemon.create(session(), here())
+        await (await Puppet.attach(a.socket, "home")).training.wait()
+        with pytest.raises(NobodyFoundError, match=r"within 1 s, for the learner here is still starting"):
+            await b.daemon.join("home", key, here(peers=(port(a),), timeout_s=1.0), quiet)
+        later = await Puppet.attach(b.socket, "home")
+        await later.training.wait()
+
+
 async def test_members_that_do_not_know_the_session_yet_are_not_waited_for_longer_than_asked(
     home: Make,
 ) -> None:
