@@ -159,14 +159,16 @@ class Link:
     # --- the link thread -------------------------------------------------------------------------
 
     def _main(self) -> None:
+        fault: BaseException | None = None
         try:
             self._live()
         except BaseException as error:  # noqa: BLE001 - raised again in the training thread, by check()
-            self._fault = error
+            fault = error
         finally:
             self._attached.client.close()
             self._assembler.close()
-            with self.met:
+            with self.met:  # at once: who sees the fault must not find the link still connected
+                self._fault = fault
                 self.connected, self._ended = False, True
                 self.met.notify_all()
 
