@@ -166,8 +166,9 @@ class InLink:
     def _applied_before(self) -> int:
         """How far an earlier life of ours has applied this epoch and left politely; LOST if none has."""
         before = self.before
-        mine = before is not None and (before.life, before.epoch) == (self.life, self.epoch)
-        return before.applied if before is not None and mine else LOST
+        if before is None or (before.life, before.epoch) != (self.life, self.epoch):
+            return LOST
+        return before.applied
 
     def _answer(self) -> list[Effect]:
         if not self.live:

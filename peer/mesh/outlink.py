@@ -197,16 +197,12 @@ class OutLink:
         self.flying, self.queue, self.wanted = None, [], False
         return effects + self._restart()
 
+    # --- inside --------------------------------------------------------------------------------------
+
     def _counted(self, said: Farewell | None) -> int:
         """How far the life this epoch was bound to has applied it, so that it still counts."""
-        mine = said is not None and (said.by, said.life, said.epoch) == (
-            self.bound,
-            self.own.life,
-            self.epoch,
-        )
-        return said.applied if said is not None and mine else 0
-
-    # --- inside --------------------------------------------------------------------------------------
+        mine = (self.bound, self.own.life, self.epoch)
+        return said.applied if said is not None and (said.by, said.life, said.epoch) == mine else 0
 
     def _current(self, epoch: int) -> bool:
         return self.up and self.active and epoch == self.epoch
