@@ -114,6 +114,7 @@ class Record:
     boot: the daemon's boot count. life: its learner's life, 0 without one. phase: has it push-sum mass?
     round: the last round closed, or while seeking the round of its checkpoint (-1: none).
     weight: its push-sum weight, rounded; mean over live members gives the w̄ that scales local updates.
+    costs: classes of measured link costs, where the topology is made of them (mesh/graphs.py packs them).
     """
 
     peer: PeerId
@@ -127,6 +128,7 @@ class Record:
     device: str = ""
     addresses: tuple[str, ...] = ()
     task_digest: bytes = b""
+    costs: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,21 @@ class Goodbye:
     last: Farewell
 
 
-Control = Probe | SponsorMe | Goodbye
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The graph that an undirected algorithm exchanges on, and who is on it: the same for all its members.
+
+    Of two the higher epoch holds, then the lower proposer's id. view: members in the order the graph is made
+    of. parents: where it is a tree of measured costs: each member's by place in the view, the root's its own.
+    """
+
+    epoch: int
+    proposer: PeerId
+    view: tuple[PeerId, ...]
+    parents: tuple[int, ...] = ()
+
+
+Control = Probe | SponsorMe | Goodbye | Generation
 
 
 # --- events a driver feeds into a Node ---------------------------------------------------------------
@@ -340,13 +356,19 @@ class Found:
 @dataclass(frozen=True, slots=True)
 class OpenRound:
     """The round to work on. out: mixing weights of out-neighbors; expected: in-neighbors that will send.
-    Sent again for the same key when membership changes before the learner has pushed."""
+    Sent again for the same key when membership changes before the learner has pushed.
+
+    Where the generation's graph is a spanning tree, or two: trees are this node's neighbors on each, n the
+    number of its members, mean_delay the mean of max(hops - 1, 0) over all ordered pairs, itself included.
+    """
 
     key: Key
     out: dict[PeerId, float]
     expected: tuple[PeerId, ...]
     n: int
     mean_weight: float
+    trees: tuple[tuple[PeerId, ...], ...] = ()
+    mean_delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +393,7 @@ class Deliver:
     number: int
     key: Key
     payload: Payload
+    delivery: Delivery = "mass"
 
 
 @dataclass(frozen=True, slots=True)

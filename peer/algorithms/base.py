@@ -30,7 +30,8 @@ class Links:
 
     out: out-neighbors with mixing weights p_ji; this node keeps 1 - sum(out). clear: those of them whose
     last parcel is acknowledged; to the others nothing is sent, their share stays home. expected:
-    in-neighbors that will send. mean_weight: w̄ over live members.
+    in-neighbors that will send. mean_weight: w̄ over live members. trees: this node's neighbors on each
+    spanning tree, of n members; mean_delay: mean over ordered pairs of max(hops - 1, 0).
     """
 
     key: Key
@@ -39,6 +40,8 @@ class Links:
     n: int = 1
     mean_weight: float = 1.0
     clear: frozenset[PeerId] = field(default_factory=frozenset)
+    trees: tuple[tuple[PeerId, ...], ...] = ()
+    mean_delay: float = 0.0
 
 
 class Algorithm(ABC):
@@ -121,6 +124,11 @@ class Algorithm(ABC):
 
     def on_links(self, change: LinkUp | LinkDown) -> None:  # noqa: B027 - most algorithms keep nothing per link
         """A link has a new epoch, or is gone: state kept per link starts anew."""
+
+    @property
+    def lr_scale(self) -> float:
+        """What the local steps' learning rate is to be multiplied with, by the links of the open round."""
+        return 1.0
 
     @property
     def room(self) -> bool:

@@ -1,6 +1,6 @@
 """Messages as bytes, and back: the only thing peers exchange besides control.
 
-    magic "pd"  version u8  generation u32  round u32  phase u8  meaning u8  delivery u8  weight f64
+    magic "pd"  version u8  generation u64  round u32  phase u8  meaning u8  delivery u8  weight f64
     base length u8, base  body kind u8  d u32  body (see packing)                       little-endian
 
 A receiver knows the model, so nothing in a message can make it take more memory than the model warrants:
@@ -20,10 +20,10 @@ from peer.compression.packing import KINDS, Cursor, read_body, write_body
 from peer.errors import CodecError
 from peer.events import Delivery, Key
 
-VERSION = 1
+VERSION = 2
 MAX_BASE_BYTES = 32  # SHA-256
 _MAGIC = b"pd"
-_HEAD = struct.Struct("<2sBIIBBBdB")
+_HEAD = struct.Struct("<2sBQIBBBdB")
 _BODY = struct.Struct("<BI")
 _DELIVERIES: tuple[Delivery, ...] = ("mass", "latest")
 

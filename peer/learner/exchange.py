@@ -94,7 +94,8 @@ class Exchange:
         self._mixed: Tensor | None = None
         self._heir: PeerId | None = None
         self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
-        self._out: dict[PeerId, Message] = {}  # sent and not acknowledged, by destination
+        self._out: dict[PeerId, Message] = {}  # mass sent and not acknowledged, by destination
+        self._unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
 
     # --- the training thread's two calls ---------------------------------------------------------
 
@@ -205,7 +206,7 @@ class Exchange:
         r = self._round
         assert r is not None
         clear = frozenset(dst for dst in self._epochs if dst not in self._out)
-        return Links(r.key, r.out, frozenset(r.expected), r.n, r.mean_weight, clear)
+        return Links(r.key, r.out, frozenset(r.expected), r.n, r.mean_weight, clear, r.trees, r.mean_delay)
 
     def _exchange(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
         """Push this round, in lockstep as soon as the links it uses are clear."""
@@ -221,7 +222,14 @@ class Exchange:
         self._held, self.open, self._pushed = None, False, True
         self._weight = self.algorithm.weight
         messages = self.algorithm.step(u, lr, self._links(), now)
-        sent: list[FromLearner] = [self._push(dst, message) for dst, message in messages.items()]
+        self._unsent = {
+            dst: message
+            for dst, message in messages.items()
+            if message.delivery == "latest" and dst not in self._epochs
+        }
+        sent: list[FromLearner] = [
+            self._push(dst, message) for dst, message in messages.items() if dst not in self._unsent
+        ]
         return [*sent, Pushed(self.key), *self._renewed(), *self._try_close(now)]
 
     def _retry(self, now: float) -> Sequence[FromLearner]:
@@ -231,9 +239,10 @@ class Exchange:
         return self._exchange(*self._held, now)
 
     def _push(self, dst: PeerId, message: Message) -> Push:
-        assert dst in self._epochs and dst not in self._out, f"a message for {dst}, whose link is not clear"
-        self._out[dst] = message
         delivery: Delivery = message.delivery
+        if delivery == "mass":
+            assert dst in self._epochs and dst not in self._out, f"a message for {dst}: link not clear"
+            self._out[dst] = message
         return Push(dst, self._epochs[dst].epoch, message.key, codec.encode(message), delivery)
 
     def _renewed(self) -> list[FromLearner]:
@@ -319,6 +328,8 @@ class Exchange:
         if change.direction == "out":
             if isinstance(change, LinkUp):
                 self._epochs[change.peer] = change
+                if (unsent := self._unsent.pop(change.peer, None)) is not None and unsent.key == self.key:
+                    answers = [*answers, self._push(change.peer, unsent)]
             else:
                 self._epochs.pop(change.peer, None)
         self.algorithm.on_links(change)

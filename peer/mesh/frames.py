@@ -21,6 +21,7 @@ from peer.events import (
     Delivery,
     Direction,
     Farewell,
+    Generation,
     Goodbye,
     Key,
     MemberPhase,
@@ -47,8 +48,9 @@ MAX_DIGEST = 64
 MAX_DEVICE_NAME = 64
 MAX_REASON = 300
 MAX_WEIGHT = 1e6  # a session's weights sum to 1 for each time it was begun; far above that, a guess
-ROUNDS = 1 << 32  # generation and round; peer/compression/codec.py packs them as u32
-COUNTS = 1 << 63  # boot, incarnation, life, epoch, number; as membership bounds them
+MAX_COSTS = 320  # 64 measured links of 5 bytes; a record stays within a packet
+ROUNDS = 1 << 32  # of a round and of a generation's epoch; peer/compression/codec.py packs the former as u32
+COUNTS = 1 << 63  # boot, incarnation, life, epoch, number, generation; as membership bounds them
 
 STATES: dict[MemberState, pb.MemberState] = {
     "alive": pb.ALIVE,
@@ -149,9 +151,9 @@ def _count(number: int, what: str) -> int:
     return _below(COUNTS, number, what)
 
 
-def _digest(data: bytes, what: str) -> bytes:
-    if len(data) > MAX_DIGEST:
-        raise RemoteError(f"{what} of {len(data)} bytes; at most {MAX_DIGEST}")
+def _digest(data: bytes, what: str, limit: int = MAX_DIGEST) -> bytes:
+    if len(data) > limit:
+        raise RemoteError(f"{what} of {len(data)} bytes; at most {limit}")
     return data
 
 
@@ -171,6 +173,7 @@ def record_to_wire(record: Record) -> pb.Record:
         device=clean(record.device, MAX_DEVICE_NAME),
         addresses=record.addresses[:MAX_ADDRESSES],
         task_digest=record.task_digest,
+        costs=record.costs[:MAX_COSTS],
     )
 
 
@@ -197,6 +200,7 @@ def record_from_wire(message: pb.Record) -> Record:
         device=clean(message.device, MAX_DEVICE_NAME),
         addresses=addresses,
         task_digest=_digest(message.task_digest, "task digest"),
+        costs=_digest(message.costs, "link costs", MAX_COSTS),
     )
 
 
@@ -217,6 +221,9 @@ def control_to_wire(control: Control | None) -> pb.ControlMessage:
         case Goodbye(record, last):
             goodbye = pb.Goodbye(record=record_to_wire(record), last=_farewell_to_wire(last))
             return pb.ControlMessage(goodbye=goodbye)
+        case Generation(epoch, proposer, view, parents):
+            generation = pb.Generation(epoch=epoch, proposer=proposer, view=view, parents=parents)
+            return pb.ControlMessage(generation=generation)
         case None:
             return pb.ControlMessage(nothing=pb.Nothing())
 
@@ -233,10 +240,22 @@ def control_from_wire(message: pb.ControlMessage, src: PeerId) -> Control | None
             return SponsorMe(_count(message.sponsor_me.life, "life"))
         case "goodbye":
             return _goodbye(message.goodbye, src)
+        case "generation":
+            return _generation(message.generation)
         case "nothing":
             return None
         case _:
             raise RemoteError("an empty control message")
+
+
+def _generation(said: pb.Generation) -> Generation:
+    """Whether its parents make a tree is seen where the tree is made (mesh/graphs.py)."""
+    view, parents = tuple(map(peer_id, said.view)), tuple(said.parents)
+    if not 0 < len(view) <= MAX_RECORDS or len(set(view)) < len(view):
+        raise RemoteError(f"a generation of {len(view)} members, or one of them twice")
+    if parents and (len(parents) != len(view) or max(parents) >= len(view)):
+        raise RemoteError("a generation whose parents are not members")
+    return Generation(_below(ROUNDS >> 1, said.epoch, "epoch"), peer_id(said.proposer), view, parents)
 
 
 def _goodbye(goodbye: pb.Goodbye, src: PeerId) -> Goodbye:
@@ -325,8 +344,7 @@ def _begin(begin: pb.Begin) -> Begin:
         raise RemoteError(f"phase {begin.phase} is unknown")
     if begin.length == 0:
         raise RemoteError("an empty parcel")
-    generation = _below(ROUNDS, begin.generation, "generation")
-    key = Key(generation, _below(ROUNDS, begin.round, "round"), begin.phase)
+    key = Key(_count(begin.generation, "generation"), _below(ROUNDS, begin.round, "round"), begin.phase)
     return Begin(*_place(begin), key, _word(DELIVERIES, begin.delivery, "delivery"), begin.length)
 
 

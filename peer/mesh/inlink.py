@@ -221,7 +221,11 @@ class InLink:
 
     def _deliver(self, parcel: Parcel) -> list[Effect]:
         self.hand, self.orphan = parcel, False
-        return [ForLearner(Deliver(self.src, parcel.epoch, parcel.number, parcel.key, parcel.payload))]
+        return [
+            ForLearner(
+                Deliver(self.src, parcel.epoch, parcel.number, parcel.key, parcel.payload, parcel.delivery)
+            )
+        ]
 
     def _next(self) -> list[Effect]:
         if self.hand is not None or self.waiting is None:

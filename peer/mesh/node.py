@@ -23,6 +23,7 @@ from peer.events import (
     TRAIN,
     Acked,
     Closed,
+    Control,
     Deadline,
     Deliver,
     Effect,
@@ -448,7 +449,7 @@ class Node:
     def _alive(self, peer: PeerId, now: float) -> None:
         self.members.heard(peer, now)
 
-    def _control(self, peer: PeerId, message: Probe | SponsorMe | Goodbye, now: float) -> None:
+    def _control(self, peer: PeerId, message: Control, now: float) -> None:
         match message:
             case Probe(view, records):
                 self._merge(records, now)

@@ -88,7 +88,7 @@ class Signature(_message.Message):
     def __init__(self, sha256: _Optional[bytes] = ..., text: _Optional[bytes] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("peer", "boot", "incarnation", "state", "phase", "life", "round", "weight", "device", "addresses", "task_digest")
+    __slots__ = ("peer", "boot", "incarnation", "state", "phase", "life", "round", "weight", "device", "addresses", "task_digest", "costs")
     PEER_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class Record(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     TASK_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    COSTS_FIELD_NUMBER: _ClassVar[int]
     peer: str
     boot: int
     incarnation: int
@@ -111,19 +112,22 @@ class Record(_message.Message):
     device: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
     task_digest: bytes
-    def __init__(self, peer: _Optional[str] = ..., boot: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., phase: _Optional[_Union[MemberPhase, str]] = ..., life: _Optional[int] = ..., round: _Optional[int] = ..., weight: _Optional[float] = ..., device: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., task_digest: _Optional[bytes] = ...) -> None: ...
+    costs: bytes
+    def __init__(self, peer: _Optional[str] = ..., boot: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., phase: _Optional[_Union[MemberPhase, str]] = ..., life: _Optional[int] = ..., round: _Optional[int] = ..., weight: _Optional[float] = ..., device: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., task_digest: _Optional[bytes] = ..., costs: _Optional[bytes] = ...) -> None: ...
 
 class ControlMessage(_message.Message):
-    __slots__ = ("probe", "sponsor_me", "goodbye", "nothing")
+    __slots__ = ("probe", "sponsor_me", "goodbye", "nothing", "generation")
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SPONSOR_ME_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     NOTHING_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     probe: Probe
     sponsor_me: SponsorMe
     goodbye: Goodbye
     nothing: Nothing
-    def __init__(self, probe: _Optional[_Union[Probe, _Mapping]] = ..., sponsor_me: _Optional[_Union[SponsorMe, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., nothing: _Optional[_Union[Nothing, _Mapping]] = ...) -> None: ...
+    generation: Generation
+    def __init__(self, probe: _Optional[_Union[Probe, _Mapping]] = ..., sponsor_me: _Optional[_Union[SponsorMe, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., nothing: _Optional[_Union[Nothing, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("view", "records")
@@ -132,6 +136,18 @@ class Probe(_message.Message):
     view: bytes
     records: _containers.RepeatedCompositeFieldContainer[Record]
     def __init__(self, view: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+
+class Generation(_message.Message):
+    __slots__ = ("epoch", "proposer", "view", "parents")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PROPOSER_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    proposer: str
+    view: _containers.RepeatedScalarFieldContainer[str]
+    parents: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., proposer: _Optional[str] = ..., view: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SponsorMe(_message.Message):
     __slots__ = ("life",)

@@ -21,7 +21,7 @@ from peer.events import FINAL, Key
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 LAYOUTS = st.lists(st.integers(1, 90), min_size=1, max_size=5).map(lambda sizes: Layout(tuple(sizes)))
 SPECS = ["none", "fp16", "int8", "topk=10%", "topk=1%,fp16", "topk=5%,int8", "bits=1", "bits=4"]
-HEAD, BODY = struct.Struct("<2sBIIBBBdB"), struct.Struct("<BI")
+HEAD, BODY = struct.Struct("<2sBQIBBBdB"), struct.Struct("<BI")
 START = HEAD.size + BODY.size  # of the body, with an empty base
 
 
@@ -105,8 +105,8 @@ def test_whatever_a_compressor_makes_comes_back(values, text):
     assert decode(encode(message), layout) == message
 
 
-def test_a_header_takes_28_bytes():
-    assert len(encode(Message(Key(), 0, Empty(10)))) == START == 28
+def test_a_header_takes_32_bytes():
+    assert len(encode(Message(Key(), 0, Empty(10)))) == START == 32
 
 
 def test_any_buffer_of_bytes_is_read_and_not_kept():
@@ -137,7 +137,7 @@ def test_truncated_and_lengthened_messages_are_refused(case, data):
 @given(LAYOUTS, DTYPES, st.integers(0, 4), st.binary(max_size=300))
 @settings(max_examples=max(300, settings.default.max_examples))
 def test_random_bodies_are_refused_or_sound(layout, dtype, kind, junk):
-    head = HEAD.pack(b"pd", 1, 0, 0, 0, 16, 0, 1.0, 0) + BODY.pack(kind, layout.d)
+    head = HEAD.pack(b"pd", 2, 0, 0, 0, 16, 0, 1.0, 0) + BODY.pack(kind, layout.d)
     accepted(head + junk, layout, dtype)
     accepted(junk, layout, dtype)
 
@@ -153,7 +153,7 @@ def peak_bytes(data, layout):
 
 
 def message_with(body: bytes, kind: int, d: int = 100, weight: float = 1.0, **head) -> bytes:
-    fields = {"magic": b"pd", "version": 1, "delivery": 0, "base": 0} | head
+    fields = {"magic": b"pd", "version": 2, "delivery": 0, "base": 0} | head
     place = fields["magic"], fields["version"], 0, 0, 0, 16, fields["delivery"], weight, fields["base"]
     return HEAD.pack(*place) + BODY.pack(kind, d) + body
 
@@ -168,9 +168,9 @@ STEP = struct.Struct("<d").pack
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "header: expected 23 bytes, found 0"),
-        (message_with(b"", EMPTY, magic=b"xx"), "expected b'pd' version 1, found b'xx'"),
-        (message_with(b"", EMPTY, version=2), "found b'pd' version 2"),
+        (b"", "header: expected 27 bytes, found 0"),
+        (message_with(b"", EMPTY, magic=b"xx"), "expected b'pd' version 2, found b'xx'"),
+        (message_with(b"", EMPTY, version=1), "found b'pd' version 1"),
         (message_with(b"", EMPTY, delivery=2), "delivery: expected 0 or 1, found 2"),
         (message_with(b"", EMPTY, base=33), "base: expected at most 32 bytes, found 33"),
         (message_with(b"", EMPTY, weight=math.nan), "weight: expected a finite number from 0, found nan"),
