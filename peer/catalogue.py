@@ -50,7 +50,10 @@ class TaskEntry:
     speakers: tuple[str, ...] = ()
 
 
-TOPOLOGIES = ("ring", "exponential", "random-K", "complete")
+DIRECTED = ("ring", "exponential", "random-K", "complete", "grid")  # for push-sum: mesh/topology.py
+TREES = ("chain", "binary-tree", "double-tree", "spanning-tree")  # for relays: mesh/graphs.py
+UNDIRECTED = ("ring", "grid", "exponential", "complete", *TREES)  # for symmetric weights: as above
+TOPOLOGIES = (*DIRECTED, *TREES)
 MAX_RANDOM_K = 16  # out-neighbors a round; more is 'complete' in a house (guess)
 PACES = ("lockstep", "free")
 DEFAULT_ALGORITHM, DEFAULT_TOPOLOGY, DEFAULT_TASK = (
@@ -91,7 +94,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 "replica-mb": Option("256", "memory for that", most=1e6),
                 **_GUARD,
             },
-            topologies=TOPOLOGIES,
+            topologies=DIRECTED,
             presets=_PRESETS,
         ),
         AlgorithmEntry(
@@ -100,7 +103,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             compression="none",
             compressions=frozenset({"dense"}),
             options=dict(_GUARD),
-            topologies=TOPOLOGIES,
+            topologies=DIRECTED,
             presets={},
         ),
         AlgorithmEntry(
@@ -119,7 +122,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 ),
                 **_GUARD,
             },
-            topologies=TOPOLOGIES,
+            topologies=DIRECTED,
             presets={},
         ),
     )

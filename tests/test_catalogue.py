@@ -100,9 +100,15 @@ def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
         catalogue.check_topology("torus")
 
 
-@pytest.mark.parametrize("text", ["ring", "exponential", "complete", "random-1", "random-16"])
+@pytest.mark.parametrize("text", ["ring", "exponential", "complete", "grid", "random-1", "random-16"])
 def test_known_topologies_pass(text: str) -> None:
     assert catalogue.check_topology(text, "sgp") == text
+
+
+@pytest.mark.parametrize("text", ["chain", "binary-tree", "double-tree", "spanning-tree"])
+def test_push_sum_does_not_run_on_trees(text: str) -> None:
+    with pytest.raises(UsageError, match=f"sgp runs on ring, .*, grid, not on '{text}'"):
+        catalogue.check_topology(text, "sgp")
 
 
 @pytest.mark.parametrize("text", ["random-0", "random-17", "random-", "random-K", "random-01", "random-2x"])
