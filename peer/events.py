@@ -158,8 +158,8 @@ class Goodbye:
 class Generation:
     """The graph that an undirected algorithm exchanges on, and who is on it: the same for all its members.
 
-    Of two the higher epoch holds, then the lower proposer's id. view: members in the order the graph is made
-    of. parents: where it is a tree of measured costs: each member's by place in the view, the root's its own.
+    view: members in the order the graph is made of. parents: where it is a tree of measured costs: each
+    member's by place in the view, the root's its own. Which of two holds: mesh/generations.py.
     """
 
     epoch: int
@@ -238,6 +238,14 @@ class Leave:
     """The user (or SIGTERM) wants out: hand over, say goodbye. `pause`: back later."""
 
     pause: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A call to this peer and back takes so long, s, smoothed."""
+
+    peer: PeerId
+    rtt_s: float
 
 
 @dataclass(frozen=True, slots=True)

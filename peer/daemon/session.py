@@ -37,6 +37,7 @@ from peer.events import (
     LearnerGone,
     Leave,
     LinkUp,
+    Measured,
     Met,
     Moved,
     PeerId,
@@ -60,6 +61,7 @@ log = logging.getLogger(__name__)
 
 GONE_S = 30.0  # for leaving politely: the node gives up on the hand-over by itself after 10 s
 DRIVER_BITS = 24  # changes of its record that one driver may tell: a change a second for half a year (guess)
+MEASURED_TICKS = 20  # round-trip times are told to the node every 5 s (guess)
 ALONE_ROUNDS = 3  # closed alone in a row: shown as "alone"
 PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel taken (fp64, twice over)
 
@@ -260,9 +262,16 @@ class SessionDriver:
         self.feed(Moved(addresses))
 
     async def _tick(self) -> None:
-        while True:
+        for ticks in itertools.count():
             self.feed(Tick())
+            if ticks % MEASURED_TICKS == 0:
+                self._tell_measured()
             await asyncio.sleep(Node.tick_s)
+
+    def _tell_measured(self) -> None:
+        for contact in list(self.transport.contacts):
+            if contact.rtt_s is not None:
+                self.feed(Measured(contact.peer, contact.rtt_s))
 
     def feed(self, event: NodeEvent) -> None:
         """Let the node handle an event, and do what it asks for."""

@@ -83,9 +83,25 @@ def spanning_tree(view: Sequence[PeerId], costs: Costs, cap: int = MAX_DEGREE) -
     return _rooted(beside)
 
 
+def tree_cost(view: Sequence[PeerId], parents: Sequence[int], costs: Costs) -> int:
+    """What the links of this tree cost together."""
+    said = _said(view, costs)
+    pairs = ((min(w, parent), max(w, parent)) for w, parent in enumerate(parents) if w != parent)
+    return sum(said.get(pair, UNKNOWN) for pair in pairs)
+
+
 def _by_cost(view: Sequence[PeerId], costs: Costs) -> Iterator[tuple[int, int]]:
-    """All pairs of places, the cheapest links first. A link costs the most that its ends say of it; the word
-    of one end is enough."""
+    """All pairs of places, the cheapest links first."""
+    said = _said(view, costs)
+    for cost in range(UNKNOWN):
+        yield from sorted(pair for pair, most in said.items() if most == cost)
+    for pair in combinations(range(len(view)), 2):
+        if said.get(pair, UNKNOWN) >= UNKNOWN:
+            yield pair
+
+
+def _said(view: Sequence[PeerId], costs: Costs) -> dict[tuple[int, int], int]:
+    """The cost by pair of places: the most that its ends say of it; the word of one end is enough."""
     place = {peer: at for at, peer in enumerate(view)}
     said: dict[tuple[int, int], int] = {}
     for peer, classes in costs.items():
@@ -93,11 +109,7 @@ def _by_cost(view: Sequence[PeerId], costs: Costs) -> Iterator[tuple[int, int]]:
             if peer in place and other in place and peer != other:
                 pair = min(place[peer], place[other]), max(place[peer], place[other])
                 said[pair] = max(said.get(pair, 0), cost)
-    for cost in range(UNKNOWN):
-        yield from sorted(pair for pair, most in said.items() if most == cost)
-    for pair in combinations(range(len(view)), 2):
-        if said.get(pair, UNKNOWN) >= UNKNOWN:
-            yield pair
+    return said
 
 
 def _find(part: list[int], place: int) -> int:
