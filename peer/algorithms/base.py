@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from peer.compression.bodies import Dense
 from peer.compression.codec import Message as Message
 from peer.events import Key, LinkDown, LinkUp, PeerId
 
@@ -84,6 +85,10 @@ class Algorithm(ABC):
     @abstractmethod
     def sponsor(self, dst: PeerId, key: Key, bases: tuple[bytes, ...]) -> Message:
         """Half of the mass for a newcomer, as a SNAPSHOT. bases: digests of models the newcomer holds."""
+
+    def show(self, key: Key) -> Message:
+        """The model alone, as a SNAPSHOT without weight, to look at."""
+        return Message(key, SNAPSHOT, Dense(self.estimate()))
 
     @abstractmethod
     def hand_over(self, key: Key) -> Message:

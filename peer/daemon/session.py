@@ -43,6 +43,7 @@ from peer.events import (
     PeerId,
     Record,
     SponsorMe,
+    StartOver,
     Tell,
     Tick,
     ToLearner,
@@ -282,6 +283,9 @@ class SessionDriver:
                 self._command(effect.command)
             elif isinstance(effect, Gone):
                 self._on_gone(effect)
+            elif isinstance(effect, StartOver):
+                if self.learning.end is not None:
+                    self.learning.end.ask_to_start_over()
             elif isinstance(effect, Tell) and isinstance(effect.message, SponsorMe):
                 self.spawn(self._ask_for_mass(effect))
             else:

@@ -45,6 +45,7 @@ from peer.events import (
     Leave,
     LinkDown,
     LinkUp,
+    Looked,
     Measured,
     Met,
     Moved,
@@ -61,8 +62,11 @@ from peer.events import (
     Rejected,
     Renew,
     Returned,
+    Reunion,
+    ShowMe,
     Sponsor,
     SponsorMe,
+    StartOver,
     StreamDown,
     StreamUp,
     TakeAll,
@@ -76,6 +80,7 @@ from peer.mesh.generations import Generations, number
 from peer.mesh.links import Links
 from peer.mesh.membership import Membership
 from peer.mesh.patience import Patience
+from peer.mesh.reunion import Reunions
 
 STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
 WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up then: memberlist's dead record
@@ -138,6 +143,7 @@ class Node:
         self.generations = None
         if terms.graph != "directed":
             self.generations = Generations(me.peer, terms.topology, terms.graph)
+        self.reunions = Reunions(me.peer)
         self.life = 0  # of the learner, or of the last one
         self.key = Key()  # the round being worked on, or to be opened next
         self.rounds_alone = 0  # closed with nobody heard, in a row
@@ -164,6 +170,8 @@ class Node:
         self._trainer_at = -math.inf
         self._asked: dict[PeerId, float] = {}
         self._sponsoring: set[PeerId] = set()
+        self._given_up: dict[PeerId, int] = {}  # lives that start over, as this one's last did: no sponsors
+        self._showing: set[PeerId] = set()  # who wants to look at this device's model
         self._needed: dict[PeerId, float] = {}  # out-links, and when a round last used them
         self._due: dict[PeerId, float] = {}  # expected senders without a stream, since when
         self._dialed: set[PeerId] = set()  # senders whose in-stream this node opened
@@ -274,6 +282,8 @@ class Node:
                 self._absorb(self.links.rejected(src, epoch, number, reason, fault), now)
             case Renew(dst):
                 self._absorb(self.links.renew(dst), now)
+            case Looked(peer, round_, near):
+                self._looked(peer, round_, near, now)
             case Holds(bases, weight, replicas):
                 self.links.holds(bases, replicas)
                 self._weigh(weight)
@@ -321,6 +331,7 @@ class Node:
 
     def _seek(self, now: float) -> None:
         trainers = [r for r in self.members.alive() if r.phase == "training" and r.peer != self.me]
+        trainers = [r for r in trainers if self._given_up.get(r.peer) != r.life]
         if trainers:
             self._trainer_at = now
             if any(now - at < ASK_AGAIN_S for at in self._asked.values()):
@@ -352,6 +363,18 @@ class Node:
         self._need(peer, now)
         if self.links.clear(peer):
             self._grant(peer)
+
+    def _show(self, peer: PeerId, now: float) -> None:
+        """Send the model to look at: as soon as the link allows it."""
+        if self.phase == "training":
+            self._showing.add(peer)
+            self._need(peer, now)
+            self._show_all()
+
+    def _show_all(self) -> None:
+        for peer in [peer for peer in self._showing if self.links.clear(peer)]:
+            self._showing.discard(peer)
+            self._learner(Sponsor(peer, show=True))
 
     def _grant(self, peer: PeerId) -> None:
         self._sponsoring.discard(peer)
@@ -407,7 +430,13 @@ class Node:
                 if not self.links.has_stream(src, "in"):
                     self._due.setdefault(src, now)
         self._learner(
-            OpenRound(key, out, tuple(sorted(self._expected)), len(view), self.members.mean_weight())
+            OpenRound(
+                key,
+                out,
+                tuple(sorted(self._expected)),
+                len(view),
+                self.members.mean_weight(self.reunions.estranged),
+            )
         )
 
     def _announce_place(self, generations: Generations, now: float) -> None:
@@ -496,6 +525,39 @@ class Node:
             self._note("closes without", "debug", peers=",".join(sorted(late)), round=self.key.round)
             self._overdue = True
             self._learner(Deadline(self.key))
+
+    # --- reunions --------------------------------------------------------------------------------
+
+    def _meet_again(self, now: float) -> None:
+        """Members that trained apart are back: is it this node's turn to look at a model of theirs?"""
+        self._show_all()
+        peer = self.reunions.due(self._view, now)
+        if peer is not None:
+            self._note("looks at the model of one it was parted from", peer=peer)
+            self._due.setdefault(peer, now)
+            self._effects.append(Tell(peer, ShowMe()))
+        if self.reunions.overdue(now):
+            self._reunite(Reunion(()), now)
+
+    def _looked(self, peer: PeerId, round_: int, near: bool, now: float) -> None:
+        if peer not in self.reunions.estranged:
+            return
+        verdict = self.reunions.judge(near, self._view, self.key.round, round_)
+        for record in self.members.alive():
+            if record.peer != self.me:
+                self._effects.append(Tell(record.peer, verdict))
+        self._reunite(verdict, now)
+
+    def _reunite(self, verdict: Reunion, now: float) -> None:
+        """Train with all again; or start over, when the two halves' models do not mix."""
+        if self.phase == "training" and self.reunions.obeys(verdict, now):
+            self._note("starts over with the model of the other half", "warning", members=len(verdict.yields))
+            self._given_up = {r.peer: r.life for r in self.members.alive() if r.peer in verdict.yields}
+            self._effects.append(StartOver())
+        elif not verdict.yields:
+            self._note("trains with those again that it was parted from")
+            self.reunions.settle()
+            self._seen = -1
 
     # --- generations -----------------------------------------------------------------------------
 
@@ -614,6 +676,10 @@ class Node:
                 self._sponsor(peer, life, now)
             case Generation():
                 self._hear_generation(peer, message, now)
+            case ShowMe():
+                self._show(peer, now)
+            case Reunion():
+                self._reunite(message, now)
             case Goodbye(record, last):
                 if record.peer == peer:
                     self._absorb(self.links.goodbye(peer, last), now)
@@ -680,7 +746,9 @@ class Node:
         if self.members.version == self._seen:
             return
         self._seen = self.members.version
-        view, before = tuple(self.members.view()), self._view
+        lives = {r.peer: r.life for r in self.members.alive() if r.phase == "training"}
+        self.reunions.watch(lives, now)
+        view, before = tuple(sorted(lives.keys() - self.reunions.estranged)), self._view
         self._view = view
         if self.generations is not None and view != before:
             self.generations.watch(view, now)
@@ -785,6 +853,7 @@ class Node:
             self._seek(now)
         if self.generations is not None and self.phase == "training" and self.key.phase != FINAL:
             self._agree(self.generations, now)
+        self._meet_again(now)
         self._check_held(now)
         self._check_deadline(now)
         for peer in self.members.probe_targets(now):
