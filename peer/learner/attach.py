@@ -95,7 +95,7 @@ class Swarm:
     """This script's membership. Attributes: `round`, `finished` (the session's rounds are done), `stopped`
     (this device leaves, or its daemon says stop), `done` (either).
 
-    loss_now: None, or a function that gives the module's loss on a batch of this device, without a step. By it
+    loss_now: None, or a function that gives the loss on a batch of this device, without a step. By it
     another half's model is judged after a long separation; without it the distance decides.
     """
 

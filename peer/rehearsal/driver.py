@@ -26,7 +26,9 @@ from peer.events import (
     ForLearner,
     FromLearner,
     Gone,
+    LearnerGone,
     Leave,
+    Looked,
     Met,
     Moved,
     Note,
@@ -34,10 +36,11 @@ from peer.events import (
     Ready,
     Record,
     Send,
+    StartOver,
     Tell,
     Tick,
 )
-from peer.learner.exchange import Exchange
+from peer.learner.exchange import Exchange, is_near
 from peer.mesh.node import Node, NodeEvent, Terms
 from peer.rehearsal.network import Network
 from peer.rehearsal.network import Weather as Weather
@@ -64,6 +67,7 @@ class Device:
     alive: bool = True
     left: str = ""
     rounds: int = 0
+    lives: int = 1
     farewells: dict[PeerId, Farewell] = field(default_factory=dict)
     inbox: deque[NodeEvent] = field(default_factory=deque)
     busy: bool = False
@@ -301,10 +305,26 @@ class Rehearsal:
                 self.network.disconnect(device.peer, peer, direction)
             case Note():
                 self.notes.append((self.now, device.peer, effect))
+            case StartOver():
+                self._at(0.0, lambda: self._start_over(device) if self._is_on(device) else None)
             case Gone(reason):
                 device.alive, device.left = False, reason
                 device.farewells = device.node.farewells()
                 self._off(device)
+
+    def _start_over(self, device: Device) -> None:
+        """The learner begins a new life, without its model; the node stays."""
+        device.lives += 1
+        device.exchange, device.model = self._make_exchange(device.peer, None), None
+        self._feed(device, LearnerGone("it starts over"))
+        life = (device.boot << 20) + device.lives
+        self._feed(device, Ready(life, -1, device.exchange.algorithm.bases))
+
+    def _look(self, device: Device) -> None:
+        look = device.exchange.take_look()
+        if look is not None:
+            near = is_near(device.exchange.estimate(), look.model)
+            self._locally(device, lambda: self._feed(device, Looked(look.peer, look.round, near)))
 
     def _answer(self, device: Device, events: Iterable[FromLearner]) -> None:
         events = tuple(events)
@@ -314,6 +334,7 @@ class Rehearsal:
             device.model, device.rounds = model, device.rounds + 1
             device.checkpoint = (model, device.exchange.key.round)
             device.older.append(device.checkpoint)
+            self._look(device)
         if device.exchange.open and not device.computing and device.model is not None:
             device.computing = True
             self._at(self._step_s(device.peer), self._computed, device)
