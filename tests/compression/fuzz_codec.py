@@ -29,8 +29,8 @@ def seeds(generator: np.random.Generator) -> list[tuple[bytes, Layout, torch.dty
     for layout, text, dtype in itertools.product(LAYOUTS, SPECS, (torch.float32, torch.float64)):
         v = torch.from_numpy(generator.laplace(size=layout.d)).to(dtype)
         body = compressor(parse_compression(text), layout, dtype)(v)
-        for sent in (body, Half.of(body, 1)) if isinstance(body, Dense) else (body,):
-            cases.append((encode(Message(Key(1, 2), 16, sent, 0.5, b"base")), layout, dtype))
+        sent = (body, Half.of(body, 1)) if isinstance(body, Dense) else (body,)
+        cases += [(encode(Message(Key(1, 2), 16, one, 0.5, b"base")), layout, dtype) for one in sent]
     return cases
 
 
