@@ -147,8 +147,35 @@ def test_a_task_file_that_is_too_long_is_refused_with_advice(run: Run, creating:
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "topology"),
+    [
+        ("sgp", "exponential"),
+        ("relay-sum", "binary-tree"),
+        ("relay-sum-grad", "binary-tree"),
+        ("d-psgd", "ring"),
+    ],
+)
+def test_an_algorithm_brings_its_topology(run: Run, creating: Any, algorithm: str, topology: str) -> None:
+    assert run("create", "home", "--algorithm", algorithm).exit_code == 0
+    assert (described(creating).topology, described(creating).local_steps) == (topology, 16)
+
+
+@pytest.mark.parametrize(
     ("words", "code", "said"),
     [
+        (
+            "--algorithm relay-sum --topology ring",
+            2,
+            "runs on binary-tree, double-tree, chain, spanning-tree",
+        ),
+        (
+            "--topology chain",
+            2,
+            "difference-push runs on exponential, ring, random-K, complete, grid, not on 'chain'",
+        ),
+        ("--algorithm relay-sum-grad --pace free", 2, "cannot run in the pace 'free'; it can in lockstep"),
+        ("--algorithm relay-sum --option fill=nothing", 2, "prev, x0, half, counts"),
+        ("--algorithm d-psgd --compression topk=1%", 2, "none, fp16 or int8"),
         ("--task nosuch", 2, "spoken-digits, quadratic"),
         ("--task nosuch.py", 65, "nosuch.py"),
         ("--algorithm nosuch", 2, "difference-push, sgp, sparse-push"),
