@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from peer import catalogue
 from peer.config import Descriptor
 from peer.daemon.effects import perform
 from peer.daemon.figures import Figures
@@ -212,6 +213,7 @@ class SessionDriver:
             lockstep=descriptor.pace == "lockstep",
             rounds=descriptor.rounds,
             founder=self.folder.note.founder,
+            graph=catalogue.algorithm(descriptor.algorithm).graph,
         )
         me = replace(self._me, incarnation=self._me.incarnation + 1)
         self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it

@@ -862,7 +862,7 @@ class Node:
         self._spread_news(now)
         self._reverse_dial(now)
         self._drop_idle(now)
-        if self._finished_at is not None and (not self.links.ledger() or now - self._finished_at > LINGER_S):
+        if self._finished_at is not None and (not self.links.pending() or now - self._finished_at > LINGER_S):
             self._say_goodbye(now)
 
     # --- leaving ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -130,9 +130,7 @@ class Rehearsal:
         if old and checkpoint_age and old.older:
             checkpoint = old.older[max(-len(old.older), -1 - checkpoint_age)]
         record = Record(peer, boot, boot << 20, device=peer, addresses=(f"{peer}:1",))
-        terms = Terms(
-            self.terms.topology, self.terms.seed, self.terms.lockstep, self.terms.rounds, founder=founder
-        )
+        terms = replace(self.terms, founder=founder)
         farewells = old.farewells if old else {}
         device = Device(
             peer, boot, Node(record, terms, farewells), self._make_exchange(peer, checkpoint),
