@@ -134,8 +134,9 @@ def test_all_nodes_change_n_in_the_same_generation_and_a_change_moves_no_model_t
         n = len(r.alive()) - story % 2
         for _ in range(400):
             r.run(0.1)
-            for d in r.alive():
-                n_by_generation.setdefault(d.node.key.generation, set()).add(d.exchange.algorithm.links.n)
+            for d in (d for d in r.alive() if d.node.generations.current is not None):
+                links = d.exchange.algorithm.links
+                n_by_generation.setdefault(links.key.generation, set()).add(links.n)
             if one_generation(r, n):
                 break
         assert one_generation(r, n)
