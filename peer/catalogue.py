@@ -201,6 +201,21 @@ TASKS: dict[str, TaskEntry] = {
                 "noise": Option("0", "deviation of the gradients' noise", most=1e6),
             },
         ),
+        TaskEntry(
+            "fashion-mnist",
+            "ten kinds of clothes in 28 x 28 pictures; its four files lie in the folder of --data",
+            shards=frozenset({"part", "dirichlet"}),
+            options={"model": Option("cnn", "54,314 parameters, or 101,770", choices=("cnn", "mlp"))},
+        ),
+        TaskEntry(
+            "characters",
+            "the next character of a text, a file that --data names",
+            shards=frozenset({"part"}),
+            options={
+                "model": Option("gru", "which kind of model", choices=("gru", "transformer")),
+                "context": Option("64", "bytes it looks back", least=8, most=1024, whole=True),
+            },
+        ),
     )
 }
 

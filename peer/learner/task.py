@@ -29,7 +29,12 @@ from torch import Tensor, nn
 
 from peer.errors import DataError, PeerdError
 
-BUILT_IN = {"spoken-digits": "peer.tasks.spoken_digits", "quadratic": "peer.tasks.quadratic"}
+BUILT_IN = {
+    "spoken-digits": "peer.tasks.spoken_digits",
+    "quadratic": "peer.tasks.quadratic",
+    "fashion-mnist": "peer.tasks.fashion_mnist",
+    "characters": "peer.tasks.characters",
+}
 MOMENTUM = 0.9  # sparse_push_experiments: every accuracy there was measured with it
 BATCH = 32  # as above
 LR = 0.02  # FSDD rows there: the rate at which the longest run was best
