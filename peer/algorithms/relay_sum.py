@@ -23,7 +23,10 @@ of the first are inner nodes.
 The paper's: all of the above. Ours: the message carries c and the mean m/c, not the sum, so that fp16 and
 int8 lose no bits to its size; several local steps per round, whose change is one u; pace "free" (see
 whole_model.py); a new tree starts with nothing stored; in the final rounds each node relays the model it had
-at the first of them, so that after as many rounds as the tree is wide all hold the same mean.
+at the first of them, exactly, so that after as many rounds as the tree is wide all hold the same mean.
+
+Rounding is not fed back and comes anew at every hop. Measured on quadratics, 7 nodes on a heap, 120 rounds:
+the error is 0.047 exactly and in fp16, 0.137 in int8 (tests/algorithms/test_whole_model.py).
 """
 
 from __future__ import annotations
