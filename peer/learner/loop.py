@@ -35,7 +35,7 @@ def train(
         factor = schedule.factor(swarm.steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = factor * rate
-        loss = _local_step(task, model, optimizer, next(batches))
+        loss = local_step(task, model, optimizer, next(batches))
         if not math.isfinite(loss):
             swarm.roll_back(loss)
         elif swarm.step(loss):
@@ -45,7 +45,7 @@ def train(
         metrics.evaluate()
 
 
-def _local_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> float:
+def local_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> float:
     """One optimizer step, left out when the loss is not finite. Gives the loss. Raises DataError when
     gradients or optimizer fail: started anew, the learner would come to the same."""
     optimizer.zero_grad(set_to_none=True)

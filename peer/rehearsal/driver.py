@@ -13,7 +13,8 @@ import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import torch
@@ -49,13 +50,14 @@ from peer.events import (
 from peer.learner.exchange import Exchange
 from peer.mesh.node import Node, NodeEvent, Terms
 
-Train = Callable[[PeerId, Tensor, int], Tensor]
+Train = Callable[[PeerId, Tensor, int], tuple[Tensor, float] | Tensor]  # with the learning rate, else 1
 MakeExchange = Callable[[PeerId, tuple[Tensor, int] | None], Exchange]
 
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """The network's faults. latency_s: uniform range per frame; loss, duplicate: probability per frame.
+    """The network's faults. latency_s: uniform range per frame; loss, duplicate: probability per frame;
+    bandwidth_bps: of each device's uplink, 0 without a limit.
 
     local_s: each way between a device's node and its learner. Above 0, `mass` may count a parcel twice
     while the learner's word that it has taken it is on its way.
@@ -66,6 +68,7 @@ class Weather:
     loss: float = 0.0
     duplicate: float = 0.0
     redial_s: float = 0.2
+    bandwidth_bps: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +101,16 @@ class Device:
     busy: bool = False
 
 
+class Witness:
+    """Sees a rehearsal while it runs; override what is wanted."""
+
+    def said(self, device: Device, events: tuple[FromLearner, ...]) -> None:
+        """What the learner tells its node, before the node hears it; `device.model` is the newest."""
+
+    def sent(self, device: Device, frame: Frame) -> None:
+        """A frame goes out on a stream that is up, again or for the first time."""
+
+
 class Rehearsal:
     """`add` devices, let time pass with `run`, and do to them what happens to devices."""
 
@@ -110,18 +123,23 @@ class Rehearsal:
         weather: Weather | None = None,
         step_s: Callable[[PeerId], float] = lambda _: 1.0,
         seed: int = 0,
+        witness: Witness | None = None,
     ) -> None:
+        """step_s: of a round's local steps; infinite for a device that is to take no more."""
         self.terms, self.weather = terms, weather or Weather()
         self.now, self.seed = 0.0, seed
         self.devices: dict[PeerId, Device] = {}
         self.notes: list[tuple[float, PeerId, Note]] = []
         self.frames_lost = 0
         self._make_exchange, self._train, self._step_s = make_exchange, train, step_s
+        self._witness = witness or Witness()
         self._random = random.Random(seed)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._streams: dict[tuple[PeerId, PeerId], _Stream] = {}
         self._wanted: set[tuple[PeerId, PeerId, Direction]] = set()
+        self._groups: dict[PeerId, int] = {}
+        self._uplink_free: dict[PeerId, float] = {}
 
     # --- what happens to devices -----------------------------------------------------------------
 
@@ -156,6 +174,19 @@ class Rehearsal:
 
     def leave(self, peer: PeerId, *, pause: bool = False) -> None:
         self._feed(self.devices[peer], Leave(pause))
+
+    def partition(self, groups: Sequence[AbstractSet[PeerId]]) -> None:
+        """Cut everything between different groups, until `heal` or the next partition."""
+        self._groups = {peer: number for number, group in enumerate(groups) for peer in group}
+        for stream in list(self._streams.values()):
+            if not self._passes(stream.sender, stream.receiver):
+                self._hang_up(stream, "cut")
+
+    def heal(self) -> None:
+        self._groups = {}
+
+    def _passes(self, a: PeerId, b: PeerId) -> bool:
+        return self._groups.get(a) == self._groups.get(b)
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Let virtual time pass, until the predicate holds after some event or the time is over."""
@@ -241,6 +272,8 @@ class Rehearsal:
                 self._wanted.discard((device.peer, peer, direction))
                 self._hang_up(self._stream(device.peer, peer, direction), "disconnected")
             case Send(peer, direction, frame):
+                if self._stream(device.peer, peer, direction) is not None:
+                    self._witness.sent(device, frame)
                 self._send(device, peer, direction, frame)
             case Tell(peer, message):
                 if self._random.random() >= self.weather.loss:
@@ -254,11 +287,12 @@ class Rehearsal:
 
     def _answer(self, device: Device, events: Iterable[FromLearner]) -> None:
         events = tuple(events)
-        self._locally(device, lambda: self._feed(device, *events))
         model = device.exchange.take()
         if model is not None:
             device.model, device.rounds = model, device.rounds + 1
             device.checkpoint = (model, device.exchange.key.round)
+        self._witness.said(device, events)
+        self._locally(device, lambda: self._feed(device, *events))
         if device.exchange.open and not device.computing and device.model is not None:
             device.computing = True
             self._at(self._step_s(device.peer), lambda: self._computed(device))
@@ -267,8 +301,9 @@ class Rehearsal:
         device.computing = False
         if not self._is_on(device) or not device.exchange.open or device.model is None:
             return
-        u = self._train(device.peer, device.model, device.exchange.key.round)
-        self._answer(device, device.exchange.submit(u, 1.0, self.now))
+        found = self._train(device.peer, device.model, device.exchange.key.round)
+        u, lr = found if isinstance(found, tuple) else (found, 1.0)
+        self._answer(device, device.exchange.submit(u, lr, self.now))
 
     def _locally(self, device: Device, action: Callable[[], None]) -> None:
         """Over the socket between node and learner, which keeps order."""
@@ -291,7 +326,12 @@ class Rehearsal:
         if self._stream(device.peer, peer, direction) is not None:
             return
         other = self.devices.get(peer)
-        if other is None or not other.alive or self._random.random() < self.weather.loss:
+        if (
+            other is None
+            or not other.alive
+            or not self._passes(device.peer, peer)
+            or self._random.random() < self.weather.loss
+        ):
             self._at(self.weather.redial_s, lambda: self._dial(device, peer, direction))
             return
         sender, receiver = self._ends(device.peer, peer, direction)
@@ -326,7 +366,13 @@ class Rehearsal:
             return
         twice = isinstance(frame, Parcel) and self._random.random() < self.weather.duplicate
         for _ in range(2 if twice else 1):
-            arrival = max(stream.arrival.get(device.peer, 0.0), self.now + self._latency())
+            delay = self._latency()
+            if self.weather.bandwidth_bps and isinstance(frame, Parcel):
+                begins = max(self._uplink_free.get(device.peer, 0.0), self.now)
+                ends = begins + 8 * len(frame.payload) / self.weather.bandwidth_bps
+                self._uplink_free[device.peer] = ends
+                delay += ends - self.now
+            arrival = max(stream.arrival.get(device.peer, 0.0), self.now + delay)
             stream.arrival[device.peer] = arrival
             self._at(arrival - self.now, lambda: self._arrive(stream, device.peer, direction, frame))
 
@@ -337,7 +383,7 @@ class Rehearsal:
 
     def _tell(self, src: PeerId, dst: PeerId, message: Control) -> None:
         device = self.devices.get(dst)
-        if device is not None and device.alive:
+        if device is not None and device.alive and self._passes(src, dst):
             self._feed(device, Told(src, message))
             self._at(self._latency(), lambda: self._answered(src, dst))
 
