@@ -20,6 +20,7 @@ from torch import Tensor
 from peer import catalogue
 from peer.algorithms import make
 from peer.algorithms.push_sum import PushSum
+from peer.compression import codec
 from peer.errors import PeerdError
 from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed
 from peer.learner.exchange import Exchange
@@ -169,9 +170,22 @@ class Play(Witness):
 
     def _weights(self) -> float:
         """The sum of w; 0 where an algorithm has none."""
-        if not isinstance(next(iter(self.rehearsal.devices.values())).exchange.algorithm, PushSum):
+        r = self.rehearsal
+        if not isinstance(next(iter(r.devices.values())).exchange.algorithm, PushSum):
             return 0.0
-        return self.rehearsal.mass()[1]
+        return r.mass()[1] + sum(self._orphaned(device) for device in r.alive())
+
+    def _orphaned(self, device: Device) -> float:
+        """Weight in parcels that this device has yet to take over, and whose senders keep them no more: the
+        sender has crashed, the parcel has not."""
+        weight = 0.0
+        for parcel in device.exchange.put_off():
+            src = self.device(parcel.src)
+            kept = src.exchange.unacknowledged().get(device.peer) if src.alive else None
+            if kept is None or kept.key != parcel.key:
+                assert isinstance(parcel.payload, bytes)
+                weight += codec.decode(parcel.payload, self.trainer.layout, self.trainer.initial.dtype).weight
+        return weight
 
     # --- what is seen --------------------------------------------------------------------------------
 

@@ -91,6 +91,13 @@ class Trainer:
                 raise DivergedError(f"{peer} diverged in round {round_}: its loss is {loss}; lower --lr")
         return self._flat.read() - z, lr
 
+    def bare_steps(self, rounds: int) -> None:
+        """As many local steps as these rounds have, of all peers in turn, and nothing else: what a rehearsal
+        is measured against."""
+        for _ in range(rounds * self.local_steps):
+            for pupil in self._pupils.values():
+                local_step(pupil.task, self._module, pupil.optimizer, next(pupil.batches))
+
     def evaluate(self, z: Tensor) -> tuple[str, float] | None:
         """The task's first figure of a model, by name; None for a task without any."""
         self._flat.write(z)
