@@ -1,8 +1,8 @@
 """What a rehearsal costs beyond the SGD steps it is made of, as a table. Part of `make bench`.
 
 The same local steps are taken twice: in a rehearsal, and bare, one after the other on one model with nothing
-in between. Wall seconds on one thread, on whatever else this machine is doing. Fashion-MNIST is used when its
-folder is given, as an argument or in FASHION_MNIST; else numbers drawn at random take its place, which cost
+in between. Seconds are CPU's, of one thread: what it takes on a machine that does nothing else.
+Fashion-MNIST is used when its folder is given, as an argument or in FASHION_MNIST; else numbers drawn at random take its place, which cost
 the same.
 """
 
@@ -29,7 +29,7 @@ from peer.rehearsal.plan import Plan
 from peer.rehearsal.play import Play
 from peer.rehearsal.trainer import Trainer
 
-LIKE_FASHION = '''
+LIKE_FASHION = """
 import torch
 from torch import nn
 
@@ -46,7 +46,7 @@ def batches(shard, device, batch, seed):
 
 def loss(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
-'''
+"""
 ALGORITHMS = ("sgp", "difference-push", "relay-sum")  # those of them that there are
 TREES = {"relay-sum": "binary-tree"}
 
@@ -63,13 +63,19 @@ def cases(folder: str | None, task_file: Path) -> list[Case]:
     mlp = ("--task", str(task_file))
     name = "MLP 784-128-10, 16 peers, batch 16"
     if folder is not None and "fashion-mnist" in catalogue.TASKS:
-        mlp, name = ("--task", "fashion-mnist", "--option", "model=mlp", "--data", folder), f"{name}, its data"
+        mlp, name = (
+            ("--task", "fashion-mnist", "--option", "model=mlp", "--data", folder),
+            f"{name}, its data",
+        )
     tasks = (
-        (name, (*mlp, "--peers", "16", "--batch", "16", "--lr", "0.05", "--rounds", "200")),
-        ("quadratic, 64 peers, 1000 parameters", ("--task", "quadratic", "--peers", "64", "--rounds", "100")),
+        (name, (*mlp, "--peers", "16", "--batch", "16", "--lr", "0.05", "--steps", "320")),
+        (
+            "quadratic, 64 peers",
+            ("--task", "quadratic", "--peers", "64", "--momentum", "0", "--steps", "320"),
+        ),
     )
     return [
-        Case(f"{what}, {algorithm}", (*words, *network_of(algorithm), "--local-steps", "1", "--momentum", "0"))
+        Case(f"{what}, {algorithm}", (*words, *network_of(algorithm)))
         for what, words in tasks
         for algorithm in ALGORITHMS
         if algorithm in catalogue.ALGORITHMS
@@ -77,7 +83,9 @@ def cases(folder: str | None, task_file: Path) -> list[Case]:
 
 
 def network_of(algorithm: str) -> tuple[str, ...]:
-    return ("--algorithm", algorithm, "--topology", TREES.get(algorithm, "exponential"))
+    """One local step in a round, but for the algorithm that is made for many."""
+    steps = () if algorithm == "difference-push" else ("--local-steps", "1")
+    return ("--algorithm", algorithm, "--topology", TREES.get(algorithm, "exponential"), *steps)
 
 
 def plan_of(words: tuple[str, ...]) -> Plan:
@@ -87,22 +95,24 @@ def plan_of(words: tuple[str, ...]) -> Plan:
 
 def rehearsed_s(plan: Plan) -> float:
     play = Play(plan, Trainer(plan))
-    began = time.perf_counter()
+    began = time.process_time()
     play.play()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def bare_s(plan: Plan) -> float:
     trainer = Trainer(plan)
-    began = time.perf_counter()
+    began = time.process_time()
     trainer.bare_steps(plan.session.rounds)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def main() -> None:
     use_threads()
     folder = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("FASHION_MNIST")
-    table = Table("rehearsed", "steps", "bare", "rehearsal", "ratio", "beyond, per step", title="peerd rehearse")
+    table = Table(
+        "rehearsed", "steps", "bare", "rehearsal", "ratio", "beyond, per step", title="peerd rehearse"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         task_file = Path(temporary) / "like_fashion.py"
         task_file.write_text(LIKE_FASHION)

@@ -49,6 +49,7 @@ class Trainer:
         tasks = [self._task(number) for number in range(plan.peers)]
         self._module = seeded_model(tasks[0], session.seed)
         self._flat = FlatModel(self._module)
+        self._flat.gather()
         self.initial, self.layout = self._flat.read(), Layout(self._flat.sizes)
         self.parameters = self._flat.parameters
         self._pupils = {
