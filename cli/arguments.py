@@ -142,7 +142,7 @@ def options_from(task: TaskChoice | None, arguments: dict[str, Any]) -> JoinOpti
         check_address(arguments["listen"])
     folder = arguments["data"]
     if folder is not None:
-        _check_data(folder)
+        check_data(folder)
     names = ("shard", "peers", "device", "listen", "interfaces", "timeout_s", "insecure")
     return JoinOptions(
         data=str(Path(folder).absolute()) if folder is not None else None,
@@ -151,7 +151,7 @@ def options_from(task: TaskChoice | None, arguments: dict[str, Any]) -> JoinOpti
     )
 
 
-def _check_data(folder: str) -> None:
+def check_data(folder: str) -> None:
     """Raises DataError unless it is a folder, or the file that a task may want instead."""
     try:
         mode = os.stat(folder).st_mode

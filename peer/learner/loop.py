@@ -37,7 +37,7 @@ def train(
         factor = schedule.factor(swarm.steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = factor * rate
-        loss = _local_step(task, model, optimizer, batch)
+        loss = local_step(task, model, optimizer, batch)
         batch = next(batches)
         if not math.isfinite(loss):
             swarm.roll_back(loss)
@@ -53,7 +53,7 @@ def _loss(task: Task, model: nn.Module, batch: Any) -> float:
         return float(task.loss(model, batch))
 
 
-def _local_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> float:
+def local_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> float:
     """One optimizer step, left out when the loss is not finite. Gives the loss. Raises DataError when
     gradients or optimizer fail: started anew, the learner would come to the same."""
     optimizer.zero_grad(set_to_none=True)

@@ -24,6 +24,7 @@ from peer.events import (
     Effect,
     Farewell,
     ForLearner,
+    Frame,
     FromLearner,
     Gone,
     LearnerGone,
@@ -46,7 +47,7 @@ from peer.rehearsal.network import Network
 from peer.rehearsal.network import Weather as Weather
 from peer.rehearsal.timeline import Timeline
 
-Train = Callable[[PeerId, Tensor, int], Tensor]
+Train = Callable[[PeerId, Tensor, int], tuple[Tensor, float] | Tensor]  # with the learning rate, else 1
 MakeExchange = Callable[[PeerId, tuple[Tensor, int] | None], Exchange]
 TICK = Tick()
 MEET_AGAIN_S = 5.0  # two that cannot reach each other hear of each other again after this; guess
@@ -75,6 +76,16 @@ class Device:
     backlog: list[Callable[[], None]] = field(default_factory=list)
 
 
+class Witness:
+    """Sees a rehearsal while it runs; override what is wanted."""
+
+    def said(self, device: Device, events: tuple[FromLearner, ...]) -> None:
+        """What the learner tells its node, before the node hears it; `device.model` is the newest."""
+
+    def sent(self, device: Device, frame: Frame) -> None:
+        """A frame goes out on a stream that is up, again or for the first time."""
+
+
 class Rehearsal:
     """`add` devices, let time pass with `run`, and do to them what happens to devices.
 
@@ -91,11 +102,14 @@ class Rehearsal:
         step_s: Callable[[PeerId], float] = lambda _: 1.0,
         seed: int = 0,
         keep_checkpoints: int = 1,
+        witness: Witness | None = None,
     ) -> None:
+        """step_s: of a round's local steps; infinite for a device that is to take no more."""
         self.terms, self.seed = terms, seed
         self.devices: dict[PeerId, Device] = {}
         self.notes: list[tuple[float, PeerId, Note]] = []
         self._make_exchange, self._train, self._step_s = make_exchange, train, step_s
+        self._witness = witness or Witness()
         self._keep_checkpoints = keep_checkpoints
         self._random = random.Random(seed)
         self._timeline = Timeline()
@@ -294,6 +308,8 @@ class Rehearsal:
             case ForLearner(command):
                 self._locally(device, lambda: self._answer(device, device.exchange.handle(command, self.now)))
             case Send(peer, direction, frame):
+                if self.network.has_stream(device.peer, peer, direction):
+                    self._witness.sent(device, frame)
                 self.network.send(device.peer, peer, direction, frame)
             case Tell(peer, message):
                 self.network.tell(device.peer, peer, message)
@@ -326,13 +342,14 @@ class Rehearsal:
 
     def _answer(self, device: Device, events: Iterable[FromLearner]) -> None:
         events = tuple(events)
-        self._locally(device, lambda: self._feed(device, *events))
         model = device.exchange.take()
         if model is not None:
             device.model, device.rounds = model, device.rounds + 1
             device.checkpoint = (model, device.exchange.key.round)
             device.older.append(device.checkpoint)
-            self._look(device)
+        self._witness.said(device, events)
+        self._locally(device, lambda: self._feed(device, *events))
+        self._look(device)
         if device.exchange.open and not device.computing and device.model is not None:
             device.computing = True
             self._at(self._step_s(device.peer), self._computed, device)
@@ -344,8 +361,9 @@ class Rehearsal:
         device.computing = False
         if not self._is_on(device) or not device.exchange.open or device.model is None:
             return
-        u = self._train(device.peer, device.model, device.exchange.key.round)
-        self._answer(device, device.exchange.submit(u, 1.0, self.now))
+        found = self._train(device.peer, device.model, device.exchange.key.round)
+        u, lr = found if isinstance(found, tuple) else (found, 1.0)
+        self._answer(device, device.exchange.submit(u, lr, self.now))
 
     def _locally(self, device: Device, action: Callable[[], None]) -> None:
         """Over the socket between node and learner, which keeps order."""

@@ -200,6 +200,11 @@ class Network:
         if stream is not None:
             self._end(stream, me, "disconnected")
 
+    def has_stream(self, me: PeerId, peer: PeerId, direction: Direction) -> bool:
+        """May a frame sent now get anywhere?"""
+        stream = self._ends.get((me, peer, direction))
+        return stream is not None and not stream.broken
+
     def send(self, me: PeerId, peer: PeerId, direction: Direction, frame: Frame) -> None:
         stream = self._ends.get((me, peer, direction))
         if stream is None or stream.broken:
