@@ -90,10 +90,10 @@ class Task(Protocol):
 
 
 def plain_sgd(
-    parameters: Iterable[nn.Parameter], settings: Settings, lr: float = LR
+    parameters: Iterable[nn.Parameter], settings: Settings, lr: float = LR, momentum: float = MOMENTUM
 ) -> torch.optim.Optimizer:
     """SGD with momentum, at the session's rate and momentum or these defaults."""
-    momentum = MOMENTUM if settings.momentum is None else settings.momentum
+    momentum = momentum if settings.momentum is None else settings.momentum
     return torch.optim.SGD(parameters, lr=settings.lr or lr, momentum=momentum)
 
 
