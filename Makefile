@@ -2,7 +2,8 @@
 # make test    everything that must hold: checks, generated code, all tests
 # make check   format, lint, types, who may import whom
 # make proto   regenerate peer/wire from proto/peer.proto
-# make bench   footprint and speed, as tables; never part of the tests
+# make bench   footprint and speed, as tables; never part of the tests; with FASHION_MNIST=DIR (the four
+#              files) also what unlike data costs
 # make soak    the long story of tests/lan again and again; make fuzz: hypothesis with many more
 #              examples, then $FUZZ_SECONDS (60) of damaged messages for the codec
 #
@@ -20,6 +21,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 RUN := .venv/bin/python -P -m
 SOAK_TIMES ?= 10
 FUZZ_SECONDS ?= 60
+export FASHION_MNIST
 
 venv: .venv/.installed
 
@@ -59,6 +61,8 @@ test: check wire-is-fresh
 
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
+	.venv/bin/python bench/rehearsal.py
+	.venv/bin/python bench/unlike_data.py
 
 soak: venv
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
