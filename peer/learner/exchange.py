@@ -120,6 +120,11 @@ class Exchange:
         """The model a user would deploy now: flat, the session's dtype."""
         return self.algorithm.estimate() if self.algorithm.model is not None else self.initial
 
+    @property
+    def lr_scale(self) -> float:
+        """What the local steps' learning rate is to be multiplied with."""
+        return self.algorithm.lr_scale
+
     def unacknowledged(self) -> dict[PeerId, Message]:
         """What is sent and not yet acknowledged, by destination."""
         return dict(self._out)
@@ -195,12 +200,13 @@ class Exchange:
         self._round, self.key = command, command.key
         self._pushed, self.open = False, self._held is None
         self.algorithm.open(self._links())
+        answers = self._take_later(now, self._is_ahead)  # a round that was jumped to may be what they are of
         if self._held is not None:
-            return self._exchange(*self._held, now)
+            return [*answers, *self._exchange(*self._held, now)]
         if command.key.phase == FINAL:
             self._final = True
-            return self._exchange(torch.zeros_like(self.initial), 0.0, now)
-        return []
+            return [*answers, *self._exchange(torch.zeros_like(self.initial), 0.0, now)]
+        return answers
 
     def _links(self) -> Links:
         r = self._round

@@ -126,6 +126,11 @@ class Link:
         mixed, self._mixed = self._mixed, None
         return None if mixed is None else (mixed, self._anew)
 
+    @property
+    def lr_scale(self) -> float:
+        """What the local steps' learning rate is to be multiplied with, as things stand; `met` held."""
+        return self._exchange.lr_scale
+
     def estimate(self) -> tuple[Tensor, int]:
         """The model a user would deploy now, flat, and its round."""
         with self.met:
