@@ -157,6 +157,8 @@ class Swarm:
         """
         self._pulse.step(loss)
         self._since += 1
+        if not self._link.connected:
+            self._rate.scale = 1.0  # alone, nothing is mixed
         try:
             mixed = self._meet_lockstep() if self.terms.pace == "lockstep" else self._meet_free()
             if mixed:

@@ -1,4 +1,4 @@
-"""The learning rate that an algorithm asks for, on top of the one that the user's optimizer and scheduler have.
+"""The learning rate that an algorithm asks for, on top of what the user's optimizer and scheduler have.
 
 RelaySum mixes models that are some rounds old, which makes every step count for less by a known factor
 (algorithms/relay_sum.py). While the optimizer steps, the rate of each of its parameter groups is multiplied
@@ -17,7 +17,7 @@ class ScaledRate:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.scale = 1.0
-        self._changed: list[tuple[dict[str, Any], Any, Any]] = []  # group, its rate, what stands there instead
+        self._changed: list[tuple[dict[str, Any], Any, Any]] = []  # group, its rate, what is there instead
         self._hooks = [
             optimizer.register_step_pre_hook(lambda optimizer, *_: self._apply(optimizer)),
             optimizer.register_step_post_hook(lambda *_: self._restore()),
