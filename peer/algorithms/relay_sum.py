@@ -26,8 +26,8 @@ whole_model.py); a new tree starts with nothing stored; in the final rounds each
 at the first of them, exactly, so that after as many rounds as the tree is wide all hold the same mean.
 
 With H > 1 local steps a round and unlike data, models come to rest off the minimum by an error of order
-gamma, as local SGD's do, and no longer at it (the correction, a larger gamma, adds to that); a rate that falls
-takes it along. Measured on quadratics, 8 nodes, rate 0.1: stable at H = 16 with and without the correction.
+gamma, as those of local SGD do; a larger gamma, by the correction, adds to it, one that falls takes it along.
+Stable at H = 16 with and without the correction (measured on quadratics, 8 nodes, gamma 0.1).
 
 Rounding is not fed back and comes anew at every hop. Measured on quadratics, 7 nodes on a heap, 120 rounds:
 the error is 0.047 exactly and in fp16, 0.137 in int8 (tests/algorithms/test_whole_model.py).

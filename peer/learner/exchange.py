@@ -307,7 +307,8 @@ class Exchange:
             return [self._holds(), Rejected(*name, str(error), fault=False)]  # what its next epoch builds on
         except RemoteError as error:
             return [Rejected(*name, str(error))]
-        self._ahead[src] = message.key
+        if self.lockstep or message.delivery == "mass":  # of whole models with pace "free" the newest counts
+            self._ahead[src] = message.key
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
         answers += [self._push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -46,9 +47,12 @@ GENERATION = 1 << 62
 class Home:
     """n devices on a chain, "0" to "n-1", and what their nodes do: number parcels and take them across."""
 
-    def __init__(self, n: int, algorithm: str = "relay-sum", *, links: bool = True) -> None:
+    def __init__(
+        self, n: int, algorithm: str = "relay-sum", *, links: bool = True, free: bool = False
+    ) -> None:
         self.n, self.near = n, around(n, chain(n))
-        self.devices = [Exchange(make(algorithm, {}, LAYOUT, F64), LAYOUT, ZEROS) for _ in range(n)]
+        built = [make(algorithm, {}, LAYOUT, F64, lockstep=not free) for _ in range(n)]
+        self.devices = [Exchange(one, LAYOUT, ZEROS, lockstep=not free) for one in built]
         self.said: list[list[FromLearner]] = [[] for _ in range(n)]
         self.waiting: deque[tuple[int, Deliver]] = deque()
         self.number = 0
@@ -186,3 +190,21 @@ def test_a_node_that_stood_still_hears_the_round_it_goes_on_with() -> None:
     home.hear(1, home.devices[1].submit(ZEROS, 0.1, 0.0))
     home.deliver()
     assert closed(home.said[1]) == [(3, ("0",))]
+
+
+@pytest.mark.parametrize("algorithm", ["relay-sum", "d-psgd"])
+def test_with_pace_free_nobody_waits_and_models_meet(algorithm: str) -> None:
+    """Device 2 is three times as slow; after the last local step all agree."""
+    home = Home(3, algorithm, free=True)
+    home.taken()
+    for t in range(60):
+        for i, device in enumerate(home.devices):
+            if i < 2 or t % 3 == 0:
+                home.open(i, t)
+                home.hear(i, device.submit(ONES * (i + 1) if t < 12 else ZEROS, 0.1, 0.0))
+                assert closed(home.said[i])[-1][0] == t, "a round closes as soon as it is pushed"
+        home.deliver()
+    assert [len([a for a in said if isinstance(a, Taken)]) for said in home.said] == [60, 80, 60]
+    models = torch.stack([device.estimate() for device in home.devices])
+    torch.testing.assert_close(models, models.mean(0).expand(3, -1), rtol=1e-3, atol=0)
+    assert float(models.min()) > 1
