@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.base import Links, Message
-from peer.algorithms.relay import Relay, read_counts
+from peer.algorithms.relay import Relay, fault
 from peer.algorithms.whole_model import WholeModel
 from peer.compression.bodies import Layout
 from peer.compression.compressor import Compressor
@@ -69,7 +69,7 @@ class RelaySum(WholeModel):
     ) -> None:
         super().__init__(layout, dtype, Q, lockstep=lockstep)
         self.fill, self.correction = fill, correction
-        self.relay = Relay(layout.d)
+        self.relay = Relay()
         self.fixed: Tensor | None = None  # what the final rounds relay
 
     @property
@@ -102,8 +102,8 @@ class RelaySum(WholeModel):
         fill = "prev" if self.is_final else self.fill
         return {"prev": x, "x0": self.x0, "half": y, "counts": None}[fill]
 
-    def check(self, src: PeerId, message: Message) -> None:
-        read_counts(src, message, self.links)
+    def fault(self, message: Message) -> str:
+        return fault(message, self.links)
 
 
 class RelayGrad(RelaySum):
