@@ -149,7 +149,9 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                     choices=("prev", "x0", "half", "counts"),
                 ),
                 "lr-correction": Option(
-                    "on", "raise the learning rate by what the delay takes", choices=("on", "off")
+                    "on",
+                    "raise the learning rate of every local step by what the delay takes",
+                    choices=("on", "off"),
                 ),
             },
             topologies=TREES,

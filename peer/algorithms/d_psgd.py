@@ -19,7 +19,6 @@ from torch import Tensor
 from peer.algorithms.base import Message
 from peer.algorithms.whole_model import WholeModel
 from peer.compression.bodies import Dense
-from peer.errors import RemoteError
 from peer.events import PeerId
 
 
@@ -38,6 +37,5 @@ class DPSGD(WholeModel):
         total = own * (x + u) + sum(w * heard[j].body.dense() for j, w in came.items())
         return total / (own + sum(came.values()))
 
-    def check(self, src: PeerId, message: Message) -> None:
-        if not isinstance(message.body, Dense):
-            raise RemoteError(f"message from {src}: {self.name} sends whole models")
+    def fault(self, message: Message) -> str:
+        return "" if isinstance(message.body, Dense) else f"{self.name} sends whole models"

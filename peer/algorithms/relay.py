@@ -15,7 +15,6 @@ from torch import Tensor
 
 from peer.algorithms.base import Links, Message
 from peer.compression.bodies import Body, Dense, Half
-from peer.errors import RemoteError
 from peer.events import Key, PeerId
 
 Trees = tuple[tuple[PeerId, ...], ...]
@@ -26,27 +25,29 @@ def trees_of(links: Links) -> Trees:
     return links.trees or (tuple(sorted(links.expected | links.out.keys())),)
 
 
-def read_counts(src: PeerId, message: Message, links: Links) -> tuple[int, ...]:
-    """How many nodes' values are in each tree's mean. Raises RemoteError unless counts and body are right."""
+def counts_of(message: Message) -> tuple[int, ...]:
+    """How many nodes' values are in each tree's mean."""
+    return struct.unpack(f"<{len(message.base) // 2}H", message.base)
+
+
+def fault(message: Message, links: Links) -> str:
+    """What is wrong with the counts or the body of a neighbor's message; "" for nothing."""
     T = len(trees_of(links))
     if len(message.base) != 2 * T:
-        raise RemoteError(f"message from {src}: counts for {T} trees take {2 * T} bytes")
-    counts = struct.unpack(f"<{T}H", message.base)
+        return f"counts for {T} trees take {2 * T} bytes, not {len(message.base)}"
+    counts = counts_of(message)
     used = [k for k, c in enumerate(counts) if c > 0]
     if not used or max(counts) >= links.n:
-        raise RemoteError(f"message from {src}: counts from 1 to {links.n - 1}, not {counts}")
+        return f"counts from 1 to {links.n - 1}, not {counts}"
     body = message.body
     fits = isinstance(body, Dense) if len(used) == T else isinstance(body, Half) and body.start == used[0]
-    if not fits:
-        raise RemoteError(f"message from {src}: counts {counts} with a body of other values")
-    return counts
+    return "" if fits else f"counts {counts} with a body of other values"
 
 
 class Relay:
     """For each tree: the neighbors on it, and the last m and c of each."""
 
-    def __init__(self, d: int) -> None:
-        self.d = d
+    def __init__(self) -> None:
         self.links = Links(Key(), {}, frozenset())
         self.trees: Trees = ((),)
         self.stored: list[dict[PeerId, tuple[Tensor, int]]] = [{}]
@@ -93,7 +94,7 @@ class Relay:
         self.stored = [{} for _ in self.trees]
         T = len(self.trees)
         for j, message in heard.items():
-            means, counts = message.body.dense(), read_counts(j, message, self.links)
+            means, counts = message.body.dense(), counts_of(message)
             for k, tree in enumerate(self.trees):
                 if j in tree and counts[k]:
                     self.stored[k][j] = counts[k] * means[k::T], counts[k]

@@ -25,6 +25,10 @@ int8 lose no bits to its size; several local steps per round, whose change is on
 whole_model.py); a new tree starts with nothing stored; in the final rounds each node relays the model it had
 at the first of them, exactly, so that after as many rounds as the tree is wide all hold the same mean.
 
+With H > 1 local steps a round and unlike data, models come to rest off the minimum by an error of order
+gamma, as those of local SGD do; a larger gamma, by the correction, adds to it, one that falls takes it along.
+Stable at H = 16 with and without the correction (measured on quadratics, 8 nodes, gamma 0.1).
+
 Rounding is not fed back and comes anew at every hop. Measured on quadratics, 7 nodes on a heap, 120 rounds:
 the error is 0.047 exactly and in fp16, 0.137 in int8 (tests/algorithms/test_whole_model.py).
 """
@@ -37,7 +41,7 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.base import Links, Message
-from peer.algorithms.relay import Relay, read_counts
+from peer.algorithms.relay import Relay, fault
 from peer.algorithms.whole_model import WholeModel
 from peer.compression.bodies import Layout
 from peer.compression.compressor import Compressor
@@ -65,7 +69,7 @@ class RelaySum(WholeModel):
     ) -> None:
         super().__init__(layout, dtype, Q, lockstep=lockstep)
         self.fill, self.correction = fill, correction
-        self.relay = Relay(layout.d)
+        self.relay = Relay()
         self.fixed: Tensor | None = None  # what the final rounds relay
 
     @property
@@ -98,8 +102,8 @@ class RelaySum(WholeModel):
         fill = "prev" if self.is_final else self.fill
         return {"prev": x, "x0": self.x0, "half": y, "counts": None}[fill]
 
-    def check(self, src: PeerId, message: Message) -> None:
-        read_counts(src, message, self.links)
+    def fault(self, message: Message) -> str:
+        return fault(message, self.links)
 
 
 class RelayGrad(RelaySum):

@@ -11,7 +11,7 @@ A message is of one round of one generation. In lockstep it counts in that round
 it, the newest of each neighbor only; a late one is lost, as in the papers. With pace "free" the last message
 of each neighbor counts, whatever its round in the generation, in every round until the next one comes.
 
-A subclass says what a round sends (`push`), what its messages must be (`check`) and what they come to
+A subclass says what a round sends (`push`), what is wrong with a message (`fault`) and what they come to
 (`average`). Look next at d_psgd.py, then relay_sum.py.
 """
 
@@ -130,8 +130,8 @@ class WholeModel(Algorithm):
         """The next x, from what this round pushed and what has been heard."""
 
     @abstractmethod
-    def check(self, src: PeerId, message: Message) -> None:
-        """Raises RemoteError for a message of this generation that nobody sends who follows the rules."""
+    def fault(self, message: Message) -> str:
+        """Why nobody who follows the rules sends this message in this generation; "" if somebody does."""
 
     def begin_generation(self) -> None:
         """The graph is another one: what is kept of earlier rounds' messages goes."""
@@ -155,17 +155,23 @@ class WholeModel(Algorithm):
         if message.meaning == self.MEANING:
             self._keep(src, message)
         elif message.meaning in (SNAPSHOT, ESTATE):
-            if self.x is None:
-                is_estate = message.meaning == ESTATE
-                self.x = message.body.dense() if is_estate else self.held.model_of(message)
+            self.x = self._given(src, message) if self.x is None else self.x
         else:
             raise RemoteError(f"message from {src}: {self.name} knows no meaning {message.meaning}")
         return {}
 
+    def _given(self, src: PeerId, message: Message) -> Tensor:
+        """The model of a sponsor or leaver. Raises RemoteError."""
+        if message.meaning == SNAPSHOT:
+            return self.held.model_of(message)
+        if not isinstance(message.body, Dense):
+            raise RemoteError(f"message from {src}: a leaver gives a whole model")
+        return message.body.dense()
+
     def _keep(self, src: PeerId, message: Message) -> None:
         here = self._is_of_this_generation(message)
-        if here:
-            self.check(src, message)
+        if here and (fault := self.fault(message)):
+            raise RemoteError(f"message from {src}: {fault}")
         if here and self.lockstep and message.key < self.key:
             return  # late is lost
         mail = self._mail.setdefault(src, Mail())
@@ -179,23 +185,19 @@ class WholeModel(Algorithm):
         return message.key.generation == self.key.generation
 
     def _sort_mail(self) -> None:
-        """Another round is open: what is ahead may be of it, and what is of another generation goes."""
+        """Another round is open: what is ahead may be of it, and what is of another generation goes, as does
+        what turns out to be faulty; it was taken over before its generation was known here."""
         before, self._mail = self._mail, {}
         for src, mail in before.items():
-            kept = [m for m in (mail.now, mail.ahead) if m is not None and self._still_counts(src, m)]
+            kept = [m for m in (mail.now, mail.ahead) if m is not None and self._still_counts(m)]
             if kept and (kept[-1].key == self.key or not self.lockstep):
                 self._mail[src] = Mail(now=kept[-1])
             elif kept:
                 self._mail[src] = Mail(ahead=kept[-1])
 
-    def _still_counts(self, src: PeerId, message: Message) -> bool:
-        if not self._is_of_this_generation(message) or (self.lockstep and message.key < self.key):
-            return False
-        try:
-            self.check(src, message)
-        except RemoteError:
-            return False  # taken over before its generation was known here: there is nobody left to tell
-        return True
+    def _still_counts(self, message: Message) -> bool:
+        late = self.lockstep and message.key < self.key
+        return self._is_of_this_generation(message) and not late and not self.fault(message)
 
     def _take_mail(self) -> dict[PeerId, Message]:
         """What counts in the round that is mixed now; with pace "free" it will count again."""

@@ -40,6 +40,7 @@ from peer.learner.export import exported
 from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.link import Duties, Link, Resume
 from peer.learner.pulse import Pulse
+from peer.learner.rate import ScaledRate
 from peer.local import default_socket
 
 log = logging.getLogger("peerd.learner")
@@ -104,6 +105,7 @@ class Swarm:
     ) -> None:
         self.descriptor, self.options, self.terms = attached.descriptor, attached.options, terms
         self._flat, self._optimizer = FlatModel(model), optimizer
+        self._rate = ScaledRate(optimizer)
         self._keeper = CheckpointKeeper(attached.folder, self.descriptor.id, self._flat.signature)
         self._base = self._flat.read()
         self._initial = self._base
@@ -166,6 +168,8 @@ class Swarm:
         """
         self._pulse.step(loss)
         self._since += 1
+        if not self._link.connected:
+            self._rate.scale = 1.0  # alone, nothing is mixed
         try:
             mixed = self._meet_lockstep() if self.terms.pace == "lockstep" else self._meet_free()
             if mixed:
@@ -209,7 +213,7 @@ class Swarm:
         with link.met:
             link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
             if link.is_open():
-                link.hand_over(here - self._base, self._lr())
+                link.hand_over(here - self._base, self._rate.scale * self._lr())
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         self._since = 0
         return self._take()
@@ -227,7 +231,7 @@ class Swarm:
                 return mixed
             with link.met:
                 if link.is_open() and not link.has_mixed():
-                    link.hand_over(here - self._base, self._lr())
+                    link.hand_over(here - self._base, self._rate.scale * self._lr())
                     self._base, self._since = here, 0
         return mixed
 
@@ -235,8 +239,10 @@ class Swarm:
         """Take the mixed model over, if there is one."""
         with self._link.met:
             taken = self._link.take()
+            scale = self._link.lr_scale
         if taken is None:
             return False
+        self._rate.scale = scale
         z, anew = taken
         if anew or self.terms.pace == "lockstep":
             self._flat.write(z)
@@ -342,6 +348,7 @@ class Swarm:
     def close(self) -> None:
         """Leave: hand the mass over, keep a checkpoint, let go of the daemon. Safe to call twice."""
         link = self._link
+        self._rate.release()
         self.settle()
         if self._mass:
             self._hand_mass_over()

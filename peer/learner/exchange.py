@@ -143,6 +143,11 @@ class Exchange:
         """The model a user would deploy now: flat, the session's dtype."""
         return self.algorithm.estimate() if self.algorithm.model is not None else self.initial
 
+    @property
+    def lr_scale(self) -> float:
+        """What the local steps' learning rate is to be multiplied with."""
+        return self.algorithm.lr_scale
+
     def unacknowledged(self) -> dict[PeerId, Message]:
         """What is sent and not yet acknowledged, by destination."""
         return dict(self._out)
@@ -222,12 +227,13 @@ class Exchange:
         self._round, self.key = command, command.key
         self._pushed, self.open = False, self._held is None
         self.algorithm.open(self._links())
+        answers = self._take_later(now, self._is_ahead)  # a round that was jumped to may be what they are of
         if self._held is not None:
-            return self._exchange(*self._held, now)
+            return [*answers, *self._exchange(*self._held, now)]
         if command.key.phase == FINAL:
             self._final = True
-            return self._exchange(torch.zeros_like(self.initial), 0.0, now)
-        return []
+            return [*answers, *self._exchange(torch.zeros_like(self.initial), 0.0, now)]
+        return answers
 
     def _links(self) -> Links:
         r = self._round
@@ -331,7 +337,8 @@ class Exchange:
             return [self._holds(), Rejected(*name, str(error), fault=False)]  # what its next epoch builds on
         except RemoteError as error:
             return [Rejected(*name, str(error))]
-        self._ahead[src] = message.key
+        if self.lockstep or message.delivery == "mass":  # of whole models with pace "free" the newest counts
+            self._ahead[src] = message.key
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
         answers += [self._push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:

@@ -134,6 +134,11 @@ class Link:
         """A model shown by a neighbor, once; `met` held."""
         return self._exchange.take_look()
 
+    @property
+    def lr_scale(self) -> float:
+        """What the local steps' learning rate is to be multiplied with, as things stand; `met` held."""
+        return self._exchange.lr_scale
+
     def estimate(self) -> tuple[Tensor, int]:
         """The model a user would deploy now, flat, and its round."""
         with self.met:

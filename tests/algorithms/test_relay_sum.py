@@ -19,7 +19,7 @@ from peer.compression.bodies import Dense, Half, Layout
 from peer.compression.codec import encode
 from peer.compression.compressor import compressor
 from peer.events import Key
-from peer.grammar import Compression
+from peer.grammar import Compression, Values
 from reference.relay_sum import relay_grad_round, relay_sum_round
 
 LAYOUT = Layout((30, 4, 7))
@@ -335,3 +335,16 @@ def test_the_mean_travels_so_that_fp16_rounds_as_finely_as_of_one_model() -> Non
     assert 0.99 < float(torch.stack(values).min()) <= float(torch.stack(values).max()) < 1.01
     off = (torch.stack([node.estimate() for node in swarm.nodes]) - torch.stack(models).mean(0)).abs().max()
     assert float(off) < 0.003, "the models' own spread: rounding is below it"
+
+
+@pytest.mark.parametrize(("values", "most"), [("fp16", 0.003), ("int8", 0.06)])
+def test_halves_are_rounded_like_wholes(values: Values, most: float) -> None:
+    """Of models of size 3: fp16 rounds by 0.001 at most, int8 by 0.012, and anew at each of five hops."""
+    n, Q = 8, compressor(Compression(values=values), LAYOUT, F64)
+    models = randoms(n, D, 5)
+    swarm = Grove([RelaySum(LAYOUT, F64, Q) for _ in range(n)], LAYOUT, double_tree(n)).begin(models)
+    exact = grove(n, double_tree(n)).begin(models)
+    for X, Y in zip(swarm.run(5, lambda i, x, t: ZEROS), exact.run(5, lambda i, x, t: ZEROS), strict=True):
+        assert 0 < float((X - Y).abs().max()) < most
+    stored = {message.body.values.dtype for _, _, message in swarm.sent if isinstance(message.body, Half)}
+    assert stored == {torch.float16 if values == "fp16" else torch.int8}

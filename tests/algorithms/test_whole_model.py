@@ -219,6 +219,14 @@ def test_d_psgd_takes_whole_models_alone() -> None:
         node.receive("a", Message(Key(5, 3), DPSGD.MEANING, half(0), delivery="latest"), 0.0)
 
 
+@every_kind
+def test_a_leaver_gives_a_whole_model_or_nothing(kind: type[WholeModel]) -> None:
+    newcomer = kind(LAYOUT, F64)
+    with pytest.raises(RemoteError, match="a whole model"):
+        newcomer.receive("a", Message(Key(5, 3), ESTATE, Empty(D, F64), 1.0), 0.0)
+    assert newcomer.weight == 0.0
+
+
 def test_who_is_no_neighbor_on_the_tree_does_not_count() -> None:
     node = member(RelaySum)
     node.step(ZEROS, 0.1, in_round(3, "a"), 0.0)
