@@ -59,6 +59,7 @@ test: check wire-is-fresh
 
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
+	.venv/bin/python -P bench/rehearsal.py
 
 soak: venv
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
