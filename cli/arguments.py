@@ -142,7 +142,7 @@ def options_from(task: TaskChoice | None, arguments: dict[str, Any]) -> JoinOpti
         check_address(arguments["listen"])
     folder = arguments["data"]
     if folder is not None:
-        check_folder(folder)
+        _check_folder(folder)
     names = ("shard", "peers", "device", "listen", "interfaces", "timeout_s", "insecure")
     return JoinOptions(
         data=str(Path(folder).absolute()) if folder is not None else None,
@@ -151,7 +151,7 @@ def options_from(task: TaskChoice | None, arguments: dict[str, Any]) -> JoinOpti
     )
 
 
-def check_folder(folder: str) -> None:
+def _check_folder(folder: str) -> None:
     """Raises DataError unless it is one."""
     try:
         found = stat.S_ISDIR(os.stat(folder).st_mode)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cli.arguments import check_folder, choose_task
+from cli.arguments import choose_task, options_from
 from cli.create import describe
 from peer import catalogue
 from peer.errors import UsageError
@@ -18,6 +18,10 @@ from peer.errors import UsageError
 WARMUP = 20  # steps; all runs of the comparisons on Fashion-MNIST were made so
 LATENCY = "2ms..10ms"  # a home's Wi-Fi on a good day (guess)
 _WORDS = ("latency", "bandwidth", "loss", "churn", "slow", "partition")
+_NOWHERE = {  # how a device takes part, where there is no network
+    "shard": None, "peers": (), "listen": None, "device": "cpu", "interfaces": (), "timeout_s": 0.0,
+    "insecure": False,
+}  # fmt: skip
 _TRAINING = ("schedule", "warmup", "lr_decay")
 
 
@@ -39,9 +43,8 @@ _TRAINING = ("schedule", "warmup", "lr_decay")
 @click.option(
     "--topology",
     metavar="G",
-    default=catalogue.DEFAULT_TOPOLOGY,
-    show_default=True,
-    help=f"One of {', '.join(catalogue.TOPOLOGIES)}.",
+    help=f"One of {', '.join(catalogue.TOPOLOGIES)}; {catalogue.DEFAULT_TOPOLOGY} by default, or the first one "
+    "that the algorithm runs on.",
 )
 @click.option(
     "--peers",
@@ -148,28 +151,33 @@ def command(**arguments: Any) -> None:
 
 def request_of(arguments: dict[str, Any]) -> dict[str, Any]:
     """What peer/rehearsal/plan.py reads. Raises UsageError, DataError."""
-    task = choose_task(arguments["task"])
-    terms = {
-        **{name: arguments[name] for name in ("algorithm", "topology", "local_steps", "compression")},
-        **{name: arguments[name] for name in ("lr", "batch", "momentum", "seed")},
-        "pace": "lockstep",
-        "pairs": _pairs(arguments),
-        "rounds": arguments["rounds"] or arguments["steps"] or 0,
-    }
     if (arguments["rounds"] is None) == (arguments["steps"] is None):
         raise UsageError("how long? give --rounds or --steps, one of them")
+    task = choose_task(arguments["task"])
+    alike = options_from(task, {**_NOWHERE, "data": arguments["data"]})
+    terms = {
+        **{name: arguments[name] for name in ("algorithm", "local_steps", "compression")},
+        **{name: arguments[name] for name in ("lr", "batch", "momentum", "seed")},
+        "topology": arguments["topology"] or _usual_topology(arguments["algorithm"]),
+        "pace": "lockstep",
+        "pairs": _pairs(arguments),
+        "rounds": arguments["rounds"] or arguments["steps"],
+    }
     session = describe("rehearsal", task, terms).to_dict()
     if arguments["steps"] is not None:
         session["rounds"] = -(-arguments["steps"] // session["local_steps"])
-    if arguments["data"] is not None:
-        check_folder(arguments["data"])
     return {
         "session": session,
         "task_file": str(Path(arguments["task"]).absolute()) if task.name == "file" else None,
-        "data": arguments["data"],
+        "data": alike.data,
         "json": arguments["json_file"],
         **{name: arguments[name] for name in ("peers", "split", "plot", *_WORDS)},
     }
+
+
+def _usual_topology(algorithm: str) -> str:
+    known = catalogue.algorithm(algorithm).topologies
+    return catalogue.DEFAULT_TOPOLOGY if catalogue.DEFAULT_TOPOLOGY in known else known[0]
 
 
 def _pairs(arguments: dict[str, Any]) -> list[str]:

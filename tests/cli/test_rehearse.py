@@ -129,7 +129,7 @@ def test_a_word_that_is_not_known_is_a_usage_error(run: Run, words: str, said: s
 
 def test_a_folder_that_is_not_there_is_65(run: Run) -> None:
     refused = run("rehearse", "--rounds", "5", "--data", "/nosuch")
-    assert (refused.exit_code, "there is no folder /nosuch" in refused.stderr) == (65, True)
+    assert (refused.exit_code, "/nosuch; look at --data" in refused.stderr) == (65, True)
 
 
 def test_the_same_seed_gives_the_same_json_but_for_the_time_it_took(tmp_path: Path) -> None:
