@@ -43,7 +43,7 @@ _TRAINING = ("schedule", "warmup", "lr_decay")
 @click.option(
     "--topology",
     metavar="G",
-    help=f"One of {', '.join(catalogue.TOPOLOGIES)}; {catalogue.DEFAULT_TOPOLOGY} by default, or the first one "
+    help=f"One of {', '.join(catalogue.TOPOLOGIES)}; {catalogue.DEFAULT_TOPOLOGY} by default, or the first "
     "that the algorithm runs on.",
 )
 @click.option(
