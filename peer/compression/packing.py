@@ -108,11 +108,6 @@ def read_body(kind: int, data: memoryview, layout: Layout, dtype: torch.dtype) -
     return body
 
 
-def _finite(values: Tensor) -> bool:
-    """A sum is finite only if all is, and takes a tenth of the time; a large one proves nothing."""
-    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
-
-
 def _packed_values(body: Dense | Sparse) -> bytes:
     values = body.values.detach().cpu()
     if values.is_floating_point() and not _finite(values):
@@ -200,3 +195,8 @@ def _read_array(cursor: Cursor, count: int, dtype: torch.dtype, what: str) -> np
     stored = _TYPES[dtype][1]
     raw = cursor.take(count * stored.itemsize, what)
     return np.frombuffer(raw, dtype=stored).astype(stored.newbyteorder("="))
+
+
+def _finite(values: Tensor) -> bool:
+    """A sum is finite only if all is, and takes a tenth of the time; a large one proves nothing."""
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
