@@ -1,9 +1,9 @@
 """What a rehearsal costs beyond the SGD steps it is made of, as a table. Part of `make bench`.
 
 The same local steps are taken twice: in a rehearsal, and bare, one after the other on one model with nothing
-in between. Seconds are CPU's, of one thread: what it takes on a machine that does nothing else. Fashion-MNIST
-is used when its folder is given, as an argument or in FASHION_MNIST; else numbers drawn at random take its
-place, which cost the same.
+in between. Seconds are CPU's, of one thread: what it takes on a machine that does nothing else.
+Fashion-MNIST is used when its folder is given, as an argument or in FASHION_MNIST; else numbers drawn at
+random take its place, which cost the same.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cli.arguments import choose_task, options_from
+from cli.arguments import check_data, choose_task
 from cli.create import describe
 from peer import catalogue
 from peer.errors import UsageError
@@ -18,10 +18,6 @@ from peer.errors import UsageError
 WARMUP = 20  # steps; all runs of the comparisons on Fashion-MNIST were made so
 LATENCY = "2ms..10ms"  # a home's Wi-Fi on a good day (guess)
 _WORDS = ("latency", "bandwidth", "loss", "churn", "slow", "partition")
-_NOWHERE = {  # how a device takes part, where there is no network
-    "shard": None, "peers": (), "listen": None, "device": "cpu", "interfaces": (), "timeout_s": 0.0,
-    "insecure": False,
-}  # fmt: skip
 _TRAINING = ("schedule", "warmup", "lr_decay")
 
 
@@ -154,11 +150,9 @@ def request_of(arguments: dict[str, Any]) -> dict[str, Any]:
     if (arguments["rounds"] is None) == (arguments["steps"] is None):
         raise UsageError("how long? give --rounds or --steps, one of them")
     task = choose_task(arguments["task"])
-    alike = options_from(task, {**_NOWHERE, "data": arguments["data"]})
     terms = {
-        **{name: arguments[name] for name in ("algorithm", "local_steps", "compression")},
+        **{name: arguments[name] for name in ("algorithm", "topology", "local_steps", "compression")},
         **{name: arguments[name] for name in ("lr", "batch", "momentum", "seed")},
-        "topology": arguments["topology"] or _usual_topology(arguments["algorithm"]),
         "pace": "lockstep",
         "pairs": _pairs(arguments),
         "rounds": arguments["rounds"] or arguments["steps"],
@@ -166,18 +160,15 @@ def request_of(arguments: dict[str, Any]) -> dict[str, Any]:
     session = describe("rehearsal", task, terms).to_dict()
     if arguments["steps"] is not None:
         session["rounds"] = -(-arguments["steps"] // session["local_steps"])
+    if arguments["data"] is not None:
+        check_data(arguments["data"])
     return {
         "session": session,
         "task_file": str(Path(arguments["task"]).absolute()) if task.name == "file" else None,
-        "data": alike.data,
+        "data": arguments["data"],
         "json": arguments["json_file"],
         **{name: arguments[name] for name in ("peers", "split", "plot", *_WORDS)},
     }
-
-
-def _usual_topology(algorithm: str) -> str:
-    known = catalogue.algorithm(algorithm).topologies
-    return catalogue.DEFAULT_TOPOLOGY if catalogue.DEFAULT_TOPOLOGY in known else known[0]
 
 
 def _pairs(arguments: dict[str, Any]) -> list[str]:

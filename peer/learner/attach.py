@@ -20,6 +20,7 @@ import hashlib
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -30,9 +31,11 @@ from torch import Tensor, nn
 from peer import algorithms, catalogue
 from peer.compression.bodies import Layout
 from peer.errors import DivergedError
+from peer.event_frames import to_frame
+from peer.events import Looked
 from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
 from peer.learner.dial import Attachment, dial
-from peer.learner.exchange import Exchange
+from peer.learner.exchange import Exchange, is_near
 from peer.learner.export import exported
 from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.link import Duties, Link, Resume
@@ -43,6 +46,9 @@ log = logging.getLogger("peerd.learner")
 Pace = Literal["lockstep", "free"]
 PATIENCE = 3  # losses in a row that are not finite before training counts as diverged (guess)
 LEAVE_S = 12.0  # for the hand-over of a script that ends: its node gives up on it after 10 s
+MIDPOINT = (
+    1.2  # the loss half way between two models that mix, by that of the worse: reliability note, section c
+)
 SIGNATURE_MAX = 256 * 1024  # bytes of the list that devices show each other; of a longer one only the digest
 
 
@@ -87,7 +93,11 @@ class Terms:
 
 class Swarm:
     """This script's membership. Attributes: `round`, `finished` (the session's rounds are done), `stopped`
-    (this device leaves, or its daemon says stop), `done` (either)."""
+    (this device leaves, or its daemon says stop), `done` (either).
+
+    loss_now: None, or a function that gives the loss on a batch of this device, without a step. By it
+    another half's model is judged after a long separation; without it the distance decides.
+    """
 
     def __init__(
         self, attached: Attachment, model: nn.Module, optimizer: torch.optim.Optimizer, terms: Terms
@@ -100,6 +110,7 @@ class Swarm:
         self._since = 0  # local steps since the last hand-over
         self._mass = False
         self._bad = 0
+        self.loss_now: Callable[[], float] | None = None  # of the module as it is, on a batch of this device
         self._pulse = Pulse()
         found = self._keeper.found
         self._link = Link(attached, Duties(
@@ -159,6 +170,7 @@ class Swarm:
             mixed = self._meet_lockstep() if self.terms.pace == "lockstep" else self._meet_free()
             if mixed:
                 self._keep_and_tell()
+                self._look()
         finally:
             self._pulse.start()
         return mixed
@@ -233,6 +245,28 @@ class Swarm:
             self._flat.write(self._flat.read() + (z - self._base))
         self._base, self._mass = z, True
         return True
+
+    def _look(self) -> None:
+        """Has a neighbor shown its model, after a long separation? Say whether the two may be mixed."""
+        with self._link.met:
+            look = self._link.take_look()
+        if look is not None:
+            near = self._is_near(look.model)
+            self._link.post(to_frame(Looked(look.peer, look.round, near)))
+
+    def _is_near(self, theirs: Tensor) -> bool:
+        """By distance and, where losses can be had, by the loss half way (reliability note, section c)."""
+        mine = self._flat.read()
+        if not is_near(mine, theirs):
+            return False
+        if self.loss_now is None:
+            return True
+        losses = []
+        for model in (mine, theirs, (mine + theirs) / 2):
+            self._flat.write(model)
+            losses.append(self.loss_now())
+        self._flat.write(mine)
+        return losses[2] <= MIDPOINT * max(losses[:2])
 
     def _is_finite(self, here: Tensor) -> bool:
         """May this model be handed over? If not, the model is rolled back."""
@@ -352,7 +386,7 @@ class Swarm:
         return exported(model, self._flat.signature, self.descriptor.name, round_, self.descriptor.algorithm)
 
     def _redial(self) -> Attachment:
-        return dial(self.terms.socket, self.descriptor.name, child=False)
+        return dial(self.terms.socket, self.descriptor.name, child=self.terms.child)
 
     def _introduction(self) -> dict[str, Any]:
         signature = signature_bytes(self._flat.signature)

@@ -31,11 +31,14 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
     metrics.evaluate()
+    batch = next(batches)
+    swarm.loss_now = lambda: _loss(task, model, batch)
     while not swarm.done:
         factor = schedule.factor(swarm.steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = factor * rate
-        loss = local_step(task, model, optimizer, next(batches))
+        loss = local_step(task, model, optimizer, batch)
+        batch = next(batches)
         if not math.isfinite(loss):
             swarm.roll_back(loss)
         elif swarm.step(loss):
@@ -43,6 +46,11 @@ def train(
     if swarm.finished:
         swarm.settle()
         metrics.evaluate()
+
+
+def _loss(task: Task, model: nn.Module, batch: Any) -> float:
+    with torch.no_grad():
+        return float(task.loss(model, batch))
 
 
 def local_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> float:

@@ -78,7 +78,11 @@ class Play(Witness):
             for number, name in enumerate(names)
         }
         self.rehearsal = Rehearsal(
-            Terms(plan.session.topology, plan.session.seed),
+            Terms(
+                plan.session.topology,
+                plan.session.seed,
+                graph=catalogue.algorithm(plan.session.algorithm).graph,
+            ),
             self._exchange,
             self._train,
             weather=Weather(latency_s=(0.0, 0.0)),
