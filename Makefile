@@ -61,8 +61,8 @@ test: check wire-is-fresh
 
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
-	.venv/bin/python bench/rehearsal.py
-	.venv/bin/python bench/unlike_data.py
+	.venv/bin/python -P bench/rehearsal.py
+	.venv/bin/python -P bench/unlike_data.py
 
 soak: venv
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done

@@ -39,9 +39,8 @@ _TRAINING = ("schedule", "warmup", "lr_decay")
 @click.option(
     "--topology",
     metavar="G",
-    default=catalogue.DEFAULT_TOPOLOGY,
-    show_default=True,
-    help=f"One of {', '.join(catalogue.TOPOLOGIES)}.",
+    help=f"One of {', '.join(catalogue.TOPOLOGIES)}; {catalogue.DEFAULT_TOPOLOGY} by default, or the first "
+    "that the algorithm runs on.",
 )
 @click.option(
     "--peers",
@@ -148,16 +147,16 @@ def command(**arguments: Any) -> None:
 
 def request_of(arguments: dict[str, Any]) -> dict[str, Any]:
     """What peer/rehearsal/plan.py reads. Raises UsageError, DataError."""
+    if (arguments["rounds"] is None) == (arguments["steps"] is None):
+        raise UsageError("how long? give --rounds or --steps, one of them")
     task = choose_task(arguments["task"])
     terms = {
         **{name: arguments[name] for name in ("algorithm", "topology", "local_steps", "compression")},
         **{name: arguments[name] for name in ("lr", "batch", "momentum", "seed")},
         "pace": "lockstep",
         "pairs": _pairs(arguments),
-        "rounds": arguments["rounds"] or arguments["steps"] or 0,
+        "rounds": arguments["rounds"] or arguments["steps"],
     }
-    if (arguments["rounds"] is None) == (arguments["steps"] is None):
-        raise UsageError("how long? give --rounds or --steps, one of them")
     session = describe("rehearsal", task, terms).to_dict()
     if arguments["steps"] is not None:
         session["rounds"] = -(-arguments["steps"] // session["local_steps"])
