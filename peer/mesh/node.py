@@ -372,7 +372,7 @@ class Node:
             self._show_all()
 
     def _show_all(self) -> None:
-        for peer in [peer for peer in self._showing if self.links.clear(peer)]:
+        for peer in sorted(peer for peer in self._showing if self.links.clear(peer)):
             self._showing.discard(peer)
             self._learner(Sponsor(peer, show=True))
 
@@ -784,12 +784,21 @@ class Node:
             match command:
                 case LinkUp(peer, "out") if peer in self._sponsoring:
                     self._grant(peer)
+                case LinkUp(peer, "in"):
+                    self._forget_heard(peer)
                 case Deliver(src, epoch, number, key):
                     self._at_learner[src, epoch, number] = key
                 case Acked(dst) if dst == self._handing_to:
                     self._check_handed(now)
                 case Returned(dst) | LinkDown(dst, "out") if dst == self._handing_to:
                     self._handing_to, self._handed = None, False
+
+    def _forget_heard(self, src: PeerId) -> None:
+        """Its link begins anew, in a new life perhaps: how far it has been says nothing any more, and what is
+        still at the learner is of then."""
+        self._heard.pop(src, None)
+        self._heard_at.pop(src, None)
+        self._at_learner = {name: key for name, key in self._at_learner.items() if name[0] != src}
 
     def _took(self, src: PeerId, key: Key, now: float) -> None:
         """The learner has accepted a message of this round from `src`."""
@@ -816,7 +825,7 @@ class Node:
                 del self._due[src]
                 self._dialed.add(src)
                 self._absorb(self.links.dial_in(src), now)
-        for src in self._dialed - set(self._view):
+        for src in sorted(self._dialed - set(self._view)):
             self._dialed.discard(src)
             self._absorb(self.links.drop_in(src), now)
 
