@@ -4,7 +4,8 @@
 # make proto   regenerate peer/wire from proto/peer.proto
 # make bench   footprint and speed, as tables; never part of the tests; with FASHION_MNIST=DIR (the four
 #              files) also what unlike data costs
-# make soak    the long story of tests/lan again and again; make fuzz: hypothesis with many more
+# make soak    $FAULT_SEEDS (10000) random stories of faults in virtual time, then the long story of
+#              tests/lan again and again; make fuzz: hypothesis with many more
 #              examples, then $FUZZ_SECONDS (60) of damaged messages for the codec
 #
 # The first target that needs it makes .venv. PYTHON names the interpreter (3.11 or newer); torch is installed
@@ -20,6 +21,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 RUN := .venv/bin/python -P -m
 SOAK_TIMES ?= 10
+FAULT_SEEDS ?= 10000
 FUZZ_SECONDS ?= 60
 export FASHION_MNIST
 
@@ -65,6 +67,7 @@ bench: venv
 	.venv/bin/python -P bench/unlike_data.py
 
 soak: venv
+	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal/test_faults.py
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
 
 fuzz: venv

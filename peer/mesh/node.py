@@ -159,6 +159,9 @@ class Node:
         self._stood_s = 0.0  # of the open round, for which this device stood still
         self._overdue = False  # the learner has been told to close this round as it is
         self._at_learner: dict[tuple[PeerId, int, int], Key] = {}  # parcels it has not answered yet
+        self._earlier: set[tuple[PeerId, int, int]] = (
+            set()
+        )  # those of them that came before their link's epoch
         self._pushes: dict[Key, float] = {}
         self._expected: frozenset[PeerId] = frozenset()
         self._heard: dict[PeerId, Key] = {}
@@ -271,11 +274,14 @@ class Node:
             case Closed():
                 self._closed(event, now)
             case Taken(src, epoch, number):
-                if (taken := self._at_learner.pop((src, epoch, number), None)) is not None:
+                taken = self._at_learner.pop((src, epoch, number), None)
+                if taken is not None and (src, epoch, number) not in self._earlier:
                     self._took(src, taken, now)
+                self._earlier.discard((src, epoch, number))
                 self._absorb(self.links.taken(src, epoch, number), now)
             case Rejected(src, epoch, number, reason, fault):
                 self._at_learner.pop((src, epoch, number), None)
+                self._earlier.discard((src, epoch, number))
                 if fault:
                     self.faults[src] = self.faults.get(src, 0) + 1
                     self._note("sent something that was refused", "warning", peer=src, reason=reason)
@@ -323,6 +329,7 @@ class Node:
         self._open, self._pushed_at, self.weight = False, None, 0.0
         self._has_mass, self._handing_to, self._handed, self._held = False, None, False, None
         self._at_learner.clear()
+        self._earlier.clear()
         self._early.clear()
         if self._leaving is None:
             self._publish(phase="idle", life=0, weight=0.0)
@@ -372,7 +379,7 @@ class Node:
             self._show_all()
 
     def _show_all(self) -> None:
-        for peer in [peer for peer in self._showing if self.links.clear(peer)]:
+        for peer in sorted(peer for peer in self._showing if self.links.clear(peer)):
             self._showing.discard(peer)
             self._learner(Sponsor(peer, show=True))
 
@@ -784,12 +791,21 @@ class Node:
             match command:
                 case LinkUp(peer, "out") if peer in self._sponsoring:
                     self._grant(peer)
+                case LinkUp(peer, "in"):
+                    self._forget_heard(peer)
                 case Deliver(src, epoch, number, key):
                     self._at_learner[src, epoch, number] = key
                 case Acked(dst) if dst == self._handing_to:
                     self._check_handed(now)
                 case Returned(dst) | LinkDown(dst, "out") if dst == self._handing_to:
                     self._handing_to, self._handed = None, False
+
+    def _forget_heard(self, src: PeerId) -> None:
+        """Its link begins anew, in a new life perhaps: how far it has been says nothing any more, and what is
+        still at the learner is of then."""
+        self._heard.pop(src, None)
+        self._heard_at.pop(src, None)
+        self._earlier |= {name for name in self._at_learner if name[0] == src}
 
     def _took(self, src: PeerId, key: Key, now: float) -> None:
         """The learner has accepted a message of this round from `src`."""
@@ -816,7 +832,7 @@ class Node:
                 del self._due[src]
                 self._dialed.add(src)
                 self._absorb(self.links.dial_in(src), now)
-        for src in self._dialed - set(self._view):
+        for src in sorted(self._dialed - set(self._view)):
             self._dialed.discard(src)
             self._absorb(self.links.drop_in(src), now)
 

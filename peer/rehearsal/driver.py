@@ -368,12 +368,12 @@ class Rehearsal:
     def _locally(self, device: Device, action: Callable[[], None]) -> None:
         """Over the socket between node and learner, which keeps order."""
         if self.weather.local_s:
-            self._at(self.weather.local_s, self._if_on, device, action)
+            self._at(self.weather.local_s, self._if_on, device, device.exchange, action)
         else:
             action()
 
-    def _if_on(self, device: Device, action: Callable[[], None]) -> None:
-        if self._is_on(device):
+    def _if_on(self, device: Device, exchange: Exchange, action: Callable[[], None]) -> None:
+        if self._is_on(device) and device.exchange is exchange:  # a learner's socket ends with it
             self._when_awake(device, action)
 
     def _off(self, device: Device, silent: bool = False) -> None:

@@ -35,6 +35,7 @@ from peer.rehearsal.timeline import Timeline
 
 REDIAL_MOST_S = 3.0  # as mesh/transport.py: pauses between attempts grow by 1.6 up to this
 CALL_S = 3.0  # as there: a control call that is not answered by then has failed
+UNDELIVERED_S = 10.0  # as there: for so long it is kept, as the answer to the peer's own call
 NOTICED_S = (10.0, 20.0)  # TCP notices a dead network after about 15 s (ARCHITECTURE.md, traps)
 FROZEN_S = (60.0, 80.0)  # and HTTP/2 a frozen peer after about 70 s
 REPEAT_S = (0.2, 3.0)  # when TCP repeats what a cut has held back
@@ -115,7 +116,8 @@ class Network:
         self._cuts: dict[tuple[PeerId, PeerId], float] = {}  # pairs that are cut, since when
         self._serial = 0
         self._uplink_free: dict[PeerId, float] = {}
-        self._answers: dict[tuple[PeerId, PeerId], Probe | None] = {}  # of calls that are being heard
+        self._answers: dict[tuple[PeerId, PeerId], Control | None] = {}  # of calls that are being heard
+        self._undelivered: dict[tuple[PeerId, PeerId], dict[type, tuple[float, Control]]] = {}
 
     def latency(self) -> float:
         return self._random.uniform(*self.weather.latency_s)
@@ -152,6 +154,7 @@ class Network:
 
     def off(self, peer: PeerId, *, silent: bool = False) -> None:
         """The device is off. Silent, as in a power cut: no word of it comes from its kernel."""
+        self._undelivered = {pair: kept for pair, kept in self._undelivered.items() if pair[0] != peer}
         self._wanted = {link for link in self._wanted if link[0] != peer}
         for stream in self._streams_of(peer):
             stream.up.discard(peer)
@@ -215,11 +218,14 @@ class Network:
             self._transmit(stream, me, frame)
 
     def tell(self, me: PeerId, peer: PeerId, message: Control) -> None:
-        """A call with a control message; a Probe told to one whose call is being heard is the answer."""
-        if isinstance(message, Probe) and self._answers.get((me, peer), message) is None:
+        """A call with a control message; what is told to one whose call is being heard is the answer."""
+        if self._answers.get((me, peer), message) is None:
             self._answers[me, peer] = message
             return
         if peer in self.undialable or self._random.random() < self.weather.loss:
+            if not isinstance(message, Probe):
+                kept = self._undelivered.setdefault((me, peer), {})
+                kept[type(message)] = (self._timeline.now + CALL_S, message)
             return
         since = self._cuts.get((min(me, peer), max(me, peer)))
         if since is not None and self._timeline.now - since > NOTICED_S[1]:
@@ -245,10 +251,22 @@ class Network:
         self._answers[dst, src] = None
         self._hosts.feed(dst, Told(src, message))
         answer = self._answers.pop((dst, src))
+        if answer is None and self._undelivered:
+            answer = self._take_undelivered(dst, src)
         if self._random.random() >= self.weather.loss:
             self._timeline.at(self._control_s(), self._answered, src, dst, answer, since)
 
-    def _answered(self, caller: PeerId, by: PeerId, answer: Probe | None, since: float) -> None:
+    def _take_undelivered(self, me: PeerId, peer: PeerId) -> Control | None:
+        """What did not get through to `peer`, known as failed by now and not too old."""
+        now, kept = self._timeline.now, self._undelivered.get((me, peer), {})
+        for kind, (failed_at, message) in list(kept.items()):
+            if failed_at <= now:
+                del kept[kind]
+                if now - failed_at <= UNDELIVERED_S:
+                    return message
+        return None
+
+    def _answered(self, caller: PeerId, by: PeerId, answer: Control | None, since: float) -> None:
         in_time = self._timeline.now - since <= CALL_S
         if in_time and self._hosts.is_on(caller) and self.passes(by, caller):
             self._hosts.feed(caller, Told(by, answer) if answer is not None else Progress(by, "out"))
@@ -367,7 +385,7 @@ class Network:
             if pair in self._cuts and not stream.cut:
                 self._serial += 1
                 stream.cut = self._serial
-                for end in stream.up:
+                for end in sorted(stream.up):
                     noticed_s = self._random.uniform(*NOTICED_S)
                     self._timeline.at(noticed_s, self._give_up, stream, end, stream.cut)
             elif pair not in self._cuts and stream.cut:
