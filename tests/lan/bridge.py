@@ -6,8 +6,8 @@
     a.unplug(); a.move(); a.shape(loss=0.05, rate="1mbit"); a.firewall(); a.deafen()
     a.freeze(); a.thaw(); a.crash()      # daemon and learner together
 
-`ip` and `tc` (iproute2) do it all, with what every kernel's bridge, veth, tbf, clsact, u32, bpf and mirred bring:
-a packet is dropped by sending it down a hole. No iptables, no netem. Everything is gone when the holders of the
+iproute2 does it all, with what a kernel's bridge, veth, tbf, clsact, u32, bpf and mirred bring: a packet is
+dropped by sending it down a hole. No iptables, no netem. Everything is gone when the holders of the
 namespaces end, whatever happened in between.
 """
 

@@ -1,7 +1,7 @@
 """Eight devices on a switch train on while one is killed, one is stopped, and the house is cut in two.
 
-Told in order on one network: a test relies on the ones before it. The learners are paced (lan/paced.py), so that
-the machine is no part of the story.
+Told in order on one network: a test relies on the ones before it. The learners are paced (lan/paced.py), so
+that the machine is no part of the story.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Kind(NamedTuple):
     mass: bool
 
 
-@pytest.fixture(scope="module", params=[Kind("difference-push", "exponential", True)], ids=lambda k: k.algorithm)
+@pytest.fixture(
+    scope="module", params=[Kind("difference-push", "exponential", True)], ids=lambda k: k.algorithm
+)
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
     return found
@@ -81,7 +83,9 @@ def test_one_is_killed_with_its_learner_and_comes_back(lan: Switch, kind: Kind, 
     lan.wait("all train again", lambda: everyone_trains(devices))
     rounds_later(lan, 3, devices)
     lan.wait("one generation", lambda: one_generation(devices))
-    lan.wait("it knows what the others know", lambda: distances([victim])[0] < NO_WORSE * max(distances(others)))
+    lan.wait(
+        "it knows what the others know", lambda: distances([victim])[0] < NO_WORSE * max(distances(others))
+    )
     lan.wait("it is dead for nobody", lambda: states(others, peer) == {"alive"})
     if kind.mass:
         total = settled_weight(lan, devices)

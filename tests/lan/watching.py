@@ -21,9 +21,11 @@ def begin(lan: Switch, count: int, *terms: str) -> list[Wired]:
     devices = [lan.add(f"d{k}") for k in range(count)]
     lan.start(*devices)
     founder = devices[0]
-    founder.ok("create", NAME, "--task", str(TASK), *STEPS, "--shard", "0/8", "--listen", f":{PORT}", *terms)
+    founder.ok(
+        "create", NAME, "--task", str(TASK), *STEPS, "--shard", f"0/{count}", "--listen", f":{PORT}", *terms
+    )
     joining = [
-        device.spawn("join", NAME, "--key", key_of(founder), "--task", str(TASK), "--shard", f"{k}/8")
+        device.spawn("join", NAME, "--key", key_of(founder), "--task", str(TASK), "--shard", f"{k}/{count}")
         for k, device in enumerate(devices)
         if k
     ]
