@@ -125,8 +125,8 @@ class Transport:
         return peer
 
     def learn(self, peer: PeerId, addresses: Iterable[str], listed: bool = False) -> None:
-        """Candidates for reaching a peer, from a sighting or (listed) all that its own record names now; wakes
-        its dialer."""
+        """Candidates for reaching a peer, from a sighting or (listed) all that its own record names now.
+        Wakes its dialer."""
         if peer != self.peer_id:
             contact = self.contacts.of(peer_id(peer))
             if listed:

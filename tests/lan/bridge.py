@@ -13,6 +13,7 @@ namespaces end, whatever happened in between.
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -160,6 +161,12 @@ class Switch(Network):
             device = Wired(name, self.folder, number, own, self.namespace, self._script)
         self.devices[name] = device
         return device
+
+    def dropped(self) -> int:
+        """Packets that fell down the hole so far."""
+        [told] = json.loads(self.namespace.read("ip", "-s", "-j", "link", "show", "dev", BOTTOM))
+        packets: int = told["stats64"]["rx"]["packets"]
+        return packets
 
     def split(self, here: Iterable[Wired], there: Iterable[Wired]) -> None:
         """Two groups, neither of which hears the other."""

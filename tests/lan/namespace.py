@@ -65,6 +65,11 @@ class Namespace:
         """Run a command in here to its end. Raises CalledProcessError."""
         subprocess.run(self.command(argv), check=True, timeout=60)
 
+    def read(self, *argv: str) -> str:
+        """What a command in here prints. Raises CalledProcessError."""
+        command = self.command(argv)
+        return subprocess.run(command, check=True, timeout=60, stdout=subprocess.PIPE, text=True).stdout
+
     def processes(self) -> Iterator[int]:
         """Pids of everything that runs in here, but for the holder."""
         for entry in Path("/proc").iterdir():

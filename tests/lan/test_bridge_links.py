@@ -67,7 +67,9 @@ def test_on_a_lossy_slow_line_nobody_is_taken_for_dead(lan: Switch, devices: lis
             assert session["members"] == COUNT
             assert {link["state"] for link in session["links"]} <= {"alive", "suspect"}
 
+    lost = lan.dropped()
     during(lan, SLOW_S, nobody_dies)
+    assert lan.dropped() > lost
     assert all(now >= before[name] + 10 for name, now in rounds(devices).items())
     for device in devices:
         device.unshape()
@@ -88,6 +90,7 @@ def test_one_that_is_switched_off_hands_over_and_says_goodbye(lan: Switch, devic
 def test_behind_a_firewall_it_trains_both_ways(lan: Switch, devices: list[Wired]) -> None:
     *others, hidden = devices
     hidden.firewall()
+    refused = lan.dropped()
     lan.start(hidden)
     peer = hidden.peer
     lan.wait("all train", lambda: everyone_trains(devices))
@@ -104,6 +107,7 @@ def test_behind_a_firewall_it_trains_both_ways(lan: Switch, devices: list[Wired]
         rows = links([other], peer)
         assert {row["direction"] for row in rows} == {"in", "out"}
         assert {row["state"] for row in rows} == {"alive"}
+    assert lan.dropped() > refused, "the others have tried to dial it"
     lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
 
 
@@ -112,11 +116,16 @@ def test_one_that_no_multicast_reaches_joins_late_by_address(lan: Switch, device
     late.deafen()
     late.mute()
     lan.start(late)
-    rounds_later(lan, 20, devices)
+    founder = devices[0]
+    how = ("--task", str(TASK), "--shard", f"mean/{COUNT}")
+    alone = late.peerd("join", NAME, "--key", key_of(founder), *how, "--timeout", "5")
+    assert alone.code == 75, alone.said
+    late.ok("leave", NAME)
     known = max(distances(devices))
-    at = ("--peer", f"{devices[0].host}:{PORT}")
-    late.ok("join", NAME, "--key", key_of(devices[0]), *at, "--task", str(TASK), "--shard", f"mean/{COUNT}")
+    late.ok("join", NAME, *how, "--peer", f"{founder.host}:{PORT}")
     lan.wait("it trains, and all see it", lambda: everyone_trains([*devices, late]))
+    first = lan.wait("a first figure of it", lambda: late.session(NAME)["metrics"].get("distance"))
+    assert first <= NO_WORSE * known, "it starts from what the others know"
     rounds_later(lan, 10, [*devices, late])
     lan.wait("a newcomer takes weight and makes none", lambda: comes_to([*devices, late], 1.0))
-    assert max(distances([*devices, late])) <= NO_WORSE * known
+    assert max(distances([*devices, late])) <= NO_WORSE * known, "and disturbs nobody"
