@@ -37,7 +37,7 @@ def perform(effect: Effect, transport: Transport) -> None:
         case Disconnect(peer, direction):
             transport.disconnect(peer, direction)
         case Reach(peer, addresses):
-            transport.learn(peer, addresses)
+            transport.learn(peer, addresses, listed=True)
         case Dispose(payload):
             if isinstance(payload, SharedBuffer):
                 payload.close()

@@ -20,10 +20,12 @@ RTT_GAIN = 0.125  # of the newest sample, RFC 6298 section 2.3
 
 @dataclass(slots=True)
 class Contact:
-    """leaf_pem: pinned by the last Hello, None before it and after a failed handshake. Bytes: of messages."""
+    """leaf_pem: pinned by the last Hello, None before it and after a failed handshake. Bytes: of messages.
+    listed: by its own record, as last heard."""
 
     peer: PeerId
     addresses: list[str] = field(default_factory=list)
+    listed: frozenset[str] = frozenset()
     leaf_pem: bytes | None = None
     introduction: Introduction | None = None
     bytes_sent: int = 0
@@ -41,6 +43,15 @@ class Contact:
         known = self.addresses
         order = [*new, *known] if proven else [*known[:1], *new, *known[1:]]
         self.addresses = list(dict.fromkeys(order))[:MAX_ADDRESSES]
+
+    def lists(self, addresses: Iterable[str]) -> None:
+        """Candidates are those its own record lists now. What it listed before and does no more is none, even
+        if it has answered: the peer has moved."""
+        now = tuple(addresses)
+        withdrawn = self.listed.difference(now)
+        self.listed = frozenset(now)
+        self.addresses = [address for address in self.addresses if address not in withdrawn]
+        self.learn(now)
 
     def candidates(self, attempt: int) -> list[str]:
         """Those of one family for one channel: IPv4, and in every third attempt IPv6 if there is any."""

@@ -202,7 +202,7 @@ class Introducer:
         if said.session and mine and said.session != mine:
             raise RemoteError(f"{contact.peer} has another session of this key: {said.session}, here {mine}")
         contact.introduction = said
-        contact.learn(said.record.addresses)
+        contact.lists(said.record.addresses)
         self._on_met(Met(said.record))
 
 

@@ -126,10 +126,15 @@ class Transport:
         self.poke(peer)
         return peer
 
-    def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
-        """Candidates for reaching a peer, from a sighting or another member's record; wakes its dialer."""
+    def learn(self, peer: PeerId, addresses: Iterable[str], listed: bool = False) -> None:
+        """Candidates for reaching a peer, from a sighting or (listed) all that its own record names now.
+        Wakes its dialer."""
         if peer != self.peer_id:
-            self.contacts.of(peer_id(peer)).learn(addresses)
+            contact = self.contacts.of(peer_id(peer))
+            if listed:
+                contact.lists(addresses)
+            else:
+                contact.learn(addresses)
             self.poke(peer)
 
     def poke(self, peer: PeerId) -> None:

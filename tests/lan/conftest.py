@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lan.bridge import Switch
 from lan.device import Network
 from lan.namespace import NamespaceRefusedError
 
@@ -39,6 +40,17 @@ def network_without_multicast() -> Iterator[Network]:
 def home() -> Iterator[Network]:
     """A network that all tests of a module share, in their order: they tell one story."""
     opened = open_network()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def lan() -> Iterator[Switch]:
+    """A switch with a cable to every device, for all tests of a module, in their order."""
+    try:
+        opened = Switch()
+    except NamespaceRefusedError as error:
+        pytest.fail(str(error), pytrace=False)
     yield opened
     opened.close()
 

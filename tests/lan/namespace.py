@@ -53,7 +53,8 @@ class Namespace:
         if self._holder.stdout.readline() != "ready\n":
             reason = self._holder.communicate()[1].strip().splitlines()[-1:]
             raise NamespaceRefusedError(REFUSED.format(reason=" ".join(reason)))
-        self._net = os.readlink(f"/proc/{self._holder.pid}/ns/net")
+        self.pid = self._holder.pid
+        self._net = os.readlink(f"/proc/{self.pid}/ns/net")
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` in here."""
@@ -63,6 +64,11 @@ class Namespace:
     def run(self, *argv: str) -> None:
         """Run a command in here to its end. Raises CalledProcessError."""
         subprocess.run(self.command(argv), check=True, timeout=60)
+
+    def read(self, *argv: str) -> str:
+        """What a command in here prints. Raises CalledProcessError."""
+        command = self.command(argv)
+        return subprocess.run(command, check=True, timeout=60, stdout=subprocess.PIPE, text=True).stdout
 
     def processes(self) -> Iterator[int]:
         """Pids of everything that runs in here, but for the holder."""
@@ -75,13 +81,17 @@ class Namespace:
             except OSError:
                 continue  # gone meanwhile, or somebody else's
 
-    def kill_all(self) -> None:
-        """SIGKILL to everything that runs in here, by pid."""
+    def signal_all(self, how: signal.Signals) -> None:
+        """A signal to everything that runs in here, by pid."""
         for pid in list(self.processes()):
             try:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, how)
             except ProcessLookupError:
                 continue
+
+    def kill_all(self) -> None:
+        """SIGKILL to everything that runs in here."""
+        self.signal_all(signal.SIGKILL)
 
     def close(self) -> None:
         """Kill what still runs in here, and let the namespaces go."""

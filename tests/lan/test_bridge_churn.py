@@ -1,0 +1,136 @@
+"""Eight devices on a switch train on while one is killed, one is stopped, and the house is cut in two.
+
+Told in order on one network: a test relies on the ones before it. The learners are paced (lan/paced.py), so
+that the machine is no part of the story.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from lan.bridge import Switch, Wired
+from lan.watching import (
+    MASS,
+    NAME,
+    begin,
+    comes_to,
+    distances,
+    during,
+    everyone_trains,
+    rounds,
+    rounds_later,
+    sessions,
+    settled_weight,
+    states,
+)
+
+pytestmark = [pytest.mark.lan]
+
+COUNT = 8
+STOPPED_S = 10.0
+CUT_S = 30.0
+NO_WORSE = 1.2  # reliability note, section f, row 5
+
+
+class Kind(NamedTuple):
+    """An algorithm on a topology. mass: what a device holds is a share of one whole."""
+
+    algorithm: str
+    topology: str
+    mass: bool
+
+
+@pytest.fixture(
+    scope="module", params=[Kind("difference-push", "exponential", True)], ids=lambda k: k.algorithm
+)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def devices(lan: Switch, kind: Kind) -> list[Wired]:
+    return begin(lan, COUNT, "--algorithm", kind.algorithm, "--topology", kind.topology)
+
+
+def one_generation(devices: list[Wired]) -> bool:
+    return len({s["generation"] for s in sessions(devices)}) == 1
+
+
+def well(devices: list[Wired]) -> None:
+    """Nobody has anything to complain of, and nobody is listed twice."""
+    for device in devices:
+        status = device.status()
+        assert status["health"] == []
+        rows = [(link["peer"], link["direction"]) for link in status["sessions"][0]["links"]]
+        assert len(rows) == len(set(rows))
+        assert {peer for peer, _ in rows} <= {other.peer for other in devices}
+
+
+def test_one_is_killed_with_its_learner_and_comes_back(lan: Switch, kind: Kind, devices: list[Wired]) -> None:
+    *others, victim = devices
+    peer = victim.peer
+    held = victim.session(NAME)["weight"]
+    victim.crash()
+    rounds_later(lan, 5, others)
+    lan.wait("it is declared dead", lambda: "dead" in states(others, peer))
+    lan.wait("the others train without it", lambda: everyone_trains(others))
+    rounds_later(lan, 5, others)
+    lan.start(victim)
+    assert victim.peer == peer
+    lan.wait("all train again", lambda: everyone_trains(devices))
+    rounds_later(lan, 3, devices)
+    lan.wait("one generation", lambda: one_generation(devices))
+    lan.wait(
+        "it knows what the others know", lambda: distances([victim])[0] < NO_WORSE * max(distances(others))
+    )
+    lan.wait("it is dead for nobody", lambda: states(others, peer) == {"alive"})
+    if kind.mass:
+        total = settled_weight(lan, devices)
+        assert 1 - 3 * held < total < 1 + MASS, "no more is lost than it held, and none is made"
+
+
+def test_one_stands_still_for_ten_seconds(lan: Switch, kind: Kind, devices: list[Wired]) -> None:
+    *others, victim = devices
+    total = settled_weight(lan, devices) if kind.mass else 0.0
+    processes = set(victim.namespace.processes())
+    before = rounds(others)
+    victim.freeze()
+    during(lan, STOPPED_S, lambda: None)
+    assert all(now >= before[name] + 5 for name, now in rounds(others).items())
+    victim.thaw()
+    lan.wait("all train again", lambda: everyone_trains(devices))
+    rounds_later(lan, 3, devices)
+    lan.wait("one generation", lambda: one_generation(devices))
+    lan.wait("it is dead for nobody", lambda: states(others, victim.peer) == {"alive"})
+    assert set(victim.namespace.processes()) == processes, "nothing crashed"
+    well(devices)
+    if kind.mass:
+        lan.wait("no weight is lost", lambda: comes_to(devices, total))
+
+
+def test_a_house_cut_in_two_trains_on_in_both_halves_and_grows_together(
+    lan: Switch, kind: Kind, devices: list[Wired]
+) -> None:
+    halves = devices[: COUNT // 2], devices[COUNT // 2 :]
+    total = settled_weight(lan, devices) if kind.mass else 0.0
+    before = rounds(devices)
+    lan.split(*halves)
+    during(lan, CUT_S, lambda: None)
+    assert all(now >= before[name] + 10 for name, now in rounds(devices).items())
+    for half, other in (halves, halves[::-1]):
+        lan.wait("a half trains by itself", lambda half=half: everyone_trains(half))
+        assert set().union(*(states(half, device.peer) for device in other)) <= {"dead"}
+    rounds_later(lan, 10, devices)
+    better = min(max(distances(half)) for half in halves)
+    lan.heal()
+    lan.wait("all train together", lambda: everyone_trains(devices))
+    rounds_later(lan, 3, devices)
+    lan.wait("one generation", lambda: one_generation(devices))
+    lan.wait("all know what the better half knew", lambda: max(distances(devices)) <= NO_WORSE * better)
+    if kind.mass:
+        lan.wait("no weight is lost", lambda: comes_to(devices, total))
+    lan.wait("nobody is dead for anybody", lambda: all(states(devices, d.peer) == {"alive"} for d in devices))
+    well(devices)

@@ -1,0 +1,131 @@
+"""What home networks do to four devices: another address, a lossy slow line, a firewall, no multicast.
+
+Told in order on one network: a test relies on the ones before it. The learners are paced (lan/paced.py).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from lan.bridge import Switch, Wired
+from lan.watching import (
+    NAME,
+    PORT,
+    TASK,
+    begin,
+    comes_to,
+    distances,
+    during,
+    everyone_trains,
+    key_of,
+    links,
+    rounds,
+    rounds_later,
+    sessions,
+    states,
+)
+
+pytestmark = [pytest.mark.lan]
+
+COUNT = 4
+SLOW_S = 30.0
+NO_WORSE = 1.2
+
+
+@pytest.fixture(scope="module")
+def devices(lan: Switch) -> list[Wired]:
+    return begin(lan, COUNT, "--topology", "complete")
+
+
+def test_another_address_is_noticed_by_everybody(lan: Switch, devices: list[Wired]) -> None:
+    *others, mover = devices
+    peer, old = mover.peer, mover.host
+    mover.move()
+    assert mover.host != old
+
+    def found() -> bool:
+        rows = links(others, peer)
+        return bool(rows) and all(
+            row["state"] == "alive" and row["address"].rpartition(":")[0] == mover.host for row in rows
+        )
+
+    lan.wait("everybody has it at its new address", found)
+    lan.wait("all train", lambda: everyone_trains(devices))
+    rounds_later(lan, 5, devices)
+    assert found()
+    assert everyone_trains(devices), "one entry for it, and not two"
+    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
+
+
+def test_on_a_lossy_slow_line_nobody_is_taken_for_dead(lan: Switch, devices: list[Wired]) -> None:
+    for device in devices:
+        device.shape(loss=0.05, rate="1mbit")
+    before = rounds(devices)
+
+    def nobody_dies() -> None:
+        for session in sessions(devices):
+            assert session["members"] == COUNT
+            assert {link["state"] for link in session["links"]} <= {"alive", "suspect"}
+
+    lost = lan.dropped()
+    during(lan, SLOW_S, nobody_dies)
+    assert lan.dropped() > lost
+    assert all(now >= before[name] + 10 for name, now in rounds(devices).items())
+    for device in devices:
+        device.unshape()
+    rounds_later(lan, 3, devices)
+    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
+
+
+def test_one_that_is_switched_off_hands_over_and_says_goodbye(lan: Switch, devices: list[Wired]) -> None:
+    *others, leaver = devices
+    peer = leaver.peer
+    assert leaver.stop() == 0
+    assert not list(leaver.namespace.processes())
+    lan.wait("the others train without it", lambda: everyone_trains(others))
+    assert states(others, peer) == {"left"}, "it said goodbye: dead is whoever falls silent"
+    lan.wait("the others have the whole weight", lambda: comes_to(others, 1.0))
+
+
+def test_behind_a_firewall_it_trains_both_ways(lan: Switch, devices: list[Wired]) -> None:
+    *others, hidden = devices
+    hidden.firewall()
+    refused = lan.dropped()
+    lan.start(hidden)
+    peer = hidden.peer
+    lan.wait("all train", lambda: everyone_trains(devices))
+
+    def parcels() -> dict[tuple[str, str], int]:
+        rows = hidden.session(NAME)["links"]
+        return {(row["peer"], row["direction"]): row["parcels"] for row in rows if row["state"] == "alive"}
+
+    everywhere = {(other.peer, direction) for other in others for direction in ("in", "out")}
+    lan.wait("its links are up, in and out", lambda: parcels().keys() == everywhere)
+    before = parcels()
+    lan.wait("they carry", lambda: all(count >= before[link] + 5 for link, count in parcels().items()))
+    for other in others:
+        rows = links([other], peer)
+        assert {row["direction"] for row in rows} == {"in", "out"}
+        assert {row["state"] for row in rows} == {"alive"}
+    assert lan.dropped() > refused, "the others have tried to dial it"
+    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
+
+
+def test_one_that_no_multicast_reaches_joins_late_by_address(lan: Switch, devices: list[Wired]) -> None:
+    late = lan.add("late")
+    late.deafen()
+    late.mute()
+    lan.start(late)
+    founder = devices[0]
+    how = ("--task", str(TASK), "--shard", f"mean/{COUNT}")
+    alone = late.peerd("join", NAME, "--key", key_of(founder), *how, "--timeout", "5")
+    assert alone.code == 75, alone.said
+    late.ok("leave", NAME)
+    known = max(distances(devices))
+    late.ok("join", NAME, *how, "--peer", f"{founder.host}:{PORT}")
+    lan.wait("it trains, and all see it", lambda: everyone_trains([*devices, late]))
+    first = lan.wait("a first figure of it", lambda: late.session(NAME)["metrics"].get("distance"))
+    assert first <= NO_WORSE * known, "it starts from what the others know"
+    rounds_later(lan, 10, [*devices, late])
+    lan.wait("a newcomer takes weight and makes none", lambda: comes_to([*devices, late], 1.0))
+    assert max(distances([*devices, late])) <= NO_WORSE * known, "and disturbs nobody"

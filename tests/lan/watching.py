@@ -1,0 +1,104 @@
+"""What tests on a switch ask of a session: begin it on several devices, and look at all of them at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from lan.bridge import Switch, Wired
+from lan.device import Json
+
+NAME = "home"
+TASK = Path(__file__).with_name("paced.py")
+PORT = 7700  # of the founder
+STEPS = ("--local-steps", "2")  # a round takes a third of a second
+MASS = 1e-6  # single precision, summed over some hundred rounds
+
+
+def begin(lan: Switch, count: int, *terms: str) -> list[Wired]:
+    """So many devices in one session, all of them training."""
+    devices = [lan.add(f"d{k}") for k in range(count)]
+    lan.start(*devices)
+    founder = devices[0]
+    founder.ok(
+        "create", NAME, "--task", str(TASK), *STEPS, "--shard", f"0/{count}", "--listen", f":{PORT}", *terms
+    )
+    joining = [
+        device.spawn("join", NAME, "--key", key_of(founder), "--task", str(TASK), "--shard", f"{k}/{count}")
+        for k, device in enumerate(devices)
+        if k
+    ]
+    assert [process.wait(120) for process in joining] == [0] * (count - 1)
+    lan.wait(f"{count} devices train", lambda: everyone_trains(devices))
+    return devices
+
+
+def key_of(device: Wired) -> str:
+    return device.ok("key", NAME).out.split()[-1]
+
+
+def sessions(devices: Iterable[Wired]) -> list[Json]:
+    return [device.session(NAME) for device in devices]
+
+
+def everyone_trains(devices: Sequence[Wired], members: int | None = None) -> bool:
+    """All of these, and each sees so many members alive; none but these unless told."""
+    expected = len(devices) if members is None else members
+    return all(s["state"] == "training" and s["members"] == expected for s in sessions(devices))
+
+
+def rounds(devices: Iterable[Wired]) -> dict[str, int]:
+    return {device.name: device.session(NAME).get("round") or 0 for device in devices}
+
+
+def rounds_later(lan: Switch, count: int, devices: Sequence[Wired]) -> None:
+    """Wait until each of these has closed so many more rounds."""
+    before = rounds(devices)
+    lan.wait(
+        f"{count} more rounds on {sorted(before)}",
+        lambda: all(now >= before[name] + count for name, now in rounds(devices).items()),
+    )
+
+
+def during(lan: Switch, seconds: float, look: Callable[[], None]) -> None:
+    """Look again and again for so long: how long a fault lasts is part of the story."""
+    until = time.monotonic() + seconds
+
+    def over() -> bool:
+        look()
+        return time.monotonic() >= until
+
+    lan.wait(f"{seconds:.0f} s have passed", over)
+
+
+def links(devices: Iterable[Wired], peer: str) -> list[Json]:
+    """The rows that these devices have about one peer."""
+    return [link for s in sessions(devices) for link in s["links"] if link["peer"] == peer]
+
+
+def states(devices: Iterable[Wired], peer: str) -> set[str]:
+    return {link["state"] for link in links(devices, peer)}
+
+
+def distances(devices: Iterable[Wired]) -> list[float]:
+    """The metric on each device; infinite where it is not known yet."""
+    return [s["metrics"].get("distance", float("inf")) for s in sessions(devices)]
+
+
+def weight_between_rounds(devices: Sequence[Wired]) -> float | None:
+    """Sum of push-sum weights, when all have just closed the same round with nothing in flight."""
+    before, after = sessions(devices), sessions(devices)
+    weights = [s["weight"] for s in after]
+    if len({s["round"] for s in (*before, *after)}) != 1 or None in weights:
+        return None
+    return float(sum(weights))
+
+
+def comes_to(devices: Sequence[Wired], weight: float) -> bool:
+    total = weight_between_rounds(devices)
+    return total is not None and abs(total - weight) < MASS
+
+
+def settled_weight(lan: Switch, devices: Sequence[Wired]) -> float:
+    return lan.wait("a moment with no weight in flight", lambda: weight_between_rounds(devices))
