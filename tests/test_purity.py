@@ -18,6 +18,9 @@ PACKAGES = ("peer", "cli")
 
 PURE = [
     "peer/mesh/membership.py",
+    "peer/mesh/suspicion.py",
+    "peer/mesh/probing.py",
+    "peer/mesh/gossip.py",
     "peer/mesh/topology.py",
     "peer/mesh/links.py",
     "peer/mesh/inlink.py",

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peer.config import Descriptor
+from peer.daemon import health
+from peer.daemon.clocks import SuspendWatch
 from peer.daemon.effects import perform
 from peer.daemon.figures import Figures
 from peer.daemon.finding import Finder
@@ -41,6 +43,7 @@ from peer.events import (
     Moved,
     PeerId,
     Record,
+    Resumed,
     SponsorMe,
     Tell,
     Tick,
@@ -68,7 +71,8 @@ PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel t
 class ThisDevice:
     """Who drives: its key, its name for people, how often its daemon has started, and how learners are
     started. threads(): what each of them may use now, None where the user has said. drivers: counts them, so
-    that each outranks what an earlier one said of itself."""
+    that each outranks what an earlier one said of itself. instance: of this daemon, above any of an earlier
+    boot, and drawn, so that a device with a copied key shows."""
 
     key: Device
     name: str
@@ -76,6 +80,7 @@ class ThisDevice:
     supervisor: Callable[[str, Callable[[int], bool]], Supervisor]
     threads: Callable[[], int | None] = lambda: None
     drivers: Iterator[int] = field(default_factory=itertools.count)
+    instance: int = 0
 
 
 class SessionDriver:
@@ -97,7 +102,8 @@ class SessionDriver:
         identity = SessionIdentity(folder.key, device.key, folder.path)
         self._beacon_key = identity.beacon_key
         incarnation = (device.boot << 20) + (next(device.drivers) << DRIVER_BITS)
-        self._me = Record(device.key.id, device.boot, incarnation, device=device.name)
+        instance = device.instance
+        self._me = Record(device.key.id, device.boot, incarnation, device=device.name, instance=instance)
         self.figures = Figures(folder.path)
         rng = random.Random(f"{device.key.id} {device.boot}")
         intake = Intake(self._longest_parcel, SharedBuffer.create)
@@ -109,6 +115,7 @@ class SessionDriver:
         )
         self._attaching = asyncio.Lock()
         self._asking: set[PeerId] = set()
+        self._suspends = SuspendWatch()
         self._went = asyncio.Event()  # the node has said goodbye
         self._gone: Gone | None = None
         self._leaving: Leave | None = None
@@ -266,9 +273,25 @@ class SessionDriver:
 
     def feed(self, event: NodeEvent) -> None:
         """Let the node handle an event, and do what it asks for."""
-        if self.node is None:
+        suspended_s = self._suspends.suspended()
+        if self.node is None or self.node.members.yields:
             return
-        for effect in self.node.handle(event, self._loop.time()):
+        if suspended_s:
+            self._handle(self.node, Resumed(suspended_s))
+        self._handle(self.node, event)
+        if self.node.members.yields:
+            self.fail(StateError(health.copied(*self.node.members.copies[self._me.peer])))
+            self.spawn(self._fall_silent())
+
+    async def _fall_silent(self) -> None:
+        """A copy of this device has run for longer: whatever this one says would be taken for that one's."""
+        await self.finder.stop()
+        if self.discovery is not None:
+            await self.discovery.stop()
+        await self.transport.stop()
+
+    def _handle(self, node: Node, event: NodeEvent) -> None:
+        for effect in node.handle(event, self._loop.time()):
             if isinstance(effect, ForLearner):
                 self._command(effect.command)
             elif isinstance(effect, Gone):
@@ -277,8 +300,8 @@ class SessionDriver:
                 self.spawn(self._ask_for_mass(effect))
             else:
                 perform(effect, self.transport)
-        if self.node.phase == "training":
-            self._note_progress(self.node)
+        if node.phase == "training":
+            self._note_progress(node)
 
     async def _ask_for_mass(self, ask: Tell) -> None:
         """Of a member whose model is like ours. One that cannot be reached is not asked twice at a time."""
