@@ -202,7 +202,8 @@ class Gossip:
         targets = sorted(targets, key=lambda p: (self.members.heard_at(p), p))[:SPREAD_TO]
         if self._suspicions or self._relayed:
             self._turn += 1
-            more = [p for p in shuffled(others, self._me, self._turn) if p not in targets]
+            likely = [p for p in others if p not in targets and self.members.suspicion(p) is None]
+            more = shuffled(likely, self._me, self._turn)
             targets += more[: SPREAD_TO - len(targets)]
         for peer in targets:
             self._say(peer)
@@ -241,7 +242,7 @@ class Gossip:
         else:
             passed = [r for p in list(self._relayed) if (r := self.members.record(p)) is not None]
             records = [r for r in passed if told.get(r.peer) != _mark(r)]
-            for record in records:
+            for record in passed:
                 _count(self._relayed, record.peer)
             if own or told.get(self._me) != _mark(self.members.me):
                 records = [self.members.me, *records]

@@ -58,6 +58,7 @@ class Membership:
         self._followed: dict[PeerId, Record] = {}  # the last word of the instance before
         self._refuted_at = -math.inf
         self._digest: tuple[int, bytes] = (-1, b"")
+        self._parts: tuple[int, list[PeerId], list[PeerId]] = (-1, [], [])
         self.version = 0  # rises whenever any record or verdict changes
 
     # --- what comes in -------------------------------------------------------------------------------
@@ -175,19 +176,18 @@ class Membership:
 
     def others(self) -> list[PeerId]:
         """Ids of the living, without this node's, sorted."""
-        return sorted(p for p in self._records if self._is_alive(p))
+        return self._sorted()[0]
 
     def lost(self) -> list[PeerId]:
         """Ids of the dead and of those never heard, sorted: they have not said that they go."""
-        return sorted(p for p in self._records if self._expects(p) and not self._is_alive(p))
+        return self._sorted()[1]
 
     def suspicion(self, peer: PeerId) -> Suspicion | None:
         return self._suspicions.get(peer)
 
     def suspects(self) -> list[PeerId]:
-        """Those suspected, the one nearest to its verdict first."""
-        score = self.awareness.score
-        return sorted(self._suspicions, key=lambda peer: (self._suspicions[peer].until(score), peer))
+        """Ids of those suspected, sorted."""
+        return sorted(self._suspicions)
 
     def is_dead(self, peer: PeerId) -> bool:
         return peer in self._dead
@@ -220,6 +220,14 @@ class Membership:
         return self._digest[1]
 
     # --- inside --------------------------------------------------------------------------------------
+
+    def _sorted(self) -> tuple[list[PeerId], list[PeerId]]:
+        """The others that live, and those lost: asked for many times between two changes."""
+        if self._parts[0] != self.version:
+            expected = sorted(p for p in self._records if self._expects(p))
+            living = [p for p in expected if self._is_alive(p)]
+            self._parts = self.version, living, [p for p in expected if not self._is_alive(p)]
+        return self._parts[1:]
 
     def _merge(self, record: Record, now: float) -> bool:
         if record.peer == self.me.peer:

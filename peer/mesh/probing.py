@@ -1,6 +1,6 @@
 """Whom to ask for a sign of life, and when; asking others to ask, and asking for others. SWIM's probes.
 
-    living, silent for 2 s   in a shuffled round, one each 2 s, and the suspect nearest to its verdict
+    living, silent for 2 s   in a shuffled round, one each 2 s; and one of the suspects, in turn
     not answered in time     up to 3 of those heard last are asked whether they hear it (`ProbeFor`)
     nor vouched for          suspected
     never heard yet          at once; then like the dead, again and again: a partition heals from both sides
@@ -117,7 +117,8 @@ class Probing:
     def _living(self, now: float) -> list[PeerId]:
         if now - self._next_at < INTERVAL_S:
             return []
-        silent = {p for p in self._members.others() if now - self._members.heard_at(p) >= INTERVAL_S}
+        since = INTERVAL_S if self._members.awareness.score == 0 else 0.0  # in doubt it tests itself
+        silent = {p for p in self._members.others() if now - self._members.heard_at(p) >= since}
         silent -= {p for p, asked in self._asked.items() if not asked.failed}
         silent -= set(self._members.suspects())  # they have a turn of their own
         if not silent:
@@ -133,11 +134,11 @@ class Probing:
     def _suspects(self, now: float) -> list[PeerId]:
         if now - self._suspect_at < INTERVAL_S:
             return []
-        for peer in self._members.suspects():
-            if now - self._probed.get(peer, -math.inf) >= INTERVAL_S:
-                self._suspect_at = now
-                return [peer]
-        return []
+        waited = sorted((self._probed.get(p, -math.inf), p) for p in self._members.suspects())
+        due = [p for at, p in waited if now - at >= INTERVAL_S][:1]
+        if due:
+            self._suspect_at = now
+        return due
 
     def _lost(self, now: float) -> list[PeerId]:
         lost = self._members.lost()
