@@ -151,6 +151,22 @@ def test_the_check_for_global_randomness_sees_it(snippet: str, draws: bool) -> N
     assert bool(list(global_randomness(ast.parse(snippet)))) is draws
 
 
+WALL_CLOCKS = {
+    "time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.ctime", "time.strftime",
+    "time.CLOCK_REALTIME", "datetime.now", "datetime.utcnow", "datetime.today", "date.today",
+    "datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sources(list(PACKAGES)), ids=lambda p: str(p.relative_to(ROOT)))
+def test_wall_time_is_read_where_its_being_wrong_is_said_and_nowhere_else(path: Path) -> None:
+    """A Pi starts in 1970 and jumps by years: no timeout, no order and no certificate goes by that clock."""
+    tree = parse(path)
+    reads = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Attribute) and dotted(n) in WALL_CLOCKS]
+    reads += [line for line, name in imported(tree) if name in WALL_CLOCKS]
+    assert bool(reads) is (path == ROOT / "peer/daemon/clocks.py"), f"{path.name}: lines {reads}"
+
+
 def test_every_leaf_is_named_in_the_import_contracts() -> None:
     contracts = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert [name for name in LEAVES + LOCAL if f'"peer.{name}"' not in contracts] == []

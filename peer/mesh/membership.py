@@ -36,6 +36,10 @@ MAX_AHEAD = 1 << 40
 # By what others say, a node is driven no higher than this: above it a lifetime of changes of its own fits
 MAX_DRIVEN = 1 << 62
 
+# How far a member outranks a copy of itself: so that the copy's own news, which it goes on telling until it
+# hears of this, are not above it; guess
+COPY_STEP = 1 << 10
+
 RANK: dict[MemberState, int] = {"alive": 0, "paused": 1, "left": 2}
 
 
@@ -265,8 +269,8 @@ class Membership:
             self.yields = self.me.peer in self.copies and record.instance < self.me.instance
             self._followed[self.me.peer] = record
         self.version += 1
-        boot = max(self.me.boot, record.boot)
-        self.me = replace(self.me, boot=boot, incarnation=max(self.me.incarnation, record.incarnation) + 1)
+        above = max(self.me.incarnation, record.incarnation) + (COPY_STEP if another else 1)
+        self.me = replace(self.me, boot=max(self.me.boot, record.boot), incarnation=above)
 
     def _note_instance(self, known: Record, record: Record) -> None:
         """A device that starts again is a new instance, and the one before is heard no more, unless it is

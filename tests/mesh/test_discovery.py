@@ -15,6 +15,7 @@ from zeroconf.asyncio import AsyncServiceInfo
 
 from peer.mesh import discovery, interfaces
 from peer.mesh.discovery import SERVICE_TYPE, Discovery, Sighting, beacon, read
+from peer.mesh.greeting import PROTOCOL_MAX
 from peer.mesh.identity import Device
 from peer.mesh.interfaces import Interface, choose, survey
 
