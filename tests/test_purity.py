@@ -21,6 +21,7 @@ PURE = [
     "peer/mesh/suspicion.py",
     "peer/mesh/probing.py",
     "peer/mesh/gossip.py",
+    "peer/mesh/copies.py",
     "peer/mesh/topology.py",
     "peer/mesh/links.py",
     "peer/mesh/inlink.py",

@@ -116,6 +116,7 @@ class SessionDriver:
         self._attaching = asyncio.Lock()
         self._asking: set[PeerId] = set()
         self._suspends = SuspendWatch()
+        self._silence: asyncio.Task[None] | None = None  # of a copy of a running device
         self._went = asyncio.Event()  # the node has said goodbye
         self._gone: Gone | None = None
         self._leaving: Leave | None = None
@@ -169,6 +170,8 @@ class SessionDriver:
     async def _take_down(self) -> None:
         """Stop learner, discovery and transport, in this order: what is on its way still arrives."""
         await self.learning.stop()
+        if self._silence is not None:
+            await self._silence  # half stopped, the rest could not be stopped any more
         await self.finder.stop()
         if self.discovery is not None:
             await self.discovery.stop()
@@ -281,7 +284,8 @@ class SessionDriver:
         self._handle(self.node, event)
         if self.node.members.yields:
             self.fail(StateError(health.copied(*self.node.members.copies[self._me.peer])))
-            self.spawn(self._fall_silent())
+            self._silence = self._loop.create_task(self._fall_silent())
+            self._silence.add_done_callback(self._reap)
 
     async def _fall_silent(self) -> None:
         """A copy of this device has run for longer: whatever this one says would be taken for that one's."""

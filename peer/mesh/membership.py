@@ -8,8 +8,6 @@ refuted in time (suspicion.py): it is never merged, never gossiped, and any sign
 is still alive. A sign of life is a frame, an answer, another's word for it that this node has asked for, or a
 record with a higher incarnation, which its owner must have been alive to write. A member known from gossip
 alone counts as alive from its first sign of life on. The words are SWIM's (Das, Gupta, Motivala, DSN 2002).
-
-Two running devices with one key (a copied disk) show: an instance that another has followed speaks again.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from typing import Any
 
 from peer.errors import RemoteError
 from peer.events import MemberState, PeerId, Record
+from peer.mesh.copies import Copies, differ
 from peer.mesh.suspicion import INTERVAL_S, Awareness, Suspicion
 
 MAX_MEMBERS = 256  # architecture, section 9
@@ -50,8 +49,8 @@ class Membership:
         self.me = replace(me, incarnation=max(me.incarnation, (me.boot << 20) + 1), proof=b"")
         self.awareness = Awareness()
         self.contested = 0  # how often others said about this node what it had not
-        self.copies: dict[PeerId, tuple[Record, Record]] = {}  # two that speak with one key, a word of each
-        self.yields = False  # is this device the copy that started later?
+        self.yields = False  # is this device a copy of one that runs already?
+        self._copies = Copies()
         self._weight = me.weight
         self._records: dict[PeerId, Record] = {}  # of the others
         self._heard: dict[PeerId, float] = {}  # last sign of life, s
@@ -59,7 +58,6 @@ class Membership:
         self._dead: dict[PeerId, float] = {}  # since when
         self._learned: dict[PeerId, float] = {}  # when a record came first
         self._forgotten: dict[PeerId, tuple[int, int]] = {}  # what was dead too long; not taken in again
-        self._followed: dict[PeerId, Record] = {}  # the last word of the instance before
         self._refuted_at = -math.inf
         self._digest: tuple[int, bytes] = (-1, b"")
         self._parts: tuple[int, list[PeerId], list[PeerId]] = (-1, [], [])
@@ -186,6 +184,11 @@ class Membership:
         """Ids of the dead and of those never heard, sorted: they have not said that they go."""
         return self._sorted()[1]
 
+    @property
+    def copies(self) -> dict[PeerId, tuple[Record, Record]]:
+        """Ids that two running devices have, with a record of each; of the earlier one first."""
+        return self._copies.found
+
     def suspicion(self, peer: PeerId) -> Suspicion | None:
         return self._suspicions.get(peer)
 
@@ -252,37 +255,25 @@ class Membership:
         if known is None:
             self._learned[record.peer] = now
         elif (record.boot, record.incarnation) > (known.boot, known.incarnation):
-            self._note_instance(known, record)
+            if differ(known, record):
+                self._copies.of_another(known, record)
             self.heard(record.peer, now)
         return True
 
     def _outrank(self, record: Record) -> None:
         theirs, mine = (record.boot, record.incarnation), (self.me.boot, self.me.incarnation)
-        another = 0 not in (record.instance, self.me.instance) and record.instance != self.me.instance
+        another = differ(self.me, record)
         if theirs < mine or (theirs == mine and record.state == self.me.state and not another):
             return
         self.contested += 1
         if self.yields or implausible(record, self.me) or record.incarnation > MAX_DRIVEN:
             return
         if another:
-            self._note_instance(self.me, record)
+            self._copies.of_me(self.me, record)
             self.yields = self.me.peer in self.copies and record.instance < self.me.instance
-            self._followed[self.me.peer] = record
         self.version += 1
         above = max(self.me.incarnation, record.incarnation) + (COPY_STEP if another else 1)
         self.me = replace(self.me, boot=max(self.me.boot, record.boot), incarnation=above)
-
-    def _note_instance(self, known: Record, record: Record) -> None:
-        """A device that starts again is a new instance, and the one before is heard no more, unless it is
-        not the same device."""
-        if 0 in (known.instance, record.instance) or known.instance == record.instance:
-            return
-        before = self._followed.get(record.peer)
-        if before is not None and before.instance == record.instance:
-            self.copies[record.peer] = min(known, record, key=_instance), max(known, record, key=_instance)
-        else:
-            self.copies.pop(record.peer, None)  # one of the two has started again
-        self._followed[record.peer] = known
 
     def _make_room(self) -> bool:
         """Forget one who left, else one paused, else the one dead longest, when full; the living are kept."""
@@ -305,7 +296,8 @@ class Membership:
 
     def _forget(self, peer: PeerId) -> None:
         del self._records[peer]
-        for known in (self._heard, self._dead, self._learned, self._suspicions, self._followed, self.copies):
+        self._copies.forget(peer)
+        for known in (self._heard, self._dead, self._learned, self._suspicions):
             known.pop(peer, None)
         self.version += 1
 
@@ -327,10 +319,6 @@ class Membership:
 
 def _order(record: Record) -> tuple[int, int, int]:
     return record.boot, record.incarnation, RANK[record.state]
-
-
-def _instance(record: Record) -> int:
-    return record.instance
 
 
 def implausible(record: Record, known: Record) -> bool:
