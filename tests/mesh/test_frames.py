@@ -32,7 +32,7 @@ from peer.mesh.greeting import Greeting, Introduction, Signature, greeting_from_
 from peer.mesh.identity import Device, RecordSeal
 from peer.wire import peer_pb2 as pb
 
-DEVICES = [Device(ec.generate_private_key(ec.SECP256R1())) for _ in range(2)]
+DEVICES = [Device(ec.derive_private_key(number, ec.SECP256R1())) for number in (1, 2)]
 SEAL, SEAL_B = (RecordSeal(device, b"session") for device in DEVICES)
 A, B = SEAL.peer_id, SEAL_B.peer_id
 COUNT, ROUND = st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1)

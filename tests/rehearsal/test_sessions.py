@@ -220,7 +220,7 @@ def test_who_is_killed_is_taken_for_dead_and_comes_back_as_a_new_life() -> None:
     r = together(home("difference-push"), 6)
     r.run(30.0)
     r.crash(name(3))
-    r.run(15.0)
+    r.run(40.0)
     states = {m.peer: m.state for m in r.devices[name(0)].node.members.members()}
     assert states[name(3)] == "dead"
     rounds = [d.node.key.round for d in r.alive()]
