@@ -17,7 +17,7 @@ from peer.rehearsal.driver import Device, Rehearsal, Weather, quadratics
 from rehearsal.accountant import Accountant
 
 QUIET_S = 60.0
-MEASURED_S = 15.0
+MEASURED_S = 30.0
 CALM = Weather()
 
 
@@ -165,7 +165,7 @@ class Story:
         assert all(bool(d.exchange.estimate().isfinite().all()) for d in devices)
         before = spread(self.r)
         self.r._train = lambda peer, z, round_: torch.zeros_like(z)
-        self.pass_time(2 * MEASURED_S)
+        self.pass_time(MEASURED_S)
         assert spread(self.r) <= max(0.9 * before, self.kind.rest, 1e-9), f"{before} -> {spread(self.r)}"
 
     # --- what may happen -------------------------------------------------------------------------------
