@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from peer.errors import NobodyFoundError, PeerdError, PortError, RemoteError, UsageError, WrongKeyError
 from peer.events import (
     Ack,
+    Control,
     Direction,
     Farewell,
     FrameHeard,
@@ -54,6 +55,7 @@ from peer.mesh.channels import (
     join_address,
     split_address,
 )
+from peer.mesh.contacts import Contact
 from peer.mesh.frames import (
     Begin,
     Chunk,
@@ -367,6 +369,28 @@ async def test_a_probe_told_while_one_is_heard_is_its_answer() -> None:
         b.on_told = lambda told: None
         a.transport.tell(b.id, SponsorMe(life=9))
         await b.until(Told(a.id, SponsorMe(life=9)))
+
+
+async def test_what_did_not_get_through_is_the_answer_to_the_peers_own_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As to a device behind a firewall: the last of each kind, once."""
+    async with pair() as (a, b):
+
+        async def shut(contact: Contact, message: Control) -> None:
+            raise NobodyFoundError("no way through")
+
+        monkeypatch.setattr(b.transport, "_tell_once", shut)
+        for life in (8, 9):
+            b.transport.tell(a.id, SponsorMe(life))
+        b.transport.tell(a.id, Probe(b"p"))
+        await asyncio.gather(*b.transport._tellers.values())
+        a.transport.tell(b.id, Probe(b"a"))
+        await a.until(Told(b.id, SponsorMe(9)))
+        assert Progress(b.id, "out") not in a.events
+        a.transport.tell(b.id, Probe(b"a"))
+        await a.until(Progress(b.id, "out"))
+        assert [e for e in a.events if isinstance(e, Told)] == [Told(b.id, SponsorMe(9))]
 
 
 async def test_a_goodbye_goes_out_before_the_transport_stops() -> None:
