@@ -116,6 +116,7 @@ class Gossip:
         """
         if clock_ran:
             self.members.stalled(seconds)
+        self._probing.stood()
         self.members.awareness.worse()
         self.members.renew()
         self._turn += 1
@@ -148,7 +149,8 @@ class Gossip:
         if rumor.peer == self._me:
             self.members.refute(rumor.incarnation, now)
             return True
-        if self.members.suspect(rumor.peer, rumor.incarnation, rumor.by, now):
+        mine = rumor.by == self._me  # come round again, or made up
+        if not mine and self.members.suspect(rumor.peer, rumor.incarnation, rumor.by, now):
             self._suspicions[rumor] = self._often()
         return False
 

@@ -123,7 +123,8 @@ class Membership:
 
     def silent(self, now: float) -> list[PeerId]:
         """Those taken for dead from now on: suspected for as long as that takes."""
-        over = [p for p, s in self._suspicions.items() if now >= s.until(self.awareness.score)]
+        able = len(self.others()) - len(self._suspicions)
+        over = [p for p, s in self._suspicions.items() if now >= s.until(self.awareness.score, able)]
         for peer in over:
             del self._suspicions[peer]
         silent = sorted(peer for peer in over if self._is_alive(peer))

@@ -62,6 +62,10 @@ class Probing:
         if asked is None or asked.failed:
             self._asked[peer] = _Asked(now)
 
+    def stood(self) -> None:
+        """This device did not run: what was not answered meanwhile may have been, and not heard."""
+        self._asked.clear()
+
     def check(self, now: float) -> tuple[list[Tell], list[PeerId]]:
         """Whom to ask about those who have not answered; and whom nobody that was asked has heard."""
         tells: list[Tell] = []

@@ -15,11 +15,12 @@ from peer.events import PeerId
 # reliability note, section e, for Wi-Fi; memberlist's for a LAN are 1 s, 4, 6, 8
 INTERVAL_S = 2.0
 MULT, MAX_MULT, MAX_AWARENESS = 4, 4, 8
+MAX_NEEDED = MULT - 2
 
 
 def needed(n: int) -> int:
     """How many others must confirm for the shortest time; nobody can where there are too few."""
-    return MULT - 2 if n - 2 >= MULT - 2 else 0
+    return MAX_NEEDED if n - 2 >= MAX_NEEDED else 0
 
 
 def bounds(n: int) -> tuple[float, float]:
@@ -30,7 +31,7 @@ def bounds(n: int) -> tuple[float, float]:
 
 def timeout(confirmations: int, of: int, least: float, most: float) -> float:
     """From `most` without a confirmation down to `least` with `of` of them, s."""
-    if of == 0:
+    if confirmations >= of:
         return least
     return max(least, most - math.log(confirmations + 1) / math.log(of + 1) * (most - least))
 
@@ -52,9 +53,13 @@ class Suspicion:
         self.by.add(by)
         return True
 
-    def until(self, awareness: int) -> float:
-        """When the suspect is taken for dead. Doubts about oneself double the shortest time, at the most."""
-        waits = timeout(len(self.by) - 1, self._needed, self._least, self._most)
+    def until(self, awareness: int, able: int = MAX_NEEDED) -> float:
+        """When the suspect is taken for dead. Doubts about oneself double the shortest time, at the most.
+
+        able: others that are not suspected themselves. More confirmations than they can give are not waited
+        for, so that the small part of a network that fell apart notices when the large one does.
+        """
+        waits = timeout(len(self.by) - 1, min(self._needed, able), self._least, self._most)
         waits *= 1 + awareness / MAX_AWARENESS
         return self.since + min(waits, max(self._most, 2 * self._least))
 

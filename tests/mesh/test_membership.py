@@ -203,6 +203,14 @@ def test_independent_confirmations_shorten_a_suspicion_and_each_counts_once() ->
     assert suspicion.confirm("e") is False  # enough
 
 
+def test_confirmations_that_nobody_is_left_to_give_are_not_waited_for() -> None:
+    suspicion = Suspicion(5, "me", 8, 0.0)
+    assert [suspicion.until(0, able) for able in (6, 2, 1, 0)] == [32.0, 32.0, 32.0, 8.0]
+    assert suspicion.confirm("the one other that is heard")
+    assert suspicion.until(0, 2) == pytest.approx(16.9, abs=0.1)
+    assert suspicion.until(0, 1) == 8.0
+
+
 def test_who_does_not_trust_its_own_ears_waits_longer_but_not_for_ever() -> None:
     awareness = Awareness()
     for _ in range(2 * MAX_AWARENESS):

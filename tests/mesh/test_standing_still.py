@@ -54,6 +54,15 @@ def test_after_a_gap_it_asks_what_has_happened_before_anything_else(first: NodeE
     assert {r.state for r in node.members.members()} == {"alive"}
 
 
+def test_probes_that_were_out_when_it_stopped_blame_nobody() -> None:
+    node = settled()
+    for quarter in range(5, 17):  # silent for 3 s: the first has been probed, and helpers were asked
+        node.handle(Tick(), quarter / 4)
+    node.handle(Tick(), 300.0)
+    node.handle(Tick(), 300.25)
+    assert {r.state for r in node.members.members()} == {"alive"}
+
+
 def test_a_suspend_that_the_clock_did_not_count_is_told_by_the_driver() -> None:
     node = settled()
     before, heard = node.members.me.incarnation, node.members.heard_at("p2")
