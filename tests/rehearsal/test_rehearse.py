@@ -74,6 +74,16 @@ def test_together_the_peers_come_to_the_mean_minimizer() -> None:
     assert found["mass_error"] < 1e-12
 
 
+def test_algorithms_on_an_agreed_graph_have_one_generation_and_no_mass() -> None:
+    found = figures("--algorithm relay-sum --peers 6 --rounds 60 --lr 0.05")
+    assert (found["mass_error"], found["generations"], found["rounds_alone"]) == (None, 1, 0)
+    assert (found["weight_min"], found["weight_max"]) == (1.0, 1.0)
+    assert found["arguments"]["topology"] == "binary-tree"
+    assert found["metric"]["worst"] < 0.1
+    churned = figures("--algorithm relay-sum --peers 6 --rounds 60 --lr 0.05 --churn 17%/60")
+    assert churned["generations"] > 1
+
+
 def test_all_begin_at_once_with_the_same_model_and_nobody_joins() -> None:
     play = played("--algorithm sgp --peers 16 --rounds 6 --topology ring")
     notes = [note.text for _, _, note in play.rehearsal.notes if note.level != "debug"]
