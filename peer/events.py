@@ -103,7 +103,7 @@ Frame = Open | Opened | Parcel | Ack | Refuse
 
 # --- on the wire between two nodes: control messages --------------------------------------------------
 
-MemberState = Literal["alive", "dead", "left", "paused"]
+MemberState = Literal["alive", "suspect", "dead", "left", "paused"]  # a member says neither of the middle two
 MemberPhase = Literal["idle", "seeking", "training", "leaving", "finished"]
 
 
@@ -115,6 +115,8 @@ class Record:
     round: the last round closed, or while seeking the round of its checkpoint (-1: none).
     weight: its push-sum weight, rounded; mean over live members gives the w̄ that scales local updates.
     costs: classes of measured link costs, where the topology is made of them (mesh/graphs.py packs them).
+    instance: of the daemon that wrote it, rising with each start of one device; 0 where nobody says.
+    proof: its owner's signature, as it came over the wire; passed on, and no part of what a record says.
     """
 
     peer: PeerId
@@ -129,14 +131,44 @@ class Record:
     addresses: tuple[str, ...] = ()
     task_digest: bytes = b""
     costs: bytes = b""
+    instance: int = 0
+    proof: bytes = field(default=b"", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """`by` could not hear this member, whose record had that incarnation. With a higher one it refutes."""
+
+    peer: PeerId
+    incarnation: int
+    by: PeerId
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """I am here; `view` is a hash of my records, `records` those the receiver seems not to have."""
+    """I am here; `view` is a hash of my records, `records` those the receiver seems not to have.
+
+    pull: tell me all of yours, if your view is another.
+    """
 
     view: bytes
     records: tuple[Record, ...] = ()
+    suspicions: tuple[Suspicion, ...] = ()
+    pull: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFor:
+    """I do not hear this member. Do you?"""
+
+    target: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Vouch:
+    """To whoever asked: I hear this member."""
+
+    target: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +213,7 @@ class Reunion:
     yields: tuple[PeerId, ...]
 
 
-Control = Probe | SponsorMe | Goodbye | Generation | ShowMe | Reunion
+Control = Probe | ProbeFor | Vouch | SponsorMe | Goodbye | Generation | ShowMe | Reunion
 
 
 # --- events a driver feeds into a Node ---------------------------------------------------------------
@@ -237,6 +269,13 @@ class Told:
 @dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed. Drivers send one at least every `Node.tick_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The system was suspended for so long, by a clock that counts it; `now` may not."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

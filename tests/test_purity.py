@@ -18,9 +18,14 @@ PACKAGES = ("peer", "cli")
 
 PURE = [
     "peer/mesh/membership.py",
+    "peer/mesh/suspicion.py",
+    "peer/mesh/probing.py",
+    "peer/mesh/gossip.py",
+    "peer/mesh/copies.py",
     "peer/mesh/topology.py",
     "peer/mesh/generations.py",
     "peer/mesh/graphs.py",
+    "peer/mesh/reunion.py",
     "peer/mesh/links.py",
     "peer/mesh/inlink.py",
     "peer/mesh/outlink.py",
@@ -148,6 +153,22 @@ def test_pure_rooms_draw_only_from_a_generator_passed_in(path: Path) -> None:
 )
 def test_the_check_for_global_randomness_sees_it(snippet: str, draws: bool) -> None:
     assert bool(list(global_randomness(ast.parse(snippet)))) is draws
+
+
+WALL_CLOCKS = {
+    "time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.ctime", "time.strftime",
+    "time.CLOCK_REALTIME", "datetime.now", "datetime.utcnow", "datetime.today", "date.today",
+    "datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sources(list(PACKAGES)), ids=lambda p: str(p.relative_to(ROOT)))
+def test_wall_time_is_read_where_its_being_wrong_is_said_and_nowhere_else(path: Path) -> None:
+    """A Pi starts in 1970 and jumps by years: no timeout, no order and no certificate goes by that clock."""
+    tree = parse(path)
+    reads = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Attribute) and dotted(n) in WALL_CLOCKS]
+    reads += [line for line, name in imported(tree) if name in WALL_CLOCKS]
+    assert bool(reads) is (path == ROOT / "peer/daemon/clocks.py"), f"{path.name}: lines {reads}"
 
 
 def test_every_leaf_is_named_in_the_import_contracts() -> None:

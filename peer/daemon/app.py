@@ -46,6 +46,8 @@ from peer.version import VERSION
 log = logging.getLogger(__name__)
 
 LOOK_AROUND_S = 2.0  # a browser hears the others within 0.1 to 1.2 s (platform measurement)
+INSTANCE_BITS = 40  # drawn at random: copies of one disk start with the same boot
+MAX_BOOT = (1 << 63 - INSTANCE_BITS) - 1
 EXPORT_S = 30.0  # the learner answers from its link thread, which never waits for a step (guess)
 _FLAGS = {"task_file_text": "--task", "peers": "--peer", "interfaces": "--interface"}
 Say = Callable[[str], None]
@@ -60,7 +62,8 @@ class Daemon:
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
         key, boot = Device.load_or_create(store.folder), store.next_boot()
-        self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads)
+        instance = min(boot, MAX_BOOT) << INSTANCE_BITS | secrets.randbits(INSTANCE_BITS)
+        self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads, instance=instance)
         self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start
         self._lives = 0
         self._loop = asyncio.get_running_loop()

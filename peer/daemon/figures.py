@@ -15,7 +15,6 @@ from peer.mesh.transport import Transport
 from peer.status import LinkState, LinkStatus
 
 FLOAT32_BYTES = 4
-SUSPECT_S = 4.0  # a member silent for longer is shown as suspect: half of what makes it dead (membership.py)
 ROUND_GAIN = 0.2  # of the newest round's time (guess)
 DIRECTIONS: tuple[Direction, Direction] = ("out", "in")
 
@@ -179,7 +178,7 @@ def _link(
         peer=record.peer,
         device=record.device or None,
         direction=direction,
-        state=_link_state(record, heard),
+        state=_link_state(record),
         address=contact.addresses[0] if contact is not None and contact.addresses else None,
         rtt_ms=1000 * contact.rtt_s if contact is not None and contact.rtt_s is not None else None,
         bytes_sent=contact.bytes_sent if contact is not None and sends else None,
@@ -191,10 +190,8 @@ def _link(
     )
 
 
-def _link_state(record: Record, silent_s: float) -> LinkState:
-    if record.state == "alive":
-        return "suspect" if silent_s > SUSPECT_S else "alive"
-    return "dead" if record.state == "dead" else "left"
+def _link_state(record: Record) -> LinkState:
+    return "left" if record.state == "paused" else record.state
 
 
 def _number(value: object, otherwise: float | None) -> float | None:

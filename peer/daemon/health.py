@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peer.daemon import clocks
+from peer.events import Record
 from peer.mesh.greeting import PROTOCOL_MAX
 
 if TYPE_CHECKING:
@@ -21,7 +23,12 @@ LOW_BYTES = 1 << 18  # free on the state folder's disk: less holds no checkpoint
 
 
 def of_device(state: Path) -> Iterator[str]:
-    """Sentences about the state folder."""
+    """Sentences about the clock and the state folder."""
+    if clocks.is_unset():
+        yield (
+            "the clock is unset: it shows a time before this peerd was written; training does not mind, log "
+            "lines are dated wrongly until the network sets it"
+        )
     try:
         disk = os.statvfs(state)
     except OSError as error:
@@ -41,6 +48,7 @@ def of_session(session: SessionDriver, now: float) -> Iterator[str]:
         *_failure(session),
         *_finding(session, now),
         *_others(session),
+        *_copies(session),
         *_learner(session),
         *_stuck(session, now),
         *_rounds(session),
@@ -107,6 +115,28 @@ def _others(session: SessionDriver) -> Iterator[str]:
         yield f"{count} message(s) of {peer} broke a rule{because}; is it of another version, or broken?"
 
 
+def _copies(session: SessionDriver) -> Iterator[str]:
+    if session.node is None or session.failure is not None:
+        return
+    for _, (earlier, later) in sorted(session.node.members.copies.items()):
+        yield copied(earlier, later)
+
+
+def copied(earlier: Record, later: Record) -> str:
+    """Two devices run with one key."""
+    return (
+        f"two running devices have the identity {earlier.peer}: {_named(earlier)}, and started later "
+        f"{_named(later)}, which is not to train; is its disk a copy of the other's? On one of them stop "
+        "peerd, delete device.pem in its state folder (~/.local/state/peerd, or what --state says), and "
+        "start it again"
+    )
+
+
+def _named(record: Record) -> str:
+    where = f" at {' and '.join(record.addresses)}" if record.addresses else ""
+    return f"'{record.device}'{where}"
+
+
 def _learner(session: SessionDriver) -> Iterator[str]:
     if session.figures.checkpoint_problem:
         yield session.figures.checkpoint_problem
@@ -146,7 +176,7 @@ def _rounds(session: SessionDriver) -> Iterator[str]:
     node = session.node
     if node is None or node.phase != "training" or node.rounds_alone < ALONE_ROUNDS:
         return
-    others = [r for r in node.members.members() if r.peer != node.me and r.state in ("alive", "dead")]
+    others = [r for r in node.members.members() if r.peer != node.me and r.state not in ("left", "paused")]
     if others:  # those who left or paused said so, and are not missed
         yield (
             f"the last {node.rounds_alone} rounds were closed alone: none of {len(others)} other device(s) "

@@ -21,6 +21,8 @@ from typing import Any
 
 from peer import catalogue
 from peer.config import Descriptor
+from peer.daemon import health
+from peer.daemon.clocks import SuspendWatch
 from peer.daemon.effects import perform
 from peer.daemon.figures import Figures
 from peer.daemon.finding import Finder
@@ -43,6 +45,7 @@ from peer.events import (
     Moved,
     PeerId,
     Record,
+    Resumed,
     SponsorMe,
     StartOver,
     Tell,
@@ -72,7 +75,8 @@ PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel t
 class ThisDevice:
     """Who drives: its key, its name for people, how often its daemon has started, and how learners are
     started. threads(): what each of them may use now, None where the user has said. drivers: counts them, so
-    that each outranks what an earlier one said of itself."""
+    that each outranks what an earlier one said of itself. instance: of this daemon, above any of an earlier
+    boot, and drawn, so that a device with a copied key shows."""
 
     key: Device
     name: str
@@ -80,6 +84,7 @@ class ThisDevice:
     supervisor: Callable[[str, Callable[[int], bool]], Supervisor]
     threads: Callable[[], int | None] = lambda: None
     drivers: Iterator[int] = field(default_factory=itertools.count)
+    instance: int = 0
 
 
 class SessionDriver:
@@ -101,7 +106,8 @@ class SessionDriver:
         identity = SessionIdentity(folder.key, device.key, folder.path)
         self._beacon_key = identity.beacon_key
         incarnation = (device.boot << 20) + (next(device.drivers) << DRIVER_BITS)
-        self._me = Record(device.key.id, device.boot, incarnation, device=device.name)
+        instance = device.instance
+        self._me = Record(device.key.id, device.boot, incarnation, device=device.name, instance=instance)
         self.figures = Figures(folder.path)
         rng = random.Random(f"{device.key.id} {device.boot}")
         intake = Intake(self._longest_parcel, SharedBuffer.create)
@@ -113,6 +119,8 @@ class SessionDriver:
         )
         self._attaching = asyncio.Lock()
         self._asking: set[PeerId] = set()
+        self._suspends = SuspendWatch()
+        self._silence: asyncio.Task[None] | None = None  # of a copy of a running device
         self._went = asyncio.Event()  # the node has said goodbye
         self._gone: Gone | None = None
         self._leaving: Leave | None = None
@@ -166,6 +174,8 @@ class SessionDriver:
     async def _take_down(self) -> None:
         """Stop learner, discovery and transport, in this order: what is on its way still arrives."""
         await self.learning.stop()
+        if self._silence is not None:
+            await self._silence  # half stopped, the rest could not be stopped any more
         await self.finder.stop()
         if self.discovery is not None:
             await self.discovery.stop()
@@ -278,9 +288,26 @@ class SessionDriver:
 
     def feed(self, event: NodeEvent) -> None:
         """Let the node handle an event, and do what it asks for."""
-        if self.node is None:
+        suspended_s = self._suspends.suspended()
+        if self.node is None or self.node.members.yields:
             return
-        for effect in self.node.handle(event, self._loop.time()):
+        if suspended_s:
+            self._handle(self.node, Resumed(suspended_s))
+        self._handle(self.node, event)
+        if self.node.members.yields:
+            self.fail(StateError(health.copied(*self.node.members.copies[self._me.peer])))
+            self._silence = self._loop.create_task(self._fall_silent())
+            self._silence.add_done_callback(self._reap)
+
+    async def _fall_silent(self) -> None:
+        """A copy of this device has run for longer: whatever this one says would be taken for that one's."""
+        await self.finder.stop()
+        if self.discovery is not None:
+            await self.discovery.stop()
+        await self.transport.stop()
+
+    def _handle(self, node: Node, event: NodeEvent) -> None:
+        for effect in node.handle(event, self._loop.time()):
             if isinstance(effect, ForLearner):
                 self._command(effect.command)
             elif isinstance(effect, Gone):
@@ -292,8 +319,8 @@ class SessionDriver:
                 self.spawn(self._ask_for_mass(effect))
             else:
                 perform(effect, self.transport)
-        if self.node.phase == "training":
-            self._note_progress(self.node)
+        if node.phase == "training":
+            self._note_progress(node)
 
     async def _ask_for_mass(self, ask: Tell) -> None:
         """Of a member whose model is like ours. One that cannot be reached is not asked twice at a time."""

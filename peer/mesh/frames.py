@@ -9,7 +9,7 @@ messages are built anew.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -31,11 +31,14 @@ from peer.events import (
     Parcel,
     PeerId,
     Probe,
+    ProbeFor,
     Record,
     Refuse,
     Reunion,
     ShowMe,
     SponsorMe,
+    Suspicion,
+    Vouch,
 )
 from peer.wire import peer_pb2 as pb
 
@@ -46,6 +49,8 @@ ADDRESS = re.compile(
 MAX_RECORDS = 256  # members of a session, architecture section 9
 MAX_ADDRESSES = 8
 MAX_BASES = 64
+MAX_SUSPICIONS = 64
+MAX_SIGNED = 2048  # bytes of a signed record; the longest that the bounds below allow has some 1500
 MAX_DIGEST = 64
 MAX_DEVICE_NAME = 64
 MAX_REASON = 300
@@ -105,6 +110,15 @@ class Attach:
 WireFrame = SmallFrame | Begin | Chunk | End | Attach
 
 
+class Seal(Protocol):
+    """Signs this device's records and checks others' (seal.py)."""
+
+    peer_id: PeerId
+
+    def sign(self, record: bytes) -> tuple[bytes, bytes]: ...
+    def check(self, owner: PeerId, record: bytes, key: bytes, signature: bytes) -> None: ...
+
+
 class _Message(Protocol):
     def ParseFromString(self, serialized: bytes, /) -> int: ...
 
@@ -162,7 +176,29 @@ def _digest(data: bytes, what: str, limit: int = MAX_DIGEST) -> bytes:
 # --- records and control messages ----------------------------------------------------------------------
 
 
-def record_to_wire(record: Record) -> pb.Record:
+def record_to_wire(record: Record, seal: Seal) -> pb.SignedRecord:
+    """This device's own is signed, another's goes on as it came. RemoteError if that one was never signed."""
+    if record.peer != seal.peer_id:
+        if not record.proof:
+            raise RemoteError(f"the record of {record.peer} bears no signature")
+        return parse(pb.SignedRecord, record.proof)
+    written = _written(record).SerializeToString(deterministic=True)
+    key, signature = seal.sign(written)
+    return pb.SignedRecord(record=written, key=key, signature=signature)
+
+
+def record_from_wire(message: pb.SignedRecord, seal: Seal) -> Record:
+    """RemoteError names the rule a record breaks; the signature of its owner is one."""
+    if message.ByteSize() > MAX_SIGNED:
+        raise RemoteError(f"a record of {message.ByteSize()} bytes; at most {MAX_SIGNED}")
+    written = parse(pb.Record, message.record)
+    record = _record(written)
+    seal.check(record.peer, message.record, message.key, message.signature)
+    proof = pb.SignedRecord(record=message.record, key=message.key, signature=message.signature)
+    return replace(record, proof=proof.SerializeToString())
+
+
+def _written(record: Record) -> pb.Record:
     return pb.Record(
         peer=record.peer,
         boot=record.boot,
@@ -176,11 +212,11 @@ def record_to_wire(record: Record) -> pb.Record:
         addresses=record.addresses[:MAX_ADDRESSES],
         task_digest=record.task_digest,
         costs=record.costs[:MAX_COSTS],
+        instance=record.instance,
     )
 
 
-def record_from_wire(message: pb.Record) -> Record:
-    """RemoteError names the rule a record breaks."""
+def _record(message: pb.Record) -> Record:
     addresses = tuple(message.addresses)
     if len(addresses) > MAX_ADDRESSES or not all(is_address(address) for address in addresses):
         raise RemoteError(
@@ -203,6 +239,7 @@ def record_from_wire(message: pb.Record) -> Record:
         addresses=addresses,
         task_digest=_digest(message.task_digest, "task digest"),
         costs=_digest(message.costs, "link costs", MAX_COSTS),
+        instance=_count(message.instance, "instance"),
     )
 
 
@@ -212,16 +249,19 @@ def is_address(text: str) -> bool:
     return match is not None and int(match[3]) < 65536
 
 
-def control_to_wire(control: Control | None) -> pb.ControlMessage:
+def control_to_wire(control: Control | None, seal: Seal) -> pb.ControlMessage:
     """None becomes Nothing, the answer of whoever has nothing to say."""
     match control:
-        case Probe(view, records):
-            probe = pb.Probe(view=view, records=[record_to_wire(record) for record in records[:MAX_RECORDS]])
-            return pb.ControlMessage(probe=probe)
+        case Probe():
+            return pb.ControlMessage(probe=_probe_to_wire(control, seal))
+        case ProbeFor(target):
+            return pb.ControlMessage(probe_for=pb.ProbeFor(target=target))
+        case Vouch(target):
+            return pb.ControlMessage(vouch=pb.Vouch(target=target))
         case SponsorMe(life):
             return pb.ControlMessage(sponsor_me=pb.SponsorMe(life=life))
         case Goodbye(record, last):
-            goodbye = pb.Goodbye(record=record_to_wire(record), last=_farewell_to_wire(last))
+            goodbye = pb.Goodbye(record=record_to_wire(record, seal), last=_farewell_to_wire(last))
             return pb.ControlMessage(goodbye=goodbye)
         case Generation(epoch, proposer, view, parents):
             generation = pb.Generation(epoch=epoch, proposer=proposer, view=view, parents=parents)
@@ -234,18 +274,19 @@ def control_to_wire(control: Control | None) -> pb.ControlMessage:
             return pb.ControlMessage(nothing=pb.Nothing())
 
 
-def control_from_wire(message: pb.ControlMessage, src: PeerId) -> Control | None:
+def control_from_wire(message: pb.ControlMessage, src: PeerId, seal: Seal) -> Control | None:
     """What `src` said; None for Nothing. Only its own record may be in its Goodbye."""
     match message.WhichOneof("body"):
         case "probe":
-            if len(message.probe.records) > MAX_RECORDS:
-                raise RemoteError(f"a probe with {len(message.probe.records)} records; at most {MAX_RECORDS}")
-            records = tuple(record_from_wire(record) for record in message.probe.records)
-            return Probe(_digest(message.probe.view, "view hash"), records)
+            return _probe(message.probe, seal)
+        case "probe_for":
+            return ProbeFor(peer_id(message.probe_for.target))
+        case "vouch":
+            return Vouch(peer_id(message.vouch.target))
         case "sponsor_me":
             return SponsorMe(_count(message.sponsor_me.life, "life"))
         case "goodbye":
-            return _goodbye(message.goodbye, src)
+            return _goodbye(message.goodbye, src, seal)
         case "generation":
             return _generation(message.generation)
         case "show_me":
@@ -260,6 +301,28 @@ def control_from_wire(message: pb.ControlMessage, src: PeerId) -> Control | None
             raise RemoteError("an empty control message")
 
 
+def _probe(said: pb.Probe, seal: Seal) -> Probe:
+    if len(said.records) > MAX_RECORDS or len(said.suspicions) > MAX_SUSPICIONS:
+        raise RemoteError(
+            f"a probe with {len(said.records)} records and {len(said.suspicions)} suspicions; at most "
+            f"{MAX_RECORDS} and {MAX_SUSPICIONS}"
+        )
+    records = tuple(record_from_wire(record, seal) for record in said.records)
+    suspicions = tuple(
+        Suspicion(peer_id(s.peer), _count(s.incarnation, "incarnation"), peer_id(s.by))
+        for s in said.suspicions
+    )
+    return Probe(_digest(said.view, "view hash"), records, suspicions, said.pull)
+
+
+def _probe_to_wire(probe: Probe, seal: Seal) -> pb.Probe:
+    message = pb.Probe(view=probe.view, pull=probe.pull)
+    message.records.extend(record_to_wire(record, seal) for record in probe.records[:MAX_RECORDS])
+    for rumor in probe.suspicions[:MAX_SUSPICIONS]:
+        message.suspicions.add(peer=rumor.peer, incarnation=rumor.incarnation, by=rumor.by)
+    return message
+
+
 def _generation(said: pb.Generation) -> Generation:
     """Whether its parents make a tree is seen where the tree is made (mesh/graphs.py)."""
     view, parents = tuple(map(peer_id, said.view)), tuple(said.parents)
@@ -270,8 +333,8 @@ def _generation(said: pb.Generation) -> Generation:
     return Generation(_below(ROUNDS >> 1, said.epoch, "epoch"), peer_id(said.proposer), view, parents)
 
 
-def _goodbye(goodbye: pb.Goodbye, src: PeerId) -> Goodbye:
-    record = record_from_wire(goodbye.record)
+def _goodbye(goodbye: pb.Goodbye, src: PeerId, seal: Seal) -> Goodbye:
+    record = record_from_wire(goodbye.record, seal)
     if record.peer != src:
         raise RemoteError(f"a goodbye in the name of {record.peer}")
     return Goodbye(record, _farewell(goodbye.last))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from peer.errors import RemoteError
 from peer.events import PeerId, Record
-from peer.mesh.frames import clean, peer_id, record_from_wire, record_to_wire
+from peer.mesh.frames import Seal, clean, peer_id, record_from_wire, record_to_wire
 from peer.wire import peer_pb2 as pb
 
 MAGIC = 0x70656572  # "peer"
-PROTOCOL_MIN = PROTOCOL_MAX = 1
+PROTOCOL_MIN = PROTOCOL_MAX = 2  # 1 had unsigned records
 MAX_LEAF = 4096  # bytes; ours have about 500
 MAX_DESCRIPTOR = 64 * 1024
 MAX_SIGNATURE = 256 * 1024  # bytes of canonical JSON, about 3000 tensors
@@ -72,7 +72,7 @@ def _versions(low: int, high: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def greeting_to_wire(greeting: Greeting) -> pb.HelloMessage:
+def greeting_to_wire(greeting: Greeting, seal: Seal) -> pb.HelloMessage:
     message = pb.HelloMessage(
         magic=MAGIC,
         protocol_min=greeting.protocol_min,
@@ -85,7 +85,7 @@ def greeting_to_wire(greeting: Greeting) -> pb.HelloMessage:
     if said is not None:
         message.features = said.features
         message.session = said.session
-        message.record.CopyFrom(record_to_wire(said.record))
+        message.record.CopyFrom(record_to_wire(said.record, seal))
         message.descriptor = said.descriptor
         if said.signature is not None:
             text = said.signature.text if len(said.signature.text) <= MAX_SIGNATURE else b""
@@ -93,7 +93,7 @@ def greeting_to_wire(greeting: Greeting) -> pb.HelloMessage:
     return message
 
 
-def greeting_from_wire(message: pb.HelloMessage) -> Greeting:
+def greeting_from_wire(message: pb.HelloMessage, seal: Seal) -> Greeting:
     """Checks form only; who sent it is the transport's to check. Of a foreign version only that much is
     read.
     """
@@ -113,11 +113,11 @@ def greeting_from_wire(message: pb.HelloMessage) -> Greeting:
     greeting.agree()
     if not message.HasField("record"):
         return greeting
-    return Greeting(greeting.peer, greeting.boot, greeting.leaf, _introduction(message))
+    return Greeting(greeting.peer, greeting.boot, greeting.leaf, _introduction(message, seal))
 
 
-def _introduction(message: pb.HelloMessage) -> Introduction:
-    record = record_from_wire(message.record)
+def _introduction(message: pb.HelloMessage, seal: Seal) -> Introduction:
+    record = record_from_wire(message.record, seal)
     if record.peer != message.id:
         raise RemoteError(f"a Hello with the record of {record.peer}")
     if len(message.descriptor) > MAX_DESCRIPTOR or len(message.signature.text) > MAX_SIGNATURE:

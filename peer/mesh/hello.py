@@ -49,6 +49,7 @@ class Introducer:
     ) -> None:
         self.insecure = dialer.insecure
         self._dialer = dialer
+        self._seal = dialer.identity.seal
         self._contacts = contacts
         self._me = me
         self._on_met = on_met
@@ -142,7 +143,7 @@ class Introducer:
         self, channel: grpc.aio.Channel, contact: Contact | None, said: Introduction | None
     ) -> Greeting:
         """One Hello. NobodyFoundError if the call fails, RemoteError if the answer breaks a rule."""
-        request = greeting_to_wire(self._greeting(said)).SerializeToString()
+        request = greeting_to_wire(self._greeting(said), self._seal).SerializeToString()
         began = asyncio.get_running_loop().time()
         try:
             call = channel.unary_unary(HELLO, bytes, bytes)
@@ -152,7 +153,7 @@ class Introducer:
                 await self.forget(contact)
             raise NobodyFoundError(_details(error)) from error
         message = parse(pb.HelloMessage, data)
-        answer = greeting_from_wire(message)
+        answer = greeting_from_wire(message, self._seal)
         if contact is not None and answer.peer != contact.peer:
             raise RemoteError(f"{contact.peer} answers as {answer.peer}")
         contact = contact or self._contacts.get(answer.peer)
@@ -184,7 +185,7 @@ class Introducer:
             raise RemoteError(f"{caller.peer} says Hello as another")
         said: Introduction | None = None
         try:
-            greeting = greeting_from_wire(message)
+            greeting = greeting_from_wire(message, self._seal)
             said = greeting.introduction
         except RemoteError as error:
             caller.reject(str(error))
@@ -195,7 +196,8 @@ class Introducer:
             ports = {split_address(address)[1] for address in said.record.addresses}
             caller.learn([join_address(came_from, port) for port in sorted(ports)] if came_from else [])
             self._meet(caller, said)
-        return greeting_to_wire(self._greeting(self._me() if said is not None else None)).SerializeToString()
+        answer = self._greeting(self._me() if said is not None else None)
+        return greeting_to_wire(answer, self._seal).SerializeToString()
 
     def _meet(self, contact: Contact, said: Introduction) -> None:
         mine = self._me().session

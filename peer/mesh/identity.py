@@ -38,6 +38,7 @@ CURVE = ec.SECP256R1()
 CURVE_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 FOREVER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5
+MAX_GOOD = 1024  # records whose signatures are remembered: four of each member's
 ANY_MEMBER = "peerd"  # the second name of every leaf: what a Hello channel, which knows no id yet, asks for
 
 
@@ -112,6 +113,49 @@ class Device:
         return cls(private_key)
 
 
+class RecordSeal:
+    """Signs what this device says of itself in one session, and checks what others say of themselves.
+
+    Whoever passes a record on cannot change it, nor bring it into another session: `domain` is derived from
+    the session's key and part of what is signed. A Pi checks some thousand signatures a second, and the same
+    records come again and again, so those found good are remembered.
+    """
+
+    def __init__(self, device: Device, domain: bytes) -> None:
+        self.peer_id = device.id
+        self._private_key = device.private_key
+        self._key = device.private_key.public_key().public_bytes(
+            serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
+        )
+        self._prefix = b"peerd record\0" + domain
+        self._signed: tuple[bytes, bytes] = (b"", b"")  # the last one: it is told many times
+        self._good: dict[bytes, None] = {}
+
+    def sign(self, record: bytes) -> tuple[bytes, bytes]:
+        """This device's public key and its signature of the record's bytes."""
+        if self._signed[0] != record:
+            algorithm = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+            self._signed = record, self._private_key.sign(self._prefix + record, algorithm)
+        return self._key, self._signed[1]
+
+    def check(self, owner: str, record: bytes, key: bytes, signature: bytes) -> None:
+        """RemoteError unless the owner of that id has signed these bytes for this session."""
+        said = f"{owner} {key.hex()} {signature.hex()} ".encode()
+        whole = hashlib.sha256(said + record).digest()
+        if whole in self._good:
+            return
+        try:
+            public_key = ec.EllipticCurvePublicKey.from_encoded_point(CURVE, key)
+            if _peer_id(public_key) != owner:
+                raise RemoteError(f"a record of {owner} is signed with another's key")
+            public_key.verify(signature, self._prefix + record, ec.ECDSA(hashes.SHA256()))
+        except (ValueError, InvalidSignature) as error:
+            raise RemoteError(f"a record of {owner} bears a false signature") from error
+        self._good[whole] = None
+        if len(self._good) > MAX_GOOD:
+            del self._good[next(iter(self._good))]
+
+
 class SessionIdentity:
     """What one device presents and trusts in one session. Without a folder the leaf is kept in memory
     alone.
@@ -122,6 +166,7 @@ class SessionIdentity:
         self.peer_id = device.id
         self.beacon_key = _derive(key, "beacon", 32)
         self.insecure_token = _derive(key, "insecure", 16).hex()
+        self.seal = RecordSeal(device, _derive(key, "records", 32))
         scalar = int.from_bytes(_derive(key, "certificate authority", 48), "big") % (CURVE_ORDER - 1) + 1
         self._ca_key = ec.derive_private_key(scalar, CURVE)
         self._ca = _ca_certificate(self._ca_key)

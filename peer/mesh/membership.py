@@ -3,10 +3,11 @@
 Only its owner raises a record's incarnation, (boot << 20) + n, so that a restart outranks its past without
 a clock; a member that hears something newer, or something wrong, said about itself outranks it, unless it is
 so far ahead (`implausible`) that nobody can have written it honestly: nobody takes that in. "left" and
-"paused" are states a member gives itself. "dead" is each node's own verdict on silence: it is never merged,
-never gossiped, and any sign of life heals it. A sign of life is a frame, an answer, or a record with a higher
-incarnation, which its owner must have been alive to write. A member known from gossip alone counts as alive
-from its first sign of life on. The words are SWIM's (Das, Gupta, Motivala, DSN 2002).
+"paused" are states a member gives itself. "dead" is each node's own verdict on a suspicion that nobody has
+refuted in time (suspicion.py): it is never merged, never gossiped, and any sign of life heals it. A suspect
+is still alive. A sign of life is a frame, an answer, another's word for it that this node has asked for, or a
+record with a higher incarnation, which its owner must have been alive to write. A member known from gossip
+alone counts as alive from its first sign of life on. The words are SWIM's (Das, Gupta, Motivala, DSN 2002).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 
 from peer.errors import RemoteError
 from peer.events import MemberState, PeerId, Record
+from peer.mesh.copies import Copies, differ
+from peer.mesh.suspicion import INTERVAL_S, Awareness, Suspicion
 
-DEAD_AFTER_S = 8.0  # reliability note, section e: shortest suspicion time on Wi-Fi; a link is down in 8-15 s
 MAX_MEMBERS = 256  # architecture, section 9
-PROBE_AGAIN_S, PROBE_DEAD_S = 1.0, 5.0  # reliability note, section e (probe timeout); guess
-PROBES = 3  # members probed at a time: memberlist's gossip fan-out
+KEPT_S = 24 * 3600.0  # a dead member's record, as memberlist keeps it
+REFUTE_S = 0.5  # a member refutes at most once in this time: no faster than news is spread
 WEIGHT_STEP = 0.2  # relative change of a push-sum weight that is worth telling: w̄ to 20 %, few records; guess
 MAX_NAME, MAX_ADDRESS, MAX_ADDRESSES, MAX_DIGEST = 64, 280, 16, 64  # characters, entries, bytes
 MAX_COUNTER = 1 << 63
@@ -33,21 +35,32 @@ MAX_AHEAD = 1 << 40
 # By what others say, a node is driven no higher than this: above it a lifetime of changes of its own fits
 MAX_DRIVEN = 1 << 62
 
+# How far a member outranks a copy of itself: so that the copy's own news, which it goes on telling until it
+# hears of this, are not above it; guess
+COPY_STEP = 1 << 10
+
 RANK: dict[MemberState, int] = {"alive": 0, "paused": 1, "left": 2}
 
 
 class Membership:
     """`me` is this node's record as it is published; its weight may lag behind by up to WEIGHT_STEP."""
 
-    def __init__(self, me: Record, dead_after_s: float = DEAD_AFTER_S) -> None:
-        self.me = replace(me, incarnation=max(me.incarnation, (me.boot << 20) + 1))
-        self.dead_after_s = dead_after_s
+    def __init__(self, me: Record) -> None:
+        self.me = replace(me, incarnation=max(me.incarnation, (me.boot << 20) + 1), proof=b"")
+        self.awareness = Awareness()
         self.contested = 0  # how often others said about this node what it had not
+        self.yields = False  # is this device a copy of one that runs already?
+        self._copies = Copies()
         self._weight = me.weight
         self._records: dict[PeerId, Record] = {}  # of the others
         self._heard: dict[PeerId, float] = {}  # last sign of life, s
-        self._probed: dict[PeerId, float] = {}
-        self._dead: set[PeerId] = set()
+        self._suspicions: dict[PeerId, Suspicion] = {}
+        self._dead: dict[PeerId, float] = {}  # since when
+        self._learned: dict[PeerId, float] = {}  # when a record came first
+        self._forgotten: dict[PeerId, tuple[int, int]] = {}  # what was dead too long; not taken in again
+        self._refuted_at = -math.inf
+        self._digest: tuple[int, bytes] = (-1, b"")
+        self._parts: tuple[int, list[PeerId], list[PeerId]] = (-1, [], [])
         self.version = 0  # rises whenever any record or verdict changes
 
     # --- what comes in -------------------------------------------------------------------------------
@@ -68,25 +81,66 @@ class Membership:
             return False
         revived = not self._is_alive(peer)
         self._heard[peer] = max(now, self._heard.get(peer, now))
-        self._dead.discard(peer)
+        self._dead.pop(peer, None)
+        self._suspicions.pop(peer, None)
         self.version += revived
         return revived and self._is_alive(peer)
 
+    def met(self, peer: PeerId) -> None:
+        """Its owner is about to say who it is: whatever was forgotten, it counts."""
+        self._forgotten.pop(peer, None)
+
+    def suspect(self, peer: PeerId, incarnation: int, by: PeerId, now: float) -> bool:
+        """`by` does not hear this member. True if that is news here: a suspicion, or one more for it.
+
+        A rumor about a member that this node has just heard itself is none.
+        """
+        record = self._records.get(peer)
+        if record is None or record.incarnation != incarnation or not self._is_alive(peer):
+            return False
+        if by == peer:
+            return False
+        if by != self.me.peer and now - self._heard[peer] < INTERVAL_S:
+            return False
+        suspicion = self._suspicions.get(peer)
+        if suspicion is not None and suspicion.incarnation == incarnation:
+            return suspicion.confirm(by)
+        self._suspicions[peer] = Suspicion(incarnation, by, len(self.alive()), now)
+        return True
+
+    def refute(self, incarnation: int, now: float) -> bool:
+        """Others suspect this node's record of that incarnation. True if it speaks up with a higher one."""
+        if (
+            incarnation != self.me.incarnation
+            or incarnation > MAX_DRIVEN
+            or now - self._refuted_at < REFUTE_S
+        ):
+            return False
+        self._refuted_at = now
+        self.awareness.worse()
+        self.renew()
+        return True
+
     def silent(self, now: float) -> list[PeerId]:
-        """Those taken for dead from now on: not heard for `dead_after_s`."""
-        silent = [p for p in sorted(self._records) if self._is_alive(p)]
-        silent = [p for p in silent if now - self._heard[p] > self.dead_after_s]
-        self._dead.update(silent)
+        """Those taken for dead from now on: suspected for as long as that takes."""
+        over = [p for p, s in self._suspicions.items() if now >= s.until(self.awareness.score)]
+        for peer in over:
+            del self._suspicions[peer]
+        silent = sorted(peer for peer in over if self._is_alive(peer))
+        self._dead |= dict.fromkeys(silent, now)
         self.version += bool(silent)
+        self._forget_old(now)
         return silent
 
     def stalled(self, seconds: float) -> None:
         """This node itself did not run for so long (suspended, stopped): nobody else was silent then."""
         self._heard = {peer: at + seconds for peer, at in self._heard.items()}
+        for suspicion in self._suspicions.values():
+            suspicion.since += seconds
 
     def update_me(self, **fields: Any) -> bool:
         """Change fields of the own record. True, and a higher incarnation, if the others should know."""
-        assert not fields.keys() & {"peer", "boot", "incarnation"}, (
+        assert not fields.keys() & {"peer", "boot", "incarnation", "proof"}, (
             "identity and incarnation are not settable"
         )
         changed = replace(self.me, **fields)
@@ -95,24 +149,55 @@ class Membership:
         heavy = abs(changed.weight - self.me.weight) > step
         if not heavy and replace(changed, weight=self.me.weight) == self.me:
             return False
-        self.me = replace(changed, incarnation=self.me.incarnation + 1)
-        self.version += 1
+        self.me = changed
+        self.renew()
         return True
 
+    def renew(self) -> None:
+        """Say the same anew, above all that was said."""
+        self.me = replace(self.me, incarnation=self.me.incarnation + 1)
+        self.version += 1
+
     # --- questions -----------------------------------------------------------------------------------
+
+    def record(self, peer: PeerId) -> Record | None:
+        """A member's record as its owner wrote it."""
+        return self.me if peer == self.me.peer else self._records.get(peer)
 
     def records(self) -> list[Record]:
         """Everybody's record as its owner wrote it, sorted by id, this node's included."""
         return sorted([self.me, *self._records.values()], key=lambda r: r.peer)
 
     def members(self) -> list[Record]:
-        """The same as this node sees it: "dead" for those not heard."""
-        lost = {p for p, r in self._records.items() if r.state == "alive" and not self._is_alive(p)}
-        return [replace(r, state="dead") if r.peer in lost else r for r in self.records()]
+        """The same as this node sees it: "dead" for those not heard, "suspect" for those who may be."""
+        return [replace(r, state=self._seen_as(r)) for r in self.records()]
 
     def alive(self) -> list[Record]:
         """Records of the living, sorted by id, this node's included unless it has left."""
         return [r for r in self.records() if self._is_alive(r.peer)]
+
+    def others(self) -> list[PeerId]:
+        """Ids of the living, without this node's, sorted."""
+        return self._sorted()[0]
+
+    def lost(self) -> list[PeerId]:
+        """Ids of the dead and of those never heard, sorted: they have not said that they go."""
+        return self._sorted()[1]
+
+    @property
+    def copies(self) -> dict[PeerId, tuple[Record, Record]]:
+        """Ids that two running devices have, with a record of each; of the earlier one first."""
+        return self._copies.found
+
+    def suspicion(self, peer: PeerId) -> Suspicion | None:
+        return self._suspicions.get(peer)
+
+    def suspects(self) -> list[PeerId]:
+        """Ids of those suspected, sorted."""
+        return sorted(self._suspicions)
+
+    def is_dead(self, peer: PeerId) -> bool:
+        return peer in self._dead
 
     def view(self) -> list[PeerId]:
         """Ids of the living that have mass and train, sorted: what a topology is a function of."""
@@ -132,55 +217,63 @@ class Membership:
         return self._heard.get(peer, -math.inf)
 
     def digest(self) -> bytes:
-        """8 bytes over (peer, boot, incarnation, state) of all records: equal on nodes that know the same."""
-        known = "\n".join(f"{r.peer} {r.boot} {r.incarnation} {r.state}" for r in self.records())
-        return hashlib.blake2b(known.encode(), digest_size=8).digest()
-
-    def records_for(self, view: bytes) -> tuple[Record, ...]:
-        """What to tell a peer whose digest is `view`: nothing if it is ours, else all we have."""
-        return () if view == self.digest() else tuple(self.records())
-
-    def probe_targets(self, now: float, k: int = PROBES) -> list[PeerId]:
-        """Up to `k` members heard or probed longest ago and noted as probed; at most one dead one."""
-        new = {p for p in self._records if self._expects(p) and p not in self._probed}
-        living = {p for p in self._records if self._is_alive(p)}
-        hopeful = [p for p in new | living if now - self._probed.get(p, -math.inf) >= PROBE_AGAIN_S]
-        lost = {p for p in self._records if self._expects(p)} - new - living
-        dead = [p for p in lost if now - self._probed[p] >= PROBE_DEAD_S]
-        targets = sorted(dead, key=self._waited)[:1]
-        targets = sorted(hopeful, key=self._waited)[: k - len(targets)] + targets
-        self._probed.update(dict.fromkeys(targets, now))
-        return targets
+        """8 bytes over (peer, boot, incarnation, instance, state) of all records: equal on nodes that know
+        the same."""
+        if self._digest[0] != self.version:
+            known = "\n".join(
+                f"{r.peer} {r.boot} {r.incarnation} {r.instance} {r.state}" for r in self.records()
+            )
+            self._digest = self.version, hashlib.blake2b(known.encode(), digest_size=8).digest()
+        return self._digest[1]
 
     # --- inside --------------------------------------------------------------------------------------
+
+    def _sorted(self) -> tuple[list[PeerId], list[PeerId]]:
+        """The others that live, and those lost: asked for many times between two changes."""
+        if self._parts[0] != self.version:
+            expected = sorted(p for p in self._records if self._expects(p))
+            living = [p for p in expected if self._is_alive(p)]
+            self._parts = self.version, living, [p for p in expected if not self._is_alive(p)]
+        return self._parts[1:]
 
     def _merge(self, record: Record, now: float) -> bool:
         if record.peer == self.me.peer:
             self._outrank(record)
             return False
-        if record.state == "dead":  # somebody's verdict, not its owner's word
+        if record.state not in RANK:  # somebody's verdict, not its owner's word
             return False
         known = self._records.get(record.peer)
         if known is not None and (_order(record) <= _order(known) or implausible(record, known)):
             return False
+        if (record.boot, record.incarnation) <= self._forgotten.get(record.peer, (-1, -1)):
+            return False
         if known is None and not self._make_room():
             return False
+        self._forgotten.pop(record.peer, None)
         self._records[record.peer] = record
         self.version += 1
-        if known is not None and (record.boot, record.incarnation) > (known.boot, known.incarnation):
+        if known is None:
+            self._learned[record.peer] = now
+        elif (record.boot, record.incarnation) > (known.boot, known.incarnation):
+            if differ(known, record):
+                self._copies.of_another(known, record)
             self.heard(record.peer, now)
         return True
 
     def _outrank(self, record: Record) -> None:
         theirs, mine = (record.boot, record.incarnation), (self.me.boot, self.me.incarnation)
-        if theirs < mine or (theirs == mine and record.state == self.me.state):
+        another = differ(self.me, record)
+        if theirs < mine or (theirs == mine and record.state == self.me.state and not another):
             return
         self.contested += 1
-        if implausible(record, self.me) or record.incarnation > MAX_DRIVEN:
+        if self.yields or implausible(record, self.me) or record.incarnation > MAX_DRIVEN:
             return
+        if another:
+            self._copies.of_me(self.me, record)
+            self.yields = self.me.peer in self.copies and record.instance < self.me.instance
         self.version += 1
-        boot = max(self.me.boot, record.boot)
-        self.me = replace(self.me, boot=boot, incarnation=max(self.me.incarnation, record.incarnation) + 1)
+        above = max(self.me.incarnation, record.incarnation) + (COPY_STEP if another else 1)
+        self.me = replace(self.me, boot=max(self.me.boot, record.boot), incarnation=above)
 
     def _make_room(self) -> bool:
         """Forget one who left, else one paused, else the one dead longest, when full; the living are kept."""
@@ -189,12 +282,24 @@ class Membership:
         gone = [r for p, r in self._records.items() if not self._is_alive(p)]
         if not gone:
             return False
-        oldest = min(gone, key=lambda r: (-RANK[r.state], self.heard_at(r.peer), r.peer)).peer
-        del self._records[oldest]
-        self._heard.pop(oldest, None)
-        self._probed.pop(oldest, None)
-        self._dead.discard(oldest)
+        self._forget(min(gone, key=lambda r: (-RANK[r.state], self.heard_at(r.peer), r.peer)).peer)
         return True
+
+    def _forget_old(self, now: float) -> None:
+        """What is dead for a day; others may have learned of it later, so it is not taken from them again."""
+        old = [p for p in self.lost() if now - self._dead.get(p, self._learned.get(p, now)) > KEPT_S]
+        for peer in old:
+            record = self._records[peer]
+            self._forgotten[peer] = record.boot, record.incarnation
+            self._forgotten = dict(list(self._forgotten.items())[-MAX_MEMBERS:])
+            self._forget(peer)
+
+    def _forget(self, peer: PeerId) -> None:
+        del self._records[peer]
+        self._copies.forget(peer)
+        for known in (self._heard, self._dead, self._learned, self._suspicions):
+            known.pop(peer, None)
+        self.version += 1
 
     def _is_alive(self, peer: PeerId) -> bool:
         if peer == self.me.peer:
@@ -204,8 +309,12 @@ class Membership:
     def _expects(self, peer: PeerId) -> bool:
         return self._records[peer].state == "alive"
 
-    def _waited(self, peer: PeerId) -> tuple[float, PeerId]:
-        return max(self.heard_at(peer), self._probed.get(peer, -math.inf)), peer
+    def _seen_as(self, record: Record) -> MemberState:
+        if record.peer == self.me.peer or record.state != "alive":
+            return record.state
+        if not self._is_alive(record.peer):
+            return "dead"
+        return "suspect" if record.peer in self._suspicions else "alive"
 
 
 def _order(record: Record) -> tuple[int, int, int]:
@@ -229,7 +338,7 @@ def check(record: Record) -> None:
         and len(record.addresses) <= MAX_ADDRESSES
         and all(len(address) <= MAX_ADDRESS for address in record.addresses)
         and len(record.task_digest) <= MAX_DIGEST
-        and all(0 <= n < MAX_COUNTER for n in (record.boot, record.incarnation, record.life))
+        and all(0 <= n < MAX_COUNTER for n in (record.boot, record.incarnation, record.life, record.instance))
         and -1 <= record.round < MAX_COUNTER
         and math.isfinite(record.weight)
         and record.weight >= 0

@@ -53,14 +53,15 @@ from peer.events import (
     OpenRound,
     PeerId,
     Probe,
+    ProbeFor,
     Progress,
     Push,
     Pushed,
-    Reach,
     Ready,
     Record,
     Rejected,
     Renew,
+    Resumed,
     Returned,
     Reunion,
     ShowMe,
@@ -74,11 +75,12 @@ from peer.events import (
     Tell,
     Tick,
     Told,
+    Vouch,
 )
 from peer.mesh import graphs, topology
 from peer.mesh.generations import Generations, number
+from peer.mesh.gossip import Gossip
 from peer.mesh.links import Links
-from peer.mesh.membership import Membership
 from peer.mesh.patience import Patience
 from peer.mesh.reunion import Reunions
 
@@ -86,9 +88,6 @@ STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a
 WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up then: memberlist's dead record
 ELECTION_S = 10.0  # architecture, section 5: silence after which nobody is taken to have mass
 ASK_AGAIN_S = 5.0  # a sponsor that has not answered by now is passed over; guess
-QUIET_S = 2.0  # probe members not heard for this long: reliability note, section e
-NEWS_S, NEWS_TO = 0.5, 3  # own news goes to so many at a time: memberlist's gossip is 3 each 0.2 s
-DIFFERS_S = 3.0  # news in flight makes views differ for a moment; after this all is told again; guess
 IDLE_LINK_S = 60.0  # a link that no round has used for this long is closed; guess
 REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed; guess
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
@@ -106,6 +105,7 @@ NodeEvent = (
     | Progress
     | Told
     | Tick
+    | Resumed
     | LearnerGone
     | Leave
     | Measured
@@ -136,7 +136,8 @@ class Node:
     def __init__(self, me: Record, terms: Terms, farewells: Mapping[PeerId, Farewell] | None = None) -> None:
         """farewells: those of the node that said goodbye here last."""
         self.me, self.terms = me.peer, terms
-        self.members, self.links, self.patience = Membership(me), Links(me.peer, farewells), Patience()
+        self.gossip, self.links, self.patience = Gossip(me), Links(me.peer, farewells), Patience()
+        self.members = self.gossip.members
         self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
         self._held: Held | None = None
         self._held_at = 0.0
@@ -187,9 +188,6 @@ class Node:
         self._finished_at: float | None = None
         self._gone = False
         self._ticked_at = math.inf
-        self._told: dict[PeerId, dict[PeerId, tuple[int, int]]] = {}
-        self._differs: dict[PeerId, float] = {}  # peers whose view is another, since when
-        self._spread_at = -math.inf
         self._early: list[Deliver] = []  # of a generation that is not taken up yet
         self._classes: dict[PeerId, int] = {}  # of the costs of links measured from here
         self._corrected: dict[PeerId, float] = {}  # when a peer was last told of the latest generation
@@ -228,6 +226,7 @@ class Node:
                 self._tick(now)
             case FrameHeard(peer, direction, frame):
                 self._alive(peer, now)
+                self._watch_view(now)  # first: what comes from one that trained apart is not taken at once
                 self._absorb(self.links.heard(peer, direction, frame, now), now)
             case Progress(peer, direction):
                 self._alive(peer, now)
@@ -239,14 +238,13 @@ class Node:
             case StreamDown(peer, direction):
                 self._absorb(self.links.stream_down(peer, direction), now)
             case Met(record):
-                self._merge([record], now)
-                self._alive(record.peer, now)
-                self._told.pop(record.peer, None)
-                self._gossip(record.peer, everything=True)
+                self._effects += self.gossip.met(record, now)
                 self._correct(record.peer, now)
             case Told(peer, message):
                 self._alive(peer, now)
                 self._control(peer, message, now)
+            case Resumed(seconds):
+                self._stood(seconds, now, clock_ran=False)
             case LearnerGone(reason):
                 self._learner_gone(reason, now)
             case Leave():
@@ -639,7 +637,9 @@ class Node:
     def _sorted_out(self, parcel: Deliver, now: float) -> bool:
         """Is this message of another generation than the open round's? One of a newer is kept until that is
         taken up, any other is refused: acknowledged, not delivered, its sender told of the current one."""
-        if self.generations is None or parcel.delivery != "latest":
+        if parcel.delivery == "mass":
+            return self._sent_back(parcel, now)
+        if self.generations is None:
             return False
         generation = parcel.key.generation
         if generation == self.key.generation:
@@ -651,6 +651,14 @@ class Node:
             self._absorb(self.links.taken(parcel.src, parcel.epoch, parcel.number), now)
         if generation != number(self.generations.latest):
             self._correct(parcel.src, now)
+        return True
+
+    def _sent_back(self, parcel: Deliver, now: float) -> bool:
+        """Is this mass of one that trained apart, and nobody has said yet that it may be mixed?"""
+        if not self.reunions.refuses(parcel.src):
+            return False
+        name = parcel.src, parcel.epoch, parcel.number
+        self._absorb(self.links.rejected(*name, "we trained apart", fault=False), now)
         return True
 
     def _deliver_early(self, now: float) -> None:
@@ -670,15 +678,12 @@ class Node:
     # --- membership ------------------------------------------------------------------------------
 
     def _alive(self, peer: PeerId, now: float) -> None:
-        self.members.heard(peer, now)
+        self._effects += self.gossip.heard(peer, now)
 
     def _control(self, peer: PeerId, message: Control, now: float) -> None:
         match message:
-            case Probe(view, records):
-                self._merge(records, now)
-                told = self._told.setdefault(peer, {})
-                told.update({r.peer: (r.boot, r.incarnation) for r in records})
-                self._compare_views(peer, view, now)
+            case Probe() | ProbeFor() | Vouch():
+                self._effects += self.gossip.told(peer, message, now)
             case SponsorMe(life):
                 self._sponsor(peer, life, now)
             case Generation():
@@ -690,58 +695,12 @@ class Node:
             case Goodbye(record, last):
                 if record.peer == peer:
                     self._absorb(self.links.goodbye(peer, last), now)
-                    self._merge([record], now)
+                    self._effects += self.gossip.merge([record], now)
                     self._note("said goodbye", peer=peer, state=record.state)
-
-    def _merge(self, records: Iterable[Record], now: float) -> None:
-        try:
-            changed = self.members.merge(records, now)
-        except RemoteError as error:
-            self._note("records refused", "warning", reason=str(error))
-            return
-        for record in changed:
-            if record.peer != self.me and record.addresses and record.state == "alive":
-                self._effects.append(Reach(record.peer, record.addresses))
 
     def _publish(self, **fields: object) -> None:
         """Change this device's own record, and tell everybody who is alive if that is news."""
-        if self.members.update_me(**fields):
-            for record in self.members.alive():
-                if record.peer != self.me:
-                    self._gossip(record.peer)
-
-    def _gossip(self, peer: PeerId, *, everything: bool = False) -> None:
-        """A sign of life, with this node's own record or all records, as far as the peer lacks them: its own
-        as well, so that it can outrank what is known of it, where that is newer than what it says.
-        """
-        told = self._told.setdefault(peer, {})
-        records = self.members.records() if everything else [self.members.me]
-        news = [r for r in records if told.get(r.peer) != (r.boot, r.incarnation)]
-        told.update({r.peer: (r.boot, r.incarnation) for r in news})
-        self._effects.append(Tell(peer, Probe(self.members.digest(), tuple(news))))
-
-    def _spread_news(self, now: float) -> None:
-        """Tell own news to a few that have not been told, until all have."""
-        if now - self._spread_at < NEWS_S:
-            return
-        self._spread_at = now
-        me = self.members.me
-        ignorant = [
-            r.peer
-            for r in self.members.alive()
-            if r.peer != self.me and self._told.get(r.peer, {}).get(self.me) != (me.boot, me.incarnation)
-        ]
-        for peer in sorted(ignorant, key=self.members.heard_at)[:NEWS_TO]:
-            self._gossip(peer)
-
-    def _compare_views(self, peer: PeerId, view: bytes, now: float) -> None:
-        """Anti-entropy: a peer whose records differ for a while is told everything."""
-        if view == self.members.digest():
-            self._differs.pop(peer, None)
-        elif now - self._differs.setdefault(peer, now) >= DIFFERS_S:
-            self._differs[peer] = now
-            self._told[peer] = {}
-            self._gossip(peer, everything=True)
+        self._effects += self.gossip.publish(**fields)
 
     def _weigh(self, weight: float) -> None:
         """Own weight; published when it has changed enough."""
@@ -856,15 +815,16 @@ class Node:
         gap = now - self._ticked_at
         if gap > STALL_S and math.isfinite(gap):
             self._ticked_at = now
-            self.members.stalled(gap)
             self._stood_s += gap
-            self._note("this device stood still", "warning", seconds=round(gap, 1))
+            self._stood(gap, now, clock_ran=True)
+
+    def _stood(self, seconds: float, now: float, *, clock_ran: bool) -> None:
+        self._effects += self.gossip.stood(seconds, now, clock_ran=clock_ran)
+        self._note("this device stood still", "warning", seconds=round(seconds, 1))
 
     def _tick(self, now: float) -> None:
         self._ticked_at = now
-        for peer in self.members.silent(now):
-            self._note("is silent: taken for dead", "warning", peer=peer)
-            self._effects.append(Tell(peer, Probe(self.members.digest())))
+        self._effects += self.gossip.tick(now)
         if self.phase == "seeking":
             self._seek(now)
         if self.generations is not None and self.phase == "training" and self.key.phase != FINAL:
@@ -872,10 +832,6 @@ class Node:
         self._meet_again(now)
         self._check_held(now)
         self._check_deadline(now)
-        for peer in self.members.probe_targets(now):
-            if now - self.members.heard_at(peer) >= QUIET_S:
-                self._gossip(peer)
-        self._spread_news(now)
         self._reverse_dial(now)
         self._drop_idle(now)
         if self._finished_at is not None and (not self.links.pending() or now - self._finished_at > LINGER_S):

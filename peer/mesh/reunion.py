@@ -35,7 +35,7 @@ class Reunions:
         self._lives: Mapping[PeerId, int] = {}  # of those that train, as this node sees it
         self._lost: dict[PeerId, tuple[int, float]] = {}  # life, and since when it is gone, s
         self._since = 0.0
-        self._asked = False
+        self._asked: PeerId | None = None
         self._obeyed_at = -math.inf
 
     def watch(self, lives: Mapping[PeerId, int], now: float) -> None:
@@ -48,19 +48,23 @@ class Reunions:
             if life == lives[peer] and now - at >= APART_S:
                 back.add(peer)
         if back and not self.estranged:
-            self._since, self._asked = now, False
+            self._since, self._asked = now, None
         still = {peer for peer in self.estranged if lives.get(peer) == self._lives.get(peer)}
         self.estranged, self._lives = frozenset(still | back), dict(lives)
 
     def due(self, own: Sequence[PeerId], now: float) -> PeerId | None:
         """Whose model this node is to look at now, if it is its turn. own: the half it is in, itself too."""
-        if not self.estranged or self._asked or self.me != min(own, default=None):
+        if not self.estranged or self._asked is not None or self.me != min(own, default=None):
             return None
         turn = 0.0 if self.me < min(self.estranged) else SECOND_S
         if now - self._since < SETTLE_S + turn:
             return None
-        self._asked = True
-        return min(self.estranged)
+        self._asked = min(self.estranged)
+        return self._asked
+
+    def refuses(self, peer: PeerId) -> bool:
+        """Is mass of this member not to be taken? Of the one that was asked, its model comes first."""
+        return peer in self.estranged and peer != self._asked
 
     def overdue(self, now: float) -> bool:
         return bool(self.estranged) and now - self._since >= REUNION_S

@@ -65,7 +65,7 @@ class Service:
         intake: Intake,
         listener: Listener,
     ) -> None:
-        self._identity = identity
+        self._identity, self._seal = identity, identity.seal
         self._contacts = contacts
         self._introducer = introducer
         self._insecure = introducer.insecure
@@ -130,13 +130,14 @@ class Service:
         caller = await self._caller(context)
         caller.bytes_received += len(data)
         try:
-            message = control_from_wire(parse(pb.ControlMessage, data), caller.peer)
+            message = control_from_wire(parse(pb.ControlMessage, data), caller.peer, self._seal)
             if message is None:
                 raise RemoteError("a call that says nothing")
         except RemoteError as error:
             caller.reject(str(error))
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        answer = control_to_wire(self._listener.heard(caller.peer, message)).SerializeToString()
+        said = self._listener.heard(caller.peer, message)
+        answer = control_to_wire(said, self._seal).SerializeToString()
         caller.bytes_sent += len(answer)
         return answer
 

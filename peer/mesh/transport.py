@@ -77,7 +77,7 @@ class Transport:
         rng: random.Random,
         insecure: bool = False,
     ) -> None:
-        self.peer_id = identity.peer_id
+        self.peer_id, self._seal = identity.peer_id, identity.seal
         self.contacts = Contacts()
         self._on_event = on_event
         self._intake = intake
@@ -352,7 +352,7 @@ class Transport:
         if contact.blocked:
             return
         await self._introducer.reach(contact)
-        request = control_to_wire(message).SerializeToString()
+        request = control_to_wire(message, self._seal).SerializeToString()
         call = self._introducer.control_channel(contact).unary_unary(TELL, bytes, bytes)
         clock = asyncio.get_running_loop().time
         began = clock()
@@ -365,7 +365,7 @@ class Transport:
         contact.bytes_sent += len(request)
         contact.bytes_received += len(answer)
         try:
-            heard = control_from_wire(parse(pb.ControlMessage, answer), contact.peer)
+            heard = control_from_wire(parse(pb.ControlMessage, answer), contact.peer, self._seal)
         except RemoteError as error:
             contact.reject(str(error))
             raise

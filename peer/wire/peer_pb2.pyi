@@ -74,10 +74,10 @@ class HelloMessage(_message.Message):
     boot: int
     leaf: bytes
     session: str
-    record: Record
+    record: SignedRecord
     descriptor: bytes
     signature: Signature
-    def __init__(self, magic: _Optional[int] = ..., protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., features: _Optional[int] = ..., id: _Optional[str] = ..., boot: _Optional[int] = ..., leaf: _Optional[bytes] = ..., session: _Optional[str] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., descriptor: _Optional[bytes] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
+    def __init__(self, magic: _Optional[int] = ..., protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., features: _Optional[int] = ..., id: _Optional[str] = ..., boot: _Optional[int] = ..., leaf: _Optional[bytes] = ..., session: _Optional[str] = ..., record: _Optional[_Union[SignedRecord, _Mapping]] = ..., descriptor: _Optional[bytes] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
 
 class Signature(_message.Message):
     __slots__ = ("sha256", "text")
@@ -88,7 +88,7 @@ class Signature(_message.Message):
     def __init__(self, sha256: _Optional[bytes] = ..., text: _Optional[bytes] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("peer", "boot", "incarnation", "state", "phase", "life", "round", "weight", "device", "addresses", "task_digest", "costs")
+    __slots__ = ("peer", "boot", "incarnation", "state", "phase", "life", "round", "weight", "device", "addresses", "task_digest", "costs", "instance")
     PEER_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class Record(_message.Message):
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     TASK_DIGEST_FIELD_NUMBER: _ClassVar[int]
     COSTS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     peer: str
     boot: int
     incarnation: int
@@ -113,15 +114,28 @@ class Record(_message.Message):
     addresses: _containers.RepeatedScalarFieldContainer[str]
     task_digest: bytes
     costs: bytes
-    def __init__(self, peer: _Optional[str] = ..., boot: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., phase: _Optional[_Union[MemberPhase, str]] = ..., life: _Optional[int] = ..., round: _Optional[int] = ..., weight: _Optional[float] = ..., device: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., task_digest: _Optional[bytes] = ..., costs: _Optional[bytes] = ...) -> None: ...
+    instance: int
+    def __init__(self, peer: _Optional[str] = ..., boot: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., phase: _Optional[_Union[MemberPhase, str]] = ..., life: _Optional[int] = ..., round: _Optional[int] = ..., weight: _Optional[float] = ..., device: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., task_digest: _Optional[bytes] = ..., costs: _Optional[bytes] = ..., instance: _Optional[int] = ...) -> None: ...
+
+class SignedRecord(_message.Message):
+    __slots__ = ("record", "key", "signature")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    key: bytes
+    signature: bytes
+    def __init__(self, record: _Optional[bytes] = ..., key: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ControlMessage(_message.Message):
-    __slots__ = ("probe", "sponsor_me", "goodbye", "nothing", "generation", "show_me", "reunion")
+    __slots__ = ("probe", "sponsor_me", "goodbye", "nothing", "generation", "probe_for", "vouch", "show_me", "reunion")
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SPONSOR_ME_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     NOTHING_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FOR_FIELD_NUMBER: _ClassVar[int]
+    VOUCH_FIELD_NUMBER: _ClassVar[int]
     SHOW_ME_FIELD_NUMBER: _ClassVar[int]
     REUNION_FIELD_NUMBER: _ClassVar[int]
     probe: Probe
@@ -129,17 +143,45 @@ class ControlMessage(_message.Message):
     goodbye: Goodbye
     nothing: Nothing
     generation: Generation
+    probe_for: ProbeFor
+    vouch: Vouch
     show_me: ShowMe
     reunion: Reunion
-    def __init__(self, probe: _Optional[_Union[Probe, _Mapping]] = ..., sponsor_me: _Optional[_Union[SponsorMe, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., nothing: _Optional[_Union[Nothing, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., show_me: _Optional[_Union[ShowMe, _Mapping]] = ..., reunion: _Optional[_Union[Reunion, _Mapping]] = ...) -> None: ...
+    def __init__(self, probe: _Optional[_Union[Probe, _Mapping]] = ..., sponsor_me: _Optional[_Union[SponsorMe, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., nothing: _Optional[_Union[Nothing, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., probe_for: _Optional[_Union[ProbeFor, _Mapping]] = ..., vouch: _Optional[_Union[Vouch, _Mapping]] = ..., show_me: _Optional[_Union[ShowMe, _Mapping]] = ..., reunion: _Optional[_Union[Reunion, _Mapping]] = ...) -> None: ...
 
 class Probe(_message.Message):
-    __slots__ = ("view", "records")
+    __slots__ = ("view", "records", "suspicions", "pull")
     VIEW_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    SUSPICIONS_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     view: bytes
-    records: _containers.RepeatedCompositeFieldContainer[Record]
-    def __init__(self, view: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+    records: _containers.RepeatedCompositeFieldContainer[SignedRecord]
+    suspicions: _containers.RepeatedCompositeFieldContainer[Suspicion]
+    pull: bool
+    def __init__(self, view: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[SignedRecord, _Mapping]]] = ..., suspicions: _Optional[_Iterable[_Union[Suspicion, _Mapping]]] = ..., pull: _Optional[bool] = ...) -> None: ...
+
+class Suspicion(_message.Message):
+    __slots__ = ("peer", "incarnation", "by")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    incarnation: int
+    by: str
+    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., by: _Optional[str] = ...) -> None: ...
+
+class ProbeFor(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    def __init__(self, target: _Optional[str] = ...) -> None: ...
+
+class Vouch(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    def __init__(self, target: _Optional[str] = ...) -> None: ...
 
 class Generation(_message.Message):
     __slots__ = ("epoch", "proposer", "view", "parents")
@@ -173,9 +215,9 @@ class Goodbye(_message.Message):
     __slots__ = ("record", "last")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
-    record: Record
+    record: SignedRecord
     last: Farewell
-    def __init__(self, record: _Optional[_Union[Record, _Mapping]] = ..., last: _Optional[_Union[Farewell, _Mapping]] = ...) -> None: ...
+    def __init__(self, record: _Optional[_Union[SignedRecord, _Mapping]] = ..., last: _Optional[_Union[Farewell, _Mapping]] = ...) -> None: ...
 
 class Farewell(_message.Message):
     __slots__ = ("by", "life", "epoch", "applied")

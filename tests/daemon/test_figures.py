@@ -14,7 +14,7 @@ import torch
 import peer
 from daemon.conftest import PATIENCE_S, Home, here, session
 from peer.daemon.figures import Figures, links
-from peer.events import FINAL, Closed, HandOver, Key, Met, OpenRound, Push, Record, StreamUp
+from peer.events import FINAL, Closed, HandOver, Key, Met, OpenRound, Push, Record, StreamUp, Tick
 from peer.local import Frame
 from peer.mesh.node import Node, Terms
 
@@ -151,11 +151,15 @@ async def test_a_script_says_how_many_local_steps_it_takes_and_saves_one_round_t
     assert len(list(a.daemon.store.sessions()[0].path.glob("ckpt-*"))) == 1
 
 
-@pytest.mark.parametrize(("silent_s", "shown"), [(0.0, "alive"), (3.0, "alive"), (5.0, "suspect")])
+@pytest.mark.parametrize(
+    ("silent_s", "shown"), [(0.0, "alive"), (2.0, "alive"), (5.0, "suspect"), (15.0, "dead")]
+)
 def test_a_member_that_is_silent_is_suspect_before_it_is_dead(silent_s: float, shown: str) -> None:
     node = Node(Record("p-me", 1, 1 << 20), Terms("complete", 0, founder=True))
     node.handle(Met(Record("p-a", 1, 1 << 20, phase="training", life=9, weight=1.0)), 0.0)
     node.handle(StreamUp("p-a", "in"), 0.0)
+    for quarter in range(int(4 * silent_s) + 1):
+        node.handle(Tick(), quarter / 4)
     transport: Any = SimpleNamespace(contacts={})
     [row] = links(node, transport, silent_s)
     assert (row.state, row.last_heard_s) == (shown, silent_s)

@@ -15,6 +15,7 @@ from zeroconf.asyncio import AsyncServiceInfo
 
 from peer.mesh import discovery, interfaces
 from peer.mesh.discovery import SERVICE_TYPE, Discovery, Sighting, beacon, read
+from peer.mesh.greeting import PROTOCOL_MAX
 from peer.mesh.identity import Device
 from peer.mesh.interfaces import Interface, choose, survey
 
@@ -73,7 +74,7 @@ async def test_members_recognise_their_session_and_see_others_as_foreign() -> No
         for one, other in ((a, b), (b, a)):
             seen = await one.sees(lambda sighting, other=other: sighting.peer == other.id)
             assert seen.ours
-            assert seen.protocol == 1
+            assert seen.protocol == PROTOCOL_MAX
             assert seen.addresses == (f"127.0.0.1:{other.discovery._port}",)
         assert not (await a.sees(lambda sighting: sighting.peer == stranger.id)).ours
         assert not (await stranger.sees(lambda sighting: sighting.peer == a.id)).ours

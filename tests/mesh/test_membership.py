@@ -7,11 +7,13 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peer.errors import RemoteError
 from peer.events import MemberState, Record
 from peer.mesh.membership import (
-    DEAD_AFTER_S,
+    KEPT_S,
     MAX_AHEAD,
     MAX_COUNTER,
     MAX_DRIVEN,
@@ -19,6 +21,7 @@ from peer.mesh.membership import (
     Membership,
     check,
 )
+from peer.mesh.suspicion import INTERVAL_S, MAX_AWARENESS, Awareness, Suspicion, bounds, needed, timeout
 
 
 def record(
@@ -75,15 +78,42 @@ def test_any_order_of_merging_ends_in_the_same_digest() -> None:
     assert len(digests.pop()) == 8
 
 
-def test_equal_digests_need_no_records_and_different_ones_get_all() -> None:
+RECORDS = st.builds(
+    lambda peer, n, boot, state, instance: replace(record(peer, n, state, boot), instance=instance),
+    st.sampled_from("abc"),
+    st.integers(1, 4),
+    st.integers(1, 2),
+    st.sampled_from(["alive", "paused", "left"]),
+    st.just(7),
+)
+
+
+@given(st.lists(RECORDS, max_size=8), st.data())
+def test_merging_is_commutative_idempotent_and_lets_nobody_but_the_owner_change_a_record(
+    records: list[Record], data: st.DataObject
+) -> None:
+    """Two members that hear the same in another order, in other portions, and twice, know the same."""
+    others = [r for r in records if r.peer != "a"]
+    first, second = Membership(record("a")), Membership(record("a"))
+    shuffled = data.draw(st.permutations(others))
+    first.merge(others, 0.0)
+    for r in [*shuffled, *others]:
+        second.merge([r], 0.0)
+    assert first.digest() == second.digest()
+    assert set(first.records()) <= {*others, first.me}
+    assert first.me == record("a")
+
+
+def test_a_verdict_is_nobody_elses_business() -> None:
     a, b = Membership(record("a")), Membership(record("b"))
     met(a, record("b"))
-    assert b.records_for(a.digest()) == (record("b"),)
-    b.merge(a.records_for(b.digest()), 0.0)
+    b.merge(a.records(), 0.0)
     assert a.digest() == b.digest()
-    assert a.records_for(b.digest()) == ()
-    a.silent(99.0)  # a verdict changes no digest
+    assert lose(a, "b", 0.0) == ["b"]
+    assert [r.state for r in a.members()] == ["alive", "dead"]
     assert a.digest() == b.digest()
+    b.merge(a.members(), 1.0)
+    assert (b.me.state, b.contested) == ("alive", 1)
 
 
 @pytest.mark.parametrize(
@@ -146,21 +176,169 @@ def test_old_news_about_me_is_ignored(rumor: Record) -> None:
     assert members.contested == 0
 
 
-def test_silence_makes_dead_and_any_sign_of_life_heals() -> None:
+# --- suspicion -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "least", "most"),
+    [(2, 8, 8), (3, 8, 8), (4, 8, 32), (8, 8, 32), (16, 9.6, 38.5), (64, 14.4, 57.8), (256, 19.3, 77.1)],
+)
+def test_a_suspicion_lasts_between_the_bounds_of_the_note(n: int, least: float, most: float) -> None:
+    assert bounds(n) == pytest.approx((least, most), abs=0.1)
+
+
+def test_a_suspicion_is_shortened_as_memberlist_shortens_it() -> None:
+    """The table of its TestSuspicion_remainingSuspicionTime, with 2 s to 30 s and three confirmations."""
+    waits = [timeout(n, 3, 2.0, 30.0) for n in range(4)]
+    assert waits == pytest.approx([30.0, 16.0, 7.810, 2.0], abs=0.001)
+    assert timeout(0, 0, 2.0, 30.0) == 2.0
+
+
+def test_independent_confirmations_shorten_a_suspicion_and_each_counts_once() -> None:
+    assert (needed(3), needed(4), needed(64)) == (0, 2, 2)
+    suspicion = Suspicion(5, "b", 8, 100.0)
+    assert suspicion.until(0) == 132.0
+    assert [suspicion.confirm(by) for by in "bccd"] == [False, True, False, True]
+    assert suspicion.until(0) == 108.0
+    assert suspicion.confirm("e") is False  # enough
+
+
+def test_who_does_not_trust_its_own_ears_waits_longer_but_not_for_ever() -> None:
+    awareness = Awareness()
+    for _ in range(2 * MAX_AWARENESS):
+        awareness.worse()
+    assert awareness.score == MAX_AWARENESS
+    alone, agreed = Suspicion(5, "b", 8, 0.0), Suspicion(5, "b", 8, 0.0)
+    assert agreed.confirm("c")
+    assert agreed.confirm("d")
+    assert agreed.until(awareness.score) == 16.0
+    assert alone.until(awareness.score) == 32.0
+    assert Suspicion(5, "b", 2, 0.0).until(awareness.score) == 16.0
+    awareness.better()
+    assert awareness.score == MAX_AWARENESS - 1
+
+
+def suspected(members: Membership, peer: str, by: str, now: float) -> bool:
+    known = members.record(peer)
+    assert known is not None
+    return members.suspect(peer, known.incarnation, by, now)
+
+
+def lose(members: Membership, peer: str, now: float) -> list[str]:
+    """Let a suspicion of it run out."""
+    assert suspected(members, peer, members.me.peer, now)
+    return members.silent(now + 2 * bounds(MAX_MEMBERS)[1])
+
+
+def test_a_suspect_is_alive_until_nobody_has_refuted_it_and_any_sign_of_life_heals() -> None:
     members = Membership(record("a"))
     met(members, record("b"), record("c"), now=100.0)
-    assert members.heard("b", 104.0) is False
-    assert members.silent(100.0 + DEAD_AFTER_S) == []
-    assert members.silent(100.1 + DEAD_AFTER_S) == ["c"]
-    assert members.silent(100.2 + DEAD_AFTER_S) == []  # said once
+    assert suspected(members, "b", "a", 104.0)
+    assert suspected(members, "c", "a", 104.0)
+    assert members.heard("b", 104.5) is False
+    assert [(r.peer, r.state) for r in members.members()] == [
+        ("a", "alive"), ("b", "alive"), ("c", "suspect"),
+    ]  # fmt: skip
+    assert members.view() == ["a", "b", "c"]
+    assert members.silent(111.9) == []
+    assert members.silent(112.0) == ["c"]
+    assert members.silent(112.1) == []  # said once
     assert [(r.peer, r.state) for r in members.members()] == [("a", "alive"), ("b", "alive"), ("c", "dead")]
     assert [r.state for r in members.records()] == ["alive"] * 3  # not gossiped
     assert members.view() == ["a", "b"]
-    assert members.heard("c", 109.0) is True
+    assert members.heard("c", 113.0) is True
     assert members.view() == ["a", "b", "c"]
-    assert members.silent(112.5) == ["b"]
-    members.merge([record("b", 2)], 113.0)  # only b itself can have written that
+    assert lose(members, "b", 113.0) == ["b"]
+    members.merge([record("b", 2)], 300.0)  # only b itself can have written that
     assert members.view() == ["a", "b", "c"]
+
+
+def test_a_rumor_about_somebody_just_heard_or_about_an_older_word_starts_nothing() -> None:
+    members = Membership(record("a"))
+    met(members, record("b", 5), record("c"), now=0.0)
+    assert suspected(members, "b", "c", INTERVAL_S - 0.1) is False
+    assert members.suspect("b", record("b", 4).incarnation, "c", 9.0) is False
+    assert members.suspect("b", record("b", 6).incarnation, "c", 9.0) is False
+    assert members.suspect("nobody", 1, "c", 9.0) is False
+    assert suspected(members, "b", "b", 9.0) is False
+    assert members.suspects() == []
+    assert suspected(members, "b", "c", 9.0) is True
+    assert suspected(members, "b", "c", 9.0) is False
+    assert members.suspects() == ["b"]
+
+
+def test_who_is_suspected_says_so_with_a_higher_incarnation_and_doubts_itself() -> None:
+    members, other = Membership(record("a")), Membership(record("b"))
+    met(other, members.me)
+    assert suspected(other, "a", "b", 9.0)
+    assert members.refute(members.me.incarnation - 1, 9.0) is False
+    assert members.refute(members.me.incarnation + 1, 9.0) is False
+    assert members.refute(members.me.incarnation, 9.0) is True
+    assert members.awareness.score == 1
+    assert members.refute(members.me.incarnation, 9.1) is False  # a liar makes it no faster than this
+    other.merge([members.me], 9.5)
+    assert other.suspects() == []
+
+
+def test_the_dead_are_kept_for_a_day_and_not_learned_from_others_again() -> None:
+    members = Membership(record("a"))
+    met(members, record("b"), now=0.0)
+    members.merge([record("c")], 0.0)  # never heard
+    assert lose(members, "b", 0.0) == ["b"]
+    members.silent(KEPT_S)
+    assert members.record("b") is not None
+    members.silent(KEPT_S + 200.0)
+    assert [r.peer for r in members.records()] == ["a"]
+    assert members.merge([record("b"), record("c")], KEPT_S + 201.0) == []
+    members.met("b")
+    assert members.merge([record("b"), record("c", 2)], KEPT_S + 202.0) == [record("b"), record("c", 2)]
+
+
+# --- two devices with one key --------------------------------------------------------------------------
+
+
+def of_instance(instance: int, members: Membership | None = None, boot: int = 1) -> Membership:
+    return Membership(replace(record("a", boot=boot), instance=instance))
+
+
+def test_two_running_copies_name_each_other_and_the_one_that_started_later_yields() -> None:
+    early, late, other = of_instance(50), of_instance(70), Membership(record("b"))
+    said = []
+    for _ in range(9):
+        for copy in (early, late):
+            other.merge([copy.me], 0.0)
+            known = other.record("a")
+            assert known is not None
+            copy.merge([known], 0.0)
+            said.append(known.incarnation)
+    assert [sorted(r.instance for r in m.copies["a"]) for m in (early, late, other)] == [[50, 70]] * 3
+    assert (early.yields, late.yields) == (False, True)
+    known = other.record("a")
+    assert known == early.me
+    assert said[-1] == said[-2]  # they do not outbid each other for ever
+
+
+@pytest.mark.parametrize("boots", [(1, 2), (2, 1)])
+def test_a_restart_is_no_copy_even_where_it_began_with_an_old_boot(boots: tuple[int, int]) -> None:
+    """Restored from a backup: what it said in a later boot is still about, but nobody says it anew."""
+    past, now, other = of_instance(10, boot=boots[0]), of_instance(20 * boots[1], boot=boots[1]), record("b")
+    members = Membership(other)
+    for _ in range(3):
+        members.merge([past.me], 0.0)
+        now.merge(members.records(), 0.0)
+        members.merge([now.me], 0.0)
+    assert not members.copies
+    assert not now.copies
+    assert members.record("a") == now.me
+
+
+def test_copies_are_forgotten_when_one_of_them_starts_anew() -> None:
+    members = Membership(record("b"))
+    for n, instance in enumerate((50, 70, 50, 70)):
+        members.merge([replace(record("a", n + 1), instance=instance)], 0.0)
+    assert [r.instance for r in members.copies["a"]] == [50, 70]
+    members.merge([replace(record("a", 9), instance=90)], 0.0)
+    assert not members.copies
 
 
 def test_a_member_known_from_gossip_alone_is_alive_from_its_first_sign_of_life_on() -> None:
@@ -168,7 +346,7 @@ def test_a_member_known_from_gossip_alone_is_alive_from_its_first_sign_of_life_o
     members.merge([record("b"), record("c")], 0.0)
     assert members.view() == ["a"]
     assert members.heard_at("b") == -math.inf
-    assert members.silent(99.0) == []
+    assert members.suspect("b", record("b").incarnation, "a", 99.0) is False
     assert members.heard("b", 99.0) is True
     members.merge([record("c", 2)], 99.0)
     assert members.view() == ["a", "b", "c"]
@@ -178,9 +356,11 @@ def test_a_member_known_from_gossip_alone_is_alive_from_its_first_sign_of_life_o
 def test_time_in_which_this_node_did_not_run_is_nobodys_silence() -> None:
     members = Membership(record("a"))
     met(members, record("b"), now=0.0)
+    assert suspected(members, "b", "a", 4.0)
     members.stalled(60.0)
-    assert members.silent(65.0) == []
-    assert members.silent(69.0) == ["b"]
+    assert members.heard_at("b") == 60.0
+    assert members.silent(71.9) == []
+    assert members.silent(72.0) == ["b"]
 
 
 @pytest.mark.parametrize("state", ["left", "paused"])
@@ -191,7 +371,7 @@ def test_who_said_goodbye_is_gone_until_its_own_newer_record(state: MemberState)
     assert members.view() == ["a"]
     assert members.heard("b", 2.0) is False  # a late frame
     assert members.view() == ["a"]
-    assert members.probe_targets(3.0) == []
+    assert (members.others(), members.lost()) == ([], [])
     members.merge([record("b", 1, boot=2)], 4.0)
     assert members.view() == ["a", "b"]
 
@@ -249,31 +429,6 @@ def test_a_fresh_boot_starts_above_everything_the_last_boot_said() -> None:
     other = Membership(record("b"))
     other.merge([old.me], 0.0)
     assert other.merge([new.me], 0.0) == [new.me]
-
-
-def test_probes_go_round_by_who_was_heard_longest_ago() -> None:
-    members = Membership(record("a"))
-    for at, peer in enumerate(("e", "d", "c", "b")):
-        met(members, record(peer), now=float(at))
-    assert members.probe_targets(4.0) == ["e", "d", "c"]
-    assert members.probe_targets(4.5) == ["b"]  # the others were asked just now
-    members.heard("d", 5.0)
-    assert members.probe_targets(6.0, k=2) == ["c", "e"]
-    assert members.probe_targets(6.0, k=2) == ["b", "d"]
-
-
-def test_the_dead_are_probed_too_but_do_not_crowd_out_the_living() -> None:
-    members = Membership(record("a"))
-    dead = [record(f"x{i}") for i in range(9)]
-    met(members, *dead, now=0.0)
-    for at in range(3):
-        members.probe_targets(2.0 + 2 * at)
-    met(members, record("b"), record("c"), record("d"), now=20.0)
-    assert len(members.silent(20.0)) == 9
-    asked = [members.probe_targets(20.0 + 1.5 * i) for i in range(9)]
-    assert all(sum(p.startswith("x") for p in targets) == 1 for targets in asked[:4])
-    assert all(set("bcd") <= set(asked[i] + asked[i + 1] + asked[i + 2]) for i in range(7))
-    assert {p for targets in asked for p in targets} >= {r.peer for r in dead}
 
 
 def test_members_are_bounded_and_the_gone_make_room() -> None:

@@ -154,7 +154,8 @@ async def test_a_leaf_that_is_unfit_is_not_pinned_by_the_one_who_is_called(case:
     async with serving(a), raw_channel(mallory, a) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await channel.unary_unary(HELLO)(
-                greeting_to_wire(greeting).SerializeToString(), metadata=stranger_metadata(mallory)
+                greeting_to_wire(greeting, mallory.identity.seal).SerializeToString(),
+                metadata=stranger_metadata(mallory),
             )
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert UNFIT[case] in a.rejections()[mallory.id]

@@ -54,13 +54,24 @@ from peer.mesh.channels import (
     join_address,
     split_address,
 )
-from peer.mesh.frames import Begin, Chunk, End, WireFrame, control_to_wire, frame_to_wire
+from peer.mesh.frames import (
+    Begin,
+    Chunk,
+    End,
+    WireFrame,
+    control_to_wire,
+    frame_to_wire,
+    parse,
+    record_from_wire,
+    record_to_wire,
+)
 from peer.mesh.greeting import Greeting, Introduction, Signature, VersionError, greeting_to_wire
 from peer.mesh.identity import Device, SessionIdentity
 from peer.mesh.interfaces import choose, survey
 from peer.mesh.service import attach
 from peer.mesh.stream import CHUNK_BYTES, Buffer, Intake
 from peer.mesh.transport import Event, Transport
+from peer.wire import peer_pb2 as pb
 
 LIMIT = 4 << 20
 LOOPBACK = "127.0.0.1:0"
@@ -757,16 +768,16 @@ async def test_disjoint_versions_are_named_by_both(monkeypatch: pytest.MonkeyPat
     key = new_key()
     a, b = Member(key), Member(key)
     async with serving(a, b):
-        newer = Greeting(a.id, 1, a.identity.leaf_der, a.introduction, protocol_min=2, protocol_max=3)
-        message = greeting_to_wire(newer).SerializeToString()
+        newer = Greeting(a.id, 1, a.identity.leaf_der, a.introduction, protocol_min=3, protocol_max=4)
+        message = greeting_to_wire(newer, a.identity.seal).SerializeToString()
         async with raw_channel(a, b) as channel:
             answer = await channel.unary_unary(HELLO)(message, metadata=Dialer(a.identity, False).metadata)
-        assert "speaks protocol 2 to 3, this device 1" in b.rejections()[a.id]
+        assert "speaks protocol 3 to 4, this device 2" in b.rejections()[a.id]
         assert b.events == []
-        monkeypatch.setattr(greetings, "PROTOCOL_MIN", 2)
-        monkeypatch.setattr(greetings, "PROTOCOL_MAX", 2)
-        with pytest.raises(VersionError, match="speaks protocol 1, this device 2"):
-            greetings.greeting_from_wire(greetings.pb.HelloMessage.FromString(answer))
+        monkeypatch.setattr(greetings, "PROTOCOL_MIN", 3)
+        monkeypatch.setattr(greetings, "PROTOCOL_MAX", 3)
+        with pytest.raises(VersionError, match="speaks protocol 2, this device 3"):
+            greetings.greeting_from_wire(greetings.pb.HelloMessage.FromString(answer), a.identity.seal)
 
 
 # --- members that break rules --------------------------------------------------------------------------
@@ -776,9 +787,9 @@ def stranger_metadata(member: Member) -> grpc.aio.Metadata:
     return Dialer(member.identity, False).metadata
 
 
-def raw_channel(src: Member, dst: Member) -> grpc.aio.Channel:
+def raw_channel(src: Member, dst: Member, insecure: bool = False) -> grpc.aio.Channel:
     """A channel as `src` opens it, for saying what its transport would not."""
-    return Dialer(src.identity, False).to_any_member(dst.address)
+    return Dialer(src.identity, insecure).to_any_member(dst.address)
 
 
 async def test_a_member_cannot_speak_for_another() -> None:
@@ -789,18 +800,56 @@ async def test_a_member_cannot_speak_for_another() -> None:
         before = list(b.events)
         claims = grpc.aio.Metadata(("peerd-id", a.id))
         said = Goodbye(replace(a.introduction.record, state="left"), Farewell(0, 0, 0, 0))
-        goodbye = control_to_wire(said).SerializeToString()
+        goodbye = control_to_wire(said, a.identity.seal).SerializeToString()
         async with raw_channel(mallory, b) as channel:
             for metadata, request in ((claims, goodbye), (stranger_metadata(mallory), goodbye)):
                 with pytest.raises(grpc.aio.AioRpcError):
                     await channel.unary_unary(TELL)(request, metadata=metadata)
-            forged = greeting_to_wire(
-                Greeting(a.id, 1, a.identity.leaf_der, a.introduction)
-            ).SerializeToString()
+            hello = Greeting(a.id, 1, a.identity.leaf_der, a.introduction)
+            forged = greeting_to_wire(hello, a.identity.seal).SerializeToString()
             with pytest.raises(grpc.aio.AioRpcError):
                 await channel.unary_unary(HELLO)(forged, metadata=stranger_metadata(mallory))
         assert b.events == before
         assert "in the name of" in b.rejections()[mallory.id] or "another" in b.rejections()[mallory.id]
+
+
+def as_heard(record: Record, owner: Member, by: Member) -> Record:
+    """With the owner's signature, as another member has it from the network."""
+    return record_from_wire(record_to_wire(record, owner.identity.seal), by.identity.seal)
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+async def test_records_are_passed_on_with_their_owners_signature_and_never_without(insecure: bool) -> None:
+    """c hears of b through a, and believes no word of b's that b has not signed."""
+    key = new_key()
+    a, b, c = (Member(key, insecure=insecure) for _ in range(3))
+    async with serving(a, b, c):
+        await a.transport.hello(b.address)
+        await a.transport.hello(c.address)
+        [of_b] = [e.record for e in a.events if isinstance(e, Met) and e.record.peer == b.id]
+        a.transport.tell(c.id, Probe(b"1", (of_b,)))
+        await c.until(Told(a.id, Probe(b"1", (of_b,))))
+        [heard] = [e.message.records[0] for e in c.events if isinstance(e, Told)]  # type: ignore[union-attr]
+        assert heard.proof == of_b.proof != b""
+        lies = [
+            ("false signature", pb.Record(peer=b.id, boot=1, incarnation=9, state=pb.LEFT, phase=pb.IDLE)),
+            ("another's key", pb.Record(peer=b.id, boot=1, incarnation=9, state=pb.ALIVE, phase=pb.IDLE)),
+        ]
+        before = list(c.events)
+        for said, lie in lies:
+            key_of_b = parse(pb.SignedRecord, of_b.proof).key
+            mine, signature = a.identity.seal.sign(lie.SerializeToString())
+            shown = key_of_b if said == "false signature" else mine
+            forged = pb.SignedRecord(record=lie.SerializeToString(), key=shown, signature=signature)
+            told = pb.ControlMessage(probe=pb.Probe(view=b"2", records=[forged]))
+            async with raw_channel(a, c, insecure) as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await channel.unary_unary(TELL)(
+                        told.SerializeToString(), metadata=Dialer(a.identity, insecure).metadata
+                    )
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert said in c.rejections()[a.id]
+        assert c.events == before
 
 
 async def test_a_member_cannot_answer_with_anothers_leaf() -> None:
@@ -808,7 +857,7 @@ async def test_a_member_cannot_answer_with_anothers_leaf() -> None:
     key = new_key()
     a, b, mallory = Member(key), Member(key), Member(key)
     mallory.identity.peer_id, mallory.identity.leaf_der = b.id, b.identity.leaf_der
-    mallory.introduction = b.introduction
+    mallory.introduction = Introduction(as_heard(b.introduction.record, b, mallory))
     async with serving(a, mallory):
         with pytest.raises(PeerdError):
             await a.transport.hello(mallory.address)

@@ -75,7 +75,7 @@ def test_a_half_whose_model_does_not_mix_takes_the_other_ones_and_injects_nothin
     theirs = float(r.devices["p5"].exchange.estimate().mean())
     kept = sum(r.devices[p].exchange.algorithm.weight for p in HERE)
     assert theirs > 25
-    r.run(4.0, until=lambda: said(r, STARTS_OVER) == THERE)
+    r.run(25.0, until=lambda: said(r, STARTS_OVER) == THERE)
     assert said(r, STARTS_OVER) == THERE  # works are about equal: the half with the lowest id has more
     r.run(1.5)
     assert all(float(r.devices[p].exchange.estimate().max()) < 20 for p in PEERS)
