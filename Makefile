@@ -64,6 +64,7 @@ test: check wire-is-fresh
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
 	.venv/bin/python -P bench/rehearsal.py
+	.venv/bin/python -P bench/heterogeneity.py
 	.venv/bin/python -P bench/unlike_data.py
 
 soak: venv

@@ -152,10 +152,6 @@ class Exchange:
         """What is sent and not yet acknowledged, by destination."""
         return dict(self._out)
 
-    def put_off(self) -> tuple[Deliver, ...]:
-        """Parcels that have come and are not taken over yet."""
-        return tuple(self._later)
-
     # --- the node's side -------------------------------------------------------------------------
 
     def handle(self, command: ToLearner, now: float) -> Sequence[FromLearner]:

@@ -208,14 +208,14 @@ class Rehearsal:
         for device in self.alive():
             algorithm = copy.deepcopy(device.exchange.algorithm)
             for dst, message in device.exchange.unacknowledged().items():
-                if not self._applied(device, dst):
+                if not self.is_applied(device, dst):
                     algorithm.returned(dst, message)
             dx, dw = algorithm.mass()
             x, w = dx if x is None else x + dx, w + dw
         assert x is not None
         return x, w
 
-    def _applied(self, device: Device, dst: PeerId) -> bool:
+    def is_applied(self, device: Device, dst: PeerId) -> bool:
         """Has the receiver taken the parcel that `device` still keeps for it? One that crashed took what it
         had applied along; what it had not is the sender's still."""
         for parcel in device.node.links.ledger():

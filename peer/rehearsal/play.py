@@ -19,12 +19,11 @@ from torch import Tensor
 
 from peer import catalogue
 from peer.algorithms import make
-from peer.algorithms.push_sum import PushSum
-from peer.compression import codec
 from peer.errors import PeerdError
-from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed
+from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed, Taken
 from peer.learner.exchange import Exchange
 from peer.mesh.node import Terms
+from peer.rehearsal.books import Books
 from peer.rehearsal.driver import Device, Rehearsal, Weather, Witness
 from peer.rehearsal.frame_bytes import frame_bytes
 from peer.rehearsal.plan import Plan
@@ -65,7 +64,6 @@ class Play(Witness):
         self.tally = Tally()
         self.final: dict[PeerId, Tensor] = {}  # as mixed in the last round
         self.before_decay: dict[PeerId, Tensor] = {}
-        self.mass_begun, self.mass_ended = 0.0, 0.0
         self._scenes = scenes_of(plan)
         self._used: dict[PeerId, set[PeerId]] = {}  # links that carry something in the open round
         self._curve = sorted({max(1, k * self.rounds // POINTS) for k in range(1, POINTS + 1)})
@@ -77,7 +75,7 @@ class Play(Witness):
             name: STEP_S * plan.session.local_steps * plan.slowness(number)
             for number, name in enumerate(names)
         }
-        self.rehearsal = Rehearsal(
+        self.rehearsal = _Stage(
             Terms(
                 plan.session.topology,
                 plan.session.seed,
@@ -90,6 +88,7 @@ class Play(Witness):
             seed=plan.session.seed,
             witness=self,
         )
+        self.books = self.rehearsal.books = Books(self.rehearsal)
 
     def play(self) -> None:
         """From the first local step to the last peer's last round. Raises StuckError, DivergedError."""
@@ -99,7 +98,7 @@ class Play(Witness):
             r.add(name, founder=True)
         r.run(0.0)  # without latency: all have met
         r.weather = self._weather()
-        self.mass_begun = self._weights()
+        self.books.open()
         closed = -1
         while not self._over():
             due = self._scenes[0].round if self._scenes else math.inf
@@ -110,7 +109,6 @@ class Play(Witness):
             r.run(self._patience_s(), until=lambda due=due: self.front >= due or self._over())  # type: ignore[misc]
             if self.front == closed and not self._over():
                 raise StuckError(f"no peer has closed a round for {self._patience_s():.0f} virtual seconds")
-        self.mass_ended = self._weights()
 
     def device(self, peer: PeerId) -> Device:
         return self.rehearsal.devices[peer]
@@ -155,41 +153,16 @@ class Play(Witness):
                 if self.device(scene.peer).alive:  # it has not said its goodbye yet
                     self._scenes = sorted([*self._scenes, Scene(self.front + 1, "return", scene.peer)])
                 else:
-                    self._changing_mass(lambda: self._add(scene.peer))
+                    self.books.begins(scene.peer, lambda: self._add(scene.peer))
             case "leave" | "crash" if len(r.alive()) > 2:
                 if scene.what == "leave":
                     r.leave(scene.peer)
                 else:
-                    self._changing_mass(lambda: r.crash(scene.peer))
+                    self.books.ends(self.device(scene.peer), lambda: r.crash(scene.peer))
 
     def _add(self, peer: PeerId) -> None:
         self.tally.rounds_alone += self.device(peer).node.rounds_alone_total
         self.rehearsal.add(peer)
-
-    def _changing_mass(self, action: Callable[[], None]) -> None:
-        """What a crash takes along, and what a new life's neighbors take back, is nobody's error."""
-        before = self._weights()
-        action()
-        self.mass_begun += self._weights() - before
-
-    def _weights(self) -> float:
-        """The sum of w; 0 where an algorithm has none."""
-        r = self.rehearsal
-        if not isinstance(next(iter(r.devices.values())).exchange.algorithm, PushSum):
-            return 0.0
-        return r.mass()[1] + sum(self._orphaned(device) for device in r.alive())
-
-    def _orphaned(self, device: Device) -> float:
-        """Weight in parcels that this device has yet to take over, and whose senders keep them no more: the
-        sender has crashed, the parcel has not."""
-        weight = 0.0
-        for parcel in device.exchange.put_off():
-            src = self.device(parcel.src)
-            kept = src.exchange.unacknowledged().get(device.peer) if src.alive else None
-            if kept is None or kept.key != parcel.key:
-                assert isinstance(parcel.payload, bytes)
-                weight += codec.decode(parcel.payload, self.trainer.layout, self.trainer.initial.dtype).weight
-        return weight
 
     # --- what is seen --------------------------------------------------------------------------------
 
@@ -201,6 +174,8 @@ class Play(Witness):
         for event in events:
             if isinstance(event, Push) and (in_round or event.delivery == "latest"):
                 self._used.setdefault(device.peer, set()).add(event.dst)
+            elif isinstance(event, Taken):
+                self.books.took(device, event)
             elif isinstance(event, Closed):
                 self._closed(device, event)
 
@@ -233,6 +208,20 @@ class Play(Witness):
         if passed and (found := self.trainer.evaluate(model)) is not None:
             self.tally.points.setdefault(passed[-1], {})[peer] = found[1]
         self._next_point[peer] += len(passed)
+
+
+class _Stage(Rehearsal):
+    """Tells the books when a life ends that nobody here has ended."""
+
+    books: Books
+
+    def _start_over(self, device: Device) -> None:
+        self.books.ends(device, lambda: Rehearsal._start_over(self, device))
+
+    def _off(self, device: Device, silent: bool = False) -> None:
+        super()._off(device, silent)
+        if device.left:
+            self.books.left(device)
 
 
 def _decay_round(plan: Plan, trainer: Trainer) -> int | None:

@@ -45,7 +45,7 @@ def figures(play: Play, wall_s: float) -> Figures:
         "metric_before_decay": _metric(play, play.before_decay) if play.before_decay else None,
         "curve": _curve(play),
         "bytes": _bytes(play),
-        "mass_error": abs(play.mass_ended / play.mass_begun - 1) if play.mass_begun else None,
+        "mass_error": play.books.error(),
         "weight_min": min(weights),
         "weight_max": max(weights),
         "consensus_distance": _consensus_distance(list(models.values())),

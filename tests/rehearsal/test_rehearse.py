@@ -74,12 +74,22 @@ def test_together_the_peers_come_to_the_mean_minimizer() -> None:
     assert found["mass_error"] < 1e-12
 
 
+def test_algorithms_on_an_agreed_graph_have_one_generation_and_no_mass() -> None:
+    found = figures("--algorithm relay-sum --peers 6 --rounds 60 --lr 0.05")
+    assert (found["mass_error"], found["generations"], found["rounds_alone"]) == (None, 1, 0)
+    assert (found["weight_min"], found["weight_max"]) == (1.0, 1.0)
+    assert found["arguments"]["topology"] == "binary-tree"
+    assert found["metric"]["worst"] < 0.1
+    churned = figures("--algorithm relay-sum --peers 6 --rounds 60 --lr 0.05 --churn 17%/60")
+    assert churned["generations"] > 1
+
+
 def test_all_begin_at_once_with_the_same_model_and_nobody_joins() -> None:
     play = played("--algorithm sgp --peers 16 --rounds 6 --topology ring")
     notes = [note.text for _, _, note in play.rehearsal.notes if note.level != "debug"]
     assert notes == ["has mass and trains"] * 16
     assert set(play.tally.points[0].values()) == {play.trainer.evaluate(play.trainer.initial)[1]}  # type: ignore[index]
-    assert play.mass_ended == pytest.approx(16, rel=1e-12)
+    assert play.rehearsal.mass()[1] == pytest.approx(16, rel=1e-12)
     assert all(device.exchange.key.round == 6 for device in play.rehearsal.alive())
 
 
@@ -206,10 +216,19 @@ def test_faults_are_rehearsed_and_the_same_seed_replays_them(faults: str) -> Non
     assert first["metric"]["worst"] < 0.6  # alone, some 0.9 away
 
 
-def test_weight_is_lost_with_crashes_alone() -> None:
-    for seed in range(3):
-        found = figures(f"--algorithm sgp --peers 8 --rounds 80 --churn 25%/40 --seed {seed}")
+@pytest.mark.parametrize("faults", ["--churn 40%/40 --loss 2%", "--churn 25%/40 --partition 10-40:half"])
+def test_weight_is_lost_with_crashes_alone(faults: str) -> None:
+    for seed in range(4):
+        found = figures(f"--algorithm sgp --peers 8 --rounds 80 --seed {seed} {faults}")
         assert found["mass_error"] < 1e-9, f"seed {seed}"
+
+
+def test_books_notice_weight_that_comes_from_nowhere() -> None:
+    play = played("--algorithm sgp --peers 4 --rounds 10 --churn 25%/10")
+    play.device("p001").exchange.algorithm.w += 0.1  # type: ignore[attr-defined]
+    error = play.books.error()
+    assert error is not None
+    assert error > 0.01
 
 
 def test_frames_are_lost_and_what_they_carried_is_not() -> None:
