@@ -14,6 +14,7 @@ from lan.bridge import Switch, Wired
 from lan.watching import (
     MASS,
     NAME,
+    as_good_as,
     begin,
     comes_to,
     distances,
@@ -31,7 +32,6 @@ pytestmark = [pytest.mark.lan]
 COUNT = 8
 STOPPED_S = 10.0
 CUT_S = 30.0
-NO_WORSE = 1.2  # reliability note, section f, row 5
 
 
 class Kind(NamedTuple):
@@ -83,9 +83,7 @@ def test_one_is_killed_with_its_learner_and_comes_back(lan: Switch, kind: Kind, 
     lan.wait("all train again", lambda: everyone_trains(devices))
     rounds_later(lan, 3, devices)
     lan.wait("one generation", lambda: one_generation(devices))
-    lan.wait(
-        "it knows what the others know", lambda: distances([victim])[0] < NO_WORSE * max(distances(others))
-    )
+    lan.wait("it knows what the others know", lambda: as_good_as(max(distances(others)), [victim]))
     lan.wait("it is dead for nobody", lambda: states(others, peer) == {"alive"})
     if kind.mass:
         total = settled_weight(lan, devices)
@@ -129,7 +127,7 @@ def test_a_house_cut_in_two_trains_on_in_both_halves_and_grows_together(
     lan.wait("all train together", lambda: everyone_trains(devices))
     rounds_later(lan, 3, devices)
     lan.wait("one generation", lambda: one_generation(devices))
-    lan.wait("all know what the better half knew", lambda: max(distances(devices)) <= NO_WORSE * better)
+    lan.wait("all know what the better half knew", lambda: as_good_as(better, devices))
     if kind.mass:
         lan.wait("no weight is lost", lambda: comes_to(devices, total))
     lan.wait("nobody is dead for anybody", lambda: all(states(devices, d.peer) == {"alive"} for d in devices))
