@@ -2,8 +2,10 @@
 # make test    everything that must hold: checks, generated code, all tests
 # make check   format, lint, types, who may import whom
 # make proto   regenerate peer/wire from proto/peer.proto
-# make bench   footprint and speed, as tables; never part of the tests
-# make soak    the long story of tests/lan again and again; make fuzz: hypothesis with many more
+# make bench   footprint and speed, as tables; never part of the tests; with FASHION_MNIST=DIR (the four
+#              files) also what unlike data costs
+# make soak    $FAULT_SEEDS (10000) random stories of faults in virtual time, then the long story of
+#              tests/lan again and again; make fuzz: hypothesis with many more
 #              examples, then $FUZZ_SECONDS (60) of damaged messages for the codec
 #
 # The first target that needs it makes .venv. PYTHON names the interpreter (3.11 or newer); torch is installed
@@ -19,7 +21,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 RUN := .venv/bin/python -P -m
 SOAK_TIMES ?= 10
+FAULT_SEEDS ?= 10000
 FUZZ_SECONDS ?= 60
+export FASHION_MNIST
 
 venv: .venv/.installed
 
@@ -59,8 +63,11 @@ test: check wire-is-fresh
 
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
+	.venv/bin/python -P bench/rehearsal.py
+	.venv/bin/python -P bench/unlike_data.py
 
 soak: venv
+	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal/test_faults.py
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
 
 fuzz: venv

@@ -50,8 +50,8 @@ def at_place(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _DEFAULTS = JoinOptions()
 _JOIN_OPTIONS = (
-    click.option("--task", metavar="TASK", help="A built-in task, or a Python file."),
-    click.option("--data", metavar="DIR", help="Folder with this device's data."),
+    click.option("--task", metavar="TASK", help=f"One of {', '.join(catalogue.TASKS)}, or a Python file."),
+    click.option("--data", metavar="DIR", help="Folder with this device's data; a text for characters."),
     click.option("--shard", metavar="SHARD", help="Part of it: 3/8, dirichlet=0.1:3/8, speaker=jackson."),
     click.option("--peer", "peers", multiple=True, metavar="HOST:PORT", help="A member; repeatable."),
     click.option(
@@ -142,7 +142,7 @@ def options_from(task: TaskChoice | None, arguments: dict[str, Any]) -> JoinOpti
         check_address(arguments["listen"])
     folder = arguments["data"]
     if folder is not None:
-        _check_folder(folder)
+        check_data(folder)
     names = ("shard", "peers", "device", "listen", "interfaces", "timeout_s", "insecure")
     return JoinOptions(
         data=str(Path(folder).absolute()) if folder is not None else None,
@@ -151,10 +151,11 @@ def options_from(task: TaskChoice | None, arguments: dict[str, Any]) -> JoinOpti
     )
 
 
-def _check_folder(folder: str) -> None:
-    """Raises DataError unless it is one."""
+def check_data(folder: str) -> None:
+    """Raises DataError unless it is a folder, or the file that a task may want instead."""
     try:
-        found = stat.S_ISDIR(os.stat(folder).st_mode)
+        mode = os.stat(folder).st_mode
+        found = stat.S_ISDIR(mode) or stat.S_ISREG(mode)
     except (FileNotFoundError, NotADirectoryError):
         found = False
     except OSError as error:
@@ -162,4 +163,4 @@ def _check_folder(folder: str) -> None:
             f"the folder {folder} may not be looked at: {error.strerror}; look at --data, or make it readable"
         ) from error
     if not found:
-        raise DataError(f"there is no folder {folder}; look at --data")
+        raise DataError(f"there is no folder and no file {folder}; look at --data")

@@ -27,9 +27,8 @@ from peer.errors import ConfigError, NoDaemonError, UsageError
 @click.option(
     "--topology",
     metavar="T",
-    default=catalogue.DEFAULT_TOPOLOGY,
-    show_default=True,
-    help=f"One of {', '.join(catalogue.TOPOLOGIES)}.",
+    help=f"One of {', '.join(catalogue.TOPOLOGIES)}; by default {catalogue.DEFAULT_TOPOLOGY}, or the first "
+    "that the algorithm runs on.",
 )
 @click.option(
     "--local-steps",
@@ -111,7 +110,8 @@ def describe(name: str, task: TaskChoice, arguments: dict[str, Any]) -> Descript
     check_name(name)
     algorithm = arguments["algorithm"]
     entry = catalogue.algorithm(algorithm)
-    catalogue.check_topology(arguments["topology"], algorithm)
+    topology = catalogue.check_topology(arguments["topology"] or entry.topologies[0], algorithm)
+    catalogue.check_pace(algorithm, arguments["pace"])
     options = catalogue.resolve_options(algorithm, task.name, arguments["pairs"])
     catalogue.check_schedule(options, arguments["rounds"])
     preset = entry.presets.get(options.get("algorithm.preset", ""))
@@ -129,7 +129,8 @@ def describe(name: str, task: TaskChoice, arguments: dict[str, Any]) -> Descript
         options=options,
         local_steps=arguments["local_steps"] or usual_steps,
         compression=compression,
-        **{key: arguments[key] for key in ("topology", "rounds", "pace", "lr", "batch", "momentum", "seed")},
+        topology=topology,
+        **{key: arguments[key] for key in ("rounds", "pace", "lr", "batch", "momentum", "seed")},
     )
     try:
         descriptor.check()

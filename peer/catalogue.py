@@ -18,6 +18,9 @@ from peer.grammar import MAX_BITS, Compression, Option, Shard, ShardKind, parse_
 __all__ = ["Compression", "Option", "Shard", "parse_compression", "parse_shard"]
 
 
+PACES = ("lockstep", "free")
+
+
 @dataclass(frozen=True, slots=True)
 class Preset:
     """What a preset stands for when the user does not say otherwise."""
@@ -28,7 +31,11 @@ class Preset:
 
 @dataclass(frozen=True, slots=True)
 class AlgorithmEntry:
-    """An algorithm without loading it. compression: its default; compressions: the kinds it can work with."""
+    """An algorithm without loading it. compression: its default; compressions: the kinds it can work with.
+
+    topologies: those it runs on, its default first. graph: what it needs of one; all but "directed" exchange
+    on a graph that the members agree on. paces: those it is sound in.
+    """
 
     name: str
     about: str
@@ -37,6 +44,8 @@ class AlgorithmEntry:
     options: Mapping[str, Option]
     topologies: tuple[str, ...]
     presets: Mapping[str, Preset]
+    graph: Literal["directed", "undirected", "tree"] = "directed"
+    paces: tuple[str, ...] = PACES
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +59,13 @@ class TaskEntry:
     speakers: tuple[str, ...] = ()
 
 
-TOPOLOGIES = ("ring", "exponential", "random-K", "complete")
+DIRECTED = ("exponential", "ring", "random-K", "complete", "grid")  # for push-sum: mesh/topology.py
+TREES = ("binary-tree", "double-tree", "chain", "spanning-tree")  # for relays: mesh/graphs.py
+TOPOLOGIES = (
+    *("ring", "exponential", "random-K", "complete", "grid"),
+    *("chain", "binary-tree", "double-tree", "spanning-tree"),
+)
 MAX_RANDOM_K = 16  # out-neighbors a round; more is 'complete' in a house (guess)
-PACES = ("lockstep", "free")
 DEFAULT_ALGORITHM, DEFAULT_TOPOLOGY, DEFAULT_TASK = (
     "difference-push",
     "exponential",
@@ -74,6 +87,7 @@ _GUARD = {
     ),
 }
 
+
 ALGORITHMS: dict[str, AlgorithmEntry] = {
     entry.name: entry
     for entry in (
@@ -91,7 +105,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 "replica-mb": Option("256", "memory for that", most=1e6),
                 **_GUARD,
             },
-            topologies=TOPOLOGIES,
+            topologies=DIRECTED,
             presets=_PRESETS,
         ),
         AlgorithmEntry(
@@ -100,7 +114,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             compression="none",
             compressions=frozenset({"dense"}),
             options=dict(_GUARD),
-            topologies=TOPOLOGIES,
+            topologies=DIRECTED,
             presets={},
         ),
         AlgorithmEntry(
@@ -119,8 +133,51 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 ),
                 **_GUARD,
             },
-            topologies=TOPOLOGIES,
+            topologies=DIRECTED,
             presets={},
+        ),
+        AlgorithmEntry(
+            "relay-sum",
+            "whole models relayed along a tree: the exact mean, some rounds old (Vogels et al. 2021)",
+            compression="none",
+            compressions=frozenset({"dense"}),
+            options={
+                "fill": Option(
+                    "prev",
+                    "what stands in for devices not heard of: the device's own model before its local steps "
+                    "or after them (half), the initial one, or nothing (counts)",
+                    choices=("prev", "x0", "half", "counts"),
+                ),
+                "lr-correction": Option(
+                    "on",
+                    "raise the learning rate of every local step by what the delay takes",
+                    choices=("on", "off"),
+                ),
+            },
+            topologies=TREES,
+            presets={},
+            graph="tree",
+        ),
+        AlgorithmEntry(
+            "relay-sum-grad",
+            "changes relayed along a tree, each applied once everywhere; for networks that lose nothing",
+            compression="none",
+            compressions=frozenset({"dense"}),
+            options={},
+            topologies=TREES,
+            presets={},
+            graph="tree",
+            paces=("lockstep",),
+        ),
+        AlgorithmEntry(
+            "d-psgd",
+            "whole models averaged with the neighbors': a baseline (Lian et al. 2017)",
+            compression="none",
+            compressions=frozenset({"dense"}),
+            options={},
+            topologies=("ring", "grid", "complete", "exponential", "chain", "binary-tree"),
+            presets={},
+            graph="undirected",
         ),
     )
 }
@@ -144,6 +201,21 @@ TASKS: dict[str, TaskEntry] = {
             options={
                 "dim": Option("1000", "number of parameters", least=1, most=1e8, whole=True),
                 "noise": Option("0", "deviation of the gradients' noise", most=1e6),
+            },
+        ),
+        TaskEntry(
+            "fashion-mnist",
+            "ten kinds of clothes in 28 x 28 pictures; its four files lie in the folder of --data",
+            shards=frozenset({"part", "dirichlet"}),
+            options={"model": Option("cnn", "54,314 parameters, or 101,770", choices=("cnn", "mlp"))},
+        ),
+        TaskEntry(
+            "characters",
+            "the next character of a text, a file that --data names",
+            shards=frozenset({"part"}),
+            options={
+                "model": Option("gru", "which kind of model", choices=("gru", "transformer")),
+                "context": Option("64", "bytes it looks back", least=8, most=1024, whole=True),
             },
         ),
     )
@@ -193,6 +265,19 @@ def check_topology(text: str, algorithm_name: str = DEFAULT_ALGORITHM) -> str:
                 f"topology random-K has K out-neighbors, 1 to {MAX_RANDOM_K}, as in 'random-2', not '{text}'"
             )
     return text
+
+
+def check_pace(algorithm_name: str, pace: str) -> str:
+    """The pace, if there is one of that name and the algorithm is sound in it. Raises UsageError."""
+    entry = algorithm(algorithm_name)
+    if pace not in PACES:
+        raise UsageError(f"no pace is called '{pace}'; there are {', '.join(PACES)}")
+    if pace not in entry.paces:
+        raise UsageError(
+            f"{entry.name} cannot run in the pace '{pace}'; it can in {' or '.join(entry.paces)} "
+            f"(--pace, or pace= of peer.attach)"
+        )
+    return pace
 
 
 def compression_of(algorithm_name: str, text: str) -> Compression:

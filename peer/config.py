@@ -83,6 +83,7 @@ class Descriptor:
         try:
             check_name(self.name)
             catalogue.check_topology(self.topology, self.algorithm)
+            catalogue.check_pace(self.algorithm, self.pace)
             catalogue.compression_of(self.algorithm, self.compression)
             if self.task != "file":
                 catalogue.task(self.task)
@@ -95,7 +96,6 @@ class Descriptor:
                 re.fullmatch("[0-9a-f]{64}" if self.task == "file" else "", self.task_digest)
             ),
             "nonce": bool(re.fullmatch(f"[0-9a-f]{{{2 * NONCE_BYTES}}}", self.nonce)),
-            "pace": self.pace in catalogue.PACES,
             "local_steps": 1 <= self.local_steps <= 1_000_000,
             "rounds": 0 <= self.rounds < 1 << 40,
             "lr": self.lr is None or 0 < self.lr <= 1000,

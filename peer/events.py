@@ -158,8 +158,8 @@ class Goodbye:
 class Generation:
     """The graph that an undirected algorithm exchanges on, and who is on it: the same for all its members.
 
-    Of two the higher epoch holds, then the lower proposer's id. view: members in the order the graph is made
-    of. parents: where it is a tree of measured costs: each member's by place in the view, the root's its own.
+    view: members in the order the graph is made of. parents: where it is a tree of measured costs: each
+    member's by place in the view, the root's its own. Which of two holds: mesh/generations.py.
     """
 
     epoch: int
@@ -168,7 +168,20 @@ class Generation:
     parents: tuple[int, ...] = ()
 
 
-Control = Probe | SponsorMe | Goodbye | Generation
+@dataclass(frozen=True, slots=True)
+class ShowMe:
+    """We were parted for long: send me your model, to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reunion:
+    """Two halves that were parted train together again. yields: those that start over with the others' model,
+    because the two do not mix; empty when they do."""
+
+    yields: tuple[PeerId, ...]
+
+
+Control = Probe | SponsorMe | Goodbye | Generation | ShowMe | Reunion
 
 
 # --- events a driver feeds into a Node ---------------------------------------------------------------
@@ -238,6 +251,14 @@ class Leave:
     """The user (or SIGTERM) wants out: hand over, say goodbye. `pause`: back later."""
 
     pause: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A call to this peer and back takes so long, s, smoothed."""
+
+    peer: PeerId
+    rtt_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +360,16 @@ class Renew:
     dst: PeerId
 
 
-FromLearner = Ready | Push | Held | Pushed | Closed | Taken | Rejected | Holds | Renew
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The model that this peer has shown is near to this learner's own: the two may be mixed. round: its."""
+
+    peer: PeerId
+    round: int
+    near: bool
+
+
+FromLearner = Ready | Push | Held | Pushed | Closed | Taken | Rejected | Holds | Renew | Looked
 
 
 # --- node -> learner (also frames of the local socket) -----------------------------------------------
@@ -433,9 +463,11 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class Sponsor:
-    """Give half of the mass to this newcomer, as units of weight of a snapshot."""
+    """Give half of the mass to this newcomer, as units of weight of a snapshot. show: give it no weight, only
+    the model, to look at."""
 
     dst: PeerId
+    show: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,4 +574,9 @@ class Gone:
     reason: Literal["left", "paused", "finished"]
 
 
-Effect = ForLearner | Connect | Disconnect | Reach | Send | Tell | Dispose | Note | Gone
+@dataclass(frozen=True, slots=True)
+class StartOver:
+    """The learner's model is given up: it is to begin a new life, with the model of a sponsor."""
+
+
+Effect = ForLearner | Connect | Disconnect | Reach | Send | Tell | Dispose | Note | Gone | StartOver

@@ -94,15 +94,38 @@ def test_an_algorithm_refuses_a_compression_it_cannot_work_with() -> None:
 def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
     with pytest.raises(UsageError, match="difference-push, sgp, sparse-push"):
         catalogue.algorithm("choco")
-    with pytest.raises(UsageError, match=r"spoken-digits, quadratic, or name a Python file"):
+    with pytest.raises(UsageError, match=r"spoken-digits, quadratic, .*characters, or name a Python file"):
         catalogue.task("mnist")
     with pytest.raises(UsageError, match="ring, exponential, random-K, complete"):
         catalogue.check_topology("torus")
 
 
-@pytest.mark.parametrize("text", ["ring", "exponential", "complete", "random-1", "random-16"])
+@pytest.mark.parametrize("text", ["ring", "exponential", "complete", "grid", "random-1", "random-16"])
 def test_known_topologies_pass(text: str) -> None:
     assert catalogue.check_topology(text, "sgp") == text
+
+
+@pytest.mark.parametrize("text", ["chain", "binary-tree", "double-tree", "spanning-tree"])
+def test_push_sum_does_not_run_on_trees(text: str) -> None:
+    with pytest.raises(UsageError, match=f"sgp runs on exponential, .*, grid, not on '{text}'"):
+        catalogue.check_topology(text, "sgp")
+
+
+def test_every_algorithm_runs_on_topologies_there_are_and_on_trees_alone_where_it_needs_one() -> None:
+    trees = {"chain", "binary-tree", "double-tree", "spanning-tree"}
+    assert catalogue.algorithm(catalogue.DEFAULT_ALGORITHM).topologies[0] == catalogue.DEFAULT_TOPOLOGY
+    for entry in catalogue.ALGORITHMS.values():
+        assert set(entry.topologies) <= set(catalogue.TOPOLOGIES)
+        assert (set(entry.topologies) <= trees) == (entry.graph == "tree")
+        assert (set(entry.topologies) & trees == set()) == (entry.graph == "directed")
+
+
+def test_a_pace_is_one_the_algorithm_is_sound_in() -> None:
+    assert catalogue.check_pace("relay-sum", "free") == "free"
+    with pytest.raises(UsageError, match="relay-sum-grad cannot run in the pace 'free'; it can in lockstep"):
+        catalogue.check_pace("relay-sum-grad", "free")
+    with pytest.raises(UsageError, match="no pace is called 'gallop'; there are lockstep, free"):
+        catalogue.check_pace("sgp", "gallop")
 
 
 @pytest.mark.parametrize("text", ["random-0", "random-17", "random-", "random-K", "random-01", "random-2x"])
@@ -242,5 +265,5 @@ def test_what_the_catalogue_allows_the_algorithms_take() -> None:
         made = algorithms.make(name, defaults, layout, torch.float32)
         plain = algorithms.make(name, {}, layout, torch.float32)
         assert vars(made).keys() == vars(plain).keys()
-        for attribute in ("guard", "budget", "gamma", "reference"):
+        for attribute in ("guard", "budget", "gamma", "reference", "fill", "correction"):
             assert getattr(made, attribute, None) == getattr(plain, attribute, None), (name, attribute)

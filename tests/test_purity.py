@@ -19,6 +19,8 @@ PACKAGES = ("peer", "cli")
 PURE = [
     "peer/mesh/membership.py",
     "peer/mesh/topology.py",
+    "peer/mesh/generations.py",
+    "peer/mesh/graphs.py",
     "peer/mesh/links.py",
     "peer/mesh/inlink.py",
     "peer/mesh/outlink.py",

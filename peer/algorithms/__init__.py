@@ -1,6 +1,7 @@
 """The algorithms, one file per paper, and `make`, which builds one from a session's descriptor.
 
-base.py is the protocol they follow, push_sum.py what those share whose mass moves along links.
+base.py is the protocol they follow, push_sum.py what those share whose mass moves along links, whole_model.py
+what those do that send whole models.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import torch
 
 from peer import catalogue
 from peer.algorithms.base import Algorithm
+from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.difference_push import Budget, DifferencePush
 from peer.algorithms.push_sum import GUARD, Guard
+from peer.algorithms.relay_sum import FILLS, RelayGrad, RelaySum
 from peer.algorithms.replicas import REPLICA_MB
 from peer.algorithms.sgp import SGP
 from peer.algorithms.sparse_push import SparsePush
@@ -36,6 +39,9 @@ _KNOWN = {
         "min-weight",
         "overshoot",
     ),
+    "relay-sum": ("fill", "lr-correction"),
+    "relay-sum-grad": (),
+    "d-psgd": (),
 }
 
 
@@ -56,9 +62,17 @@ def make(
     spec = catalogue.compression_of(name, compression)
     unknown = set(options) - set(_KNOWN[name])
     if unknown:
-        known = ", ".join(_KNOWN[name])
+        known = ", ".join(_KNOWN[name]) or "none"
         raise UsageError(f"{name} has no option '{min(unknown)}'; there are {known}")
-    build = {"sgp": _sgp, "sparse-push": _sparse_push, "difference-push": _difference_push}[name]
+    catalogue.check_pace(name, "lockstep" if lockstep else "free")
+    build = {
+        "sgp": _sgp,
+        "sparse-push": _sparse_push,
+        "difference-push": _difference_push,
+        "relay-sum": _relay_sum,
+        "relay-sum-grad": _relay_grad,
+        "d-psgd": _d_psgd,
+    }[name]
     return build(_Request(options, layout, dtype, spec, lockstep))
 
 
@@ -102,10 +116,14 @@ class _Request:
     def compressor(self) -> Compressor:
         return compressor(self.spec, self.layout, self.dtype)
 
+    @property
+    def Q(self) -> Compressor | None:
+        """How whole vectors travel; None: exactly as they are."""
+        return None if self.spec == Compression() else self.compressor
+
 
 def _sgp(asked: _Request) -> Algorithm:
-    Q = None if asked.spec == Compression() else asked.compressor
-    return SGP(asked.layout, asked.dtype, Q, lockstep=asked.lockstep, guard=asked.guard)
+    return SGP(asked.layout, asked.dtype, asked.Q, lockstep=asked.lockstep, guard=asked.guard)
 
 
 def _sparse_push(asked: _Request) -> Algorithm:
@@ -149,3 +167,23 @@ def _difference_push(asked: _Request) -> Algorithm:
         lockstep=asked.lockstep,
         guard=asked.guard,
     )
+
+
+def _relay_sum(asked: _Request) -> Algorithm:
+    fill = asked.word("fill", *FILLS)
+    return RelaySum(
+        asked.layout,
+        asked.dtype,
+        asked.Q,
+        fill=next(known for known in FILLS if known == fill),
+        correction=asked.word("lr-correction", "on", "off") == "on",
+        lockstep=asked.lockstep,
+    )
+
+
+def _relay_grad(asked: _Request) -> Algorithm:
+    return RelayGrad(asked.layout, asked.dtype, asked.Q)
+
+
+def _d_psgd(asked: _Request) -> Algorithm:
+    return DPSGD(asked.layout, asked.dtype, asked.Q, lockstep=asked.lockstep)

@@ -12,16 +12,30 @@ No clock, no socket, no global randomness. Nothing that came in or went out is c
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from peer.compression.bodies import Dense
 from peer.compression.codec import Message as Message
+from peer.errors import RemoteError
 from peer.events import Key, LinkDown, LinkUp, PeerId
 
 SNAPSHOT, SHARE, ESTATE = 0, 1, 2  # meanings every algorithm knows; an algorithm's own start at 16
+MAX_WEIGHT = 1e6  # in one message; the weights of a whole session sum up to its founders' (guess)
+
+
+def refuse_overflow(src: PeerId, message: Message, dtype: torch.dtype) -> None:
+    """Raises RemoteError for numbers that are finite, and in products and sums soon would not be."""
+    if message.weight > MAX_WEIGHT:
+        raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
+    peak, most = float(message.body.dense().abs().max()), math.sqrt(torch.finfo(dtype).max)
+    if not peak * max(1.0, message.weight) <= most:
+        raise RemoteError(f"message from {src}: values of at most {most:.0e}, not {peak:g}, after weighing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,10 @@ class Algorithm(ABC):
     @abstractmethod
     def sponsor(self, dst: PeerId, key: Key, bases: tuple[bytes, ...]) -> Message:
         """Half of the mass for a newcomer, as a SNAPSHOT. bases: digests of models the newcomer holds."""
+
+    def show(self, key: Key) -> Message:
+        """The model alone, as a SNAPSHOT without weight, to look at."""
+        return Message(key, SNAPSHOT, Dense(self.estimate()))
 
     @abstractmethod
     def hand_over(self, key: Key) -> Message:

@@ -11,7 +11,10 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from peer.errors import UnknownBaseError
+from peer.algorithms.base import SNAPSHOT, Message
+from peer.compression.bodies import Body, Dense, Empty
+from peer.errors import RemoteError, UnknownBaseError
+from peer.events import Key
 
 DIGEST_BYTES = 16
 USABLE_ROUNDS = 32  # a base older than this is named no more; guess: by then a dense int8 opening is nearer
@@ -24,6 +27,13 @@ def digest(z: Tensor) -> bytes:
     values = z.detach().cpu().numpy()
     values = values.astype(values.dtype.newbyteorder("<"), copy=False)
     return hashlib.sha256(values.tobytes()).digest()[:DIGEST_BYTES]
+
+
+def snapshot(z: Tensor, weight: float, key: Key, bases: tuple[bytes, ...]) -> Message:
+    """The model z for a newcomer, which holds models of those digests: if z is among them, its name alone."""
+    name = digest(z)
+    body: Body = Empty(z.numel(), z.dtype) if name in bases else Dense(z)
+    return Message(key, SNAPSHOT, body, weight, name)
 
 
 class Bases:
@@ -57,6 +67,17 @@ class Bases:
         if name not in self._held:
             raise UnknownBaseError(f"the model {name.hex()} is not held here (any more); open the link anew")
         return self._held[name][0]
+
+    def model_of(self, message: Message) -> Tensor:
+        """The model z of a SNAPSHOT. Raises RemoteError."""
+        if isinstance(message.body, Empty):
+            z = self.get(message.base)
+        else:
+            z = message.body.dense()
+            if digest(z) != message.base:
+                raise RemoteError("a snapshot's model has another digest than its message says")
+        self.advance(message.key.round)  # a newcomer learns how late it is
+        return z
 
     def newest_of(self, names: Iterable[bytes]) -> bytes | None:
         """The newest model held here that is among `names` and may still be named."""

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peer.algorithms.base import ESTATE, SHARE, SNAPSHOT, Algorithm, Links, Message
-from peer.algorithms.bases import Bases, digest
+from peer.algorithms.base import ESTATE, SHARE, SNAPSHOT, Algorithm, Links, Message, refuse_overflow
+from peer.algorithms.bases import Bases, snapshot
 from peer.compression.bodies import Body, Dense, Empty, Layout
 from peer.errors import RemoteError, UnknownBaseError
 from peer.events import FINAL, Key, PeerId
@@ -45,7 +45,6 @@ class Guard:
 
 
 GUARD, OFF = Guard(), Guard(0.0, math.inf)
-MAX_WEIGHT = 1e6  # in one message; the weights of a whole session sum up to its founders' (guess)
 
 
 @dataclass(slots=True)
@@ -147,7 +146,7 @@ class PushSum(Algorithm):
     # --- mail ------------------------------------------------------------------------------------
 
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
-        self._check(src, message)
+        refuse_overflow(src, message, self.dtype)
         v = self.mass_of(src, message)
         of_round = max(message.key, self.key) if self.lockstep else self.key
         if message.key >= self.key or not self.lockstep:
@@ -160,16 +159,6 @@ class PushSum(Algorithm):
             self._credit(v, message.weight)
         return {}
 
-    def _check(self, src: PeerId, message: Message) -> None:
-        """Raises RemoteError for numbers that are finite, and in products and sums soon would not be."""
-        if message.weight > MAX_WEIGHT:
-            raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
-        peak, most = float(message.body.dense().abs().max()), math.sqrt(torch.finfo(self.dtype).max)
-        if not peak * max(1.0, message.weight) <= most:
-            raise RemoteError(
-                f"message from {src}: values of at most {most:.0e}, not {peak:g}, after weighing"
-            )
-
     def mass_of(self, src: PeerId, message: Message) -> Tensor | None:
         """The numerator mass in `message`; None for none. Raises RemoteError, with nothing changed."""
         if message.meaning in (SHARE, ESTATE):
@@ -180,14 +169,7 @@ class PushSum(Algorithm):
 
     def take_snapshot(self, message: Message) -> Tensor:
         """The model z of a SNAPSHOT. Raises RemoteError."""
-        if isinstance(message.body, Empty):
-            z = self.held.get(message.base)
-        else:
-            z = message.body.dense()
-            if digest(z) != message.base:
-                raise RemoteError("a snapshot's model has another digest than its message says")
-        self.held.advance(message.key.round)  # a newcomer learns how late it is
-        return z
+        return self.held.model_of(message)
 
     def initial_model(self, name: bytes | None = None) -> Tensor:
         """x0, checked against the digest a message gives it. Raises UnknownBaseError."""
@@ -213,10 +195,8 @@ class PushSum(Algorithm):
 
     def sponsor(self, dst: PeerId, key: Key, bases: tuple[bytes, ...]) -> Message:
         z, u = self.estimate(), self.w / 2
-        name = digest(z)
         self.lend(dst, z, u)
-        body: Body = Empty(self.d, self.dtype) if name in bases else Dense(z)
-        return Message(key, SNAPSHOT, body, u, name)
+        return snapshot(z, u, key, bases)
 
     def hand_over(self, key: Key) -> Message:
         self._fold_all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from itertools import accumulate
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -95,6 +96,43 @@ class Dense(_Comparable):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Half(_Comparable):
+    """Every second value, from entry `start` (0 or 1) on; zero elsewhere. Value types as in `Dense`.
+
+    Scales are those of the whole vector's blocks.
+    """
+
+    size: int
+    start: int
+    values: Tensor
+    dtype: torch.dtype = torch.float32
+    scales: Tensor | None = None
+    blocks: Layout | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.dtype == torch.float64:
+            object.__setattr__(self, "dtype", torch.float64)
+        _check_values(self.values, self.scales, self.blocks, self.size)
+        assert self.start in (0, 1) and self.values.numel() == half_of(self.size, self.start)
+
+    @classmethod
+    def of(cls, whole: Dense, start: int) -> Self:
+        """Half of the values of `whole`."""
+        values = whole.values[start::2].clone()
+        return cls(whole.size, start, values, whole.dtype, whole.scales, whole.blocks)
+
+    def dense(self) -> Tensor:
+        values = torch.zeros(self.size, dtype=self.values.dtype)
+        values[self.start :: 2] = self.values
+        return Dense(values, self.dtype, self.scales, self.blocks).dense()
+
+
+def half_of(size: int, start: int) -> int:
+    """How many of `size` entries there are from `start` on, every second one."""
+    return (size - start + 1) // 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Sparse(_Comparable):
     """Values at strictly increasing int64 `indices`, zero elsewhere. Value types as in `Dense`."""
 
@@ -144,7 +182,7 @@ class Quantized(_Comparable):
         return self.symbols.to(self.dtype) * torch.tensor(self.step, dtype=self.dtype)
 
 
-Body = Empty | Dense | Sparse | Quantized
+Body = Empty | Dense | Sparse | Quantized | Half
 
 
 def _check_values(values: Tensor, scales: Tensor | None, blocks: Layout | None, size: int) -> None:

@@ -31,6 +31,7 @@ SMALLEST_GROUP = 64  # tensors below this share a group: 1-2 bytes each otherwis
 STEP_BYTES = 9  # the step and the flag for blocks, written by `codec`
 SMALLEST_BUDGET = 32  # bytes: below it, side information would leave nothing for the symbols (guess)
 CLOSE_ENOUGH, AIM = 0.995, 0.9975  # of the budget: where the search for a step ends, and aims
+TINY_BYTES = 3  # for each value: so few values are coded at the finest step, if they fit, without a search
 MOST_TRIES, NO_DIFFERENCE = 40, 1e-5  # the latter between steps, relative
 
 
@@ -70,6 +71,11 @@ def _within(
     best = 1.0, np.zeros(len(magnitudes), dtype=np.int64)
     if peak == 0 or finest >= coarsest:
         return best
+    if TINY_BYTES * len(magnitudes) <= budget:
+        step = float(magnitudes.dtype.type(finest))
+        symbols = _symbols(magnitudes, step)
+        if coded_bytes(symbols, blocks) <= budget:
+            return step, symbols
     fine, most = math.log(finest), 2.0 * len(magnitudes) + budget
     coarse, least = math.log(coarsest), 0.0
     for attempt in range(1, MOST_TRIES + 1):

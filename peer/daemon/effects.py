@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import logging
 
-from peer.events import Connect, Disconnect, Dispose, Effect, ForLearner, Gone, Note, Reach, Send, Tell
+from peer.events import (
+    Connect,
+    Disconnect,
+    Dispose,
+    Effect,
+    ForLearner,
+    Gone,
+    Note,
+    Reach,
+    Send,
+    StartOver,
+    Tell,
+)
 from peer.mesh.transport import Transport
 from peer.shared_buffer import SharedBuffer
 
@@ -14,7 +26,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 
 def perform(effect: Effect, transport: Transport) -> None:
-    """Do what the node asks for. `ForLearner` and `Gone` are the session's own business."""
+    """Do what the node asks for. `ForLearner`, `Gone` and `StartOver` are the session's own business."""
     match effect:
         case Send(peer, direction, frame):
             transport.send(peer, direction, frame)
@@ -31,5 +43,5 @@ def perform(effect: Effect, transport: Transport) -> None:
                 payload.close()
         case Note(text, fields, level):
             log.log(LEVELS[level], "%s", text, extra=dict(fields))
-        case ForLearner() | Gone():
+        case ForLearner() | Gone() | StartOver():
             raise AssertionError(f"{effect} is not for the network")

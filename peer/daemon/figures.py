@@ -131,13 +131,19 @@ class Figures:
             fields["local_steps"] = descriptor.local_steps
         if node is not None:
             fields |= {
-                "generation": node.key.generation,
+                "generation": _generation(node),
                 "members": len(node.members.alive()),
                 "weight": node.weight,
                 "rounds_alone": node.rounds_alone_total,
                 "links": links(node, transport, now),
             }
         return fields
+
+
+def _generation(node: Node) -> int | None:
+    """The epoch of the graph in use; None without one, or where the algorithm needs none."""
+    current = node.generations.current if node.generations is not None else None
+    return current.epoch if current is not None else None
 
 
 def links(node: Node, transport: Transport, now: float) -> tuple[LinkStatus, ...]:

@@ -43,6 +43,9 @@ class LearnerEnd:
     def ask_to_stop(self) -> None:
         self._connection.send({"op": "stop"})
 
+    def ask_to_start_over(self) -> None:
+        self._connection.send({"op": "anew"})
+
     def use_threads(self, count: int) -> None:
         """Its share of the cores from now on, if that is news."""
         if count != self._threads:

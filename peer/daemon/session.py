@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from peer import catalogue
 from peer.config import Descriptor
 from peer.daemon.effects import perform
 from peer.daemon.figures import Figures
@@ -37,11 +38,13 @@ from peer.events import (
     LearnerGone,
     Leave,
     LinkUp,
+    Measured,
     Met,
     Moved,
     PeerId,
     Record,
     SponsorMe,
+    StartOver,
     Tell,
     Tick,
     ToLearner,
@@ -60,6 +63,7 @@ log = logging.getLogger(__name__)
 
 GONE_S = 30.0  # for leaving politely: the node gives up on the hand-over by itself after 10 s
 DRIVER_BITS = 24  # changes of its record that one driver may tell: a change a second for half a year (guess)
+MEASURED_TICKS = 20  # round-trip times are told to the node every 5 s (guess)
 ALONE_ROUNDS = 3  # closed alone in a row: shown as "alone"
 PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel taken (fp64, twice over)
 
@@ -209,6 +213,7 @@ class SessionDriver:
             lockstep=descriptor.pace == "lockstep",
             rounds=descriptor.rounds,
             founder=self.folder.note.founder,
+            graph=catalogue.algorithm(descriptor.algorithm).graph,
         )
         me = replace(self._me, incarnation=self._me.incarnation + 1)
         self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it
@@ -260,9 +265,16 @@ class SessionDriver:
         self.feed(Moved(addresses))
 
     async def _tick(self) -> None:
-        while True:
+        for ticks in itertools.count():
             self.feed(Tick())
+            if ticks % MEASURED_TICKS == 0:
+                self._tell_measured()
             await asyncio.sleep(Node.tick_s)
+
+    def _tell_measured(self) -> None:
+        for contact in list(self.transport.contacts):
+            if contact.rtt_s is not None:
+                self.feed(Measured(contact.peer, contact.rtt_s))
 
     def feed(self, event: NodeEvent) -> None:
         """Let the node handle an event, and do what it asks for."""
@@ -273,6 +285,9 @@ class SessionDriver:
                 self._command(effect.command)
             elif isinstance(effect, Gone):
                 self._on_gone(effect)
+            elif isinstance(effect, StartOver):
+                if self.learning.end is not None:
+                    self.learning.end.ask_to_start_over()
             elif isinstance(effect, Tell) and isinstance(effect.message, SponsorMe):
                 self.spawn(self._ask_for_mass(effect))
             else:

@@ -20,6 +20,7 @@ import hashlib
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -30,19 +31,25 @@ from torch import Tensor, nn
 from peer import algorithms, catalogue
 from peer.compression.bodies import Layout
 from peer.errors import DivergedError
+from peer.event_frames import to_frame
+from peer.events import Looked
 from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
 from peer.learner.dial import Attachment, dial
-from peer.learner.exchange import Exchange
+from peer.learner.exchange import Exchange, is_near
 from peer.learner.export import exported
 from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.link import Duties, Link, Resume
 from peer.learner.pulse import Pulse
+from peer.learner.rate import ScaledRate
 from peer.local import default_socket
 
 log = logging.getLogger("peerd.learner")
 Pace = Literal["lockstep", "free"]
 PATIENCE = 3  # losses in a row that are not finite before training counts as diverged (guess)
 LEAVE_S = 12.0  # for the hand-over of a script that ends: its node gives up on it after 10 s
+MIDPOINT = (
+    1.2  # the loss half way between two models that mix, by that of the worse: reliability note, section c
+)
 SIGNATURE_MAX = 256 * 1024  # bytes of the list that devices show each other; of a longer one only the digest
 
 
@@ -87,19 +94,25 @@ class Terms:
 
 class Swarm:
     """This script's membership. Attributes: `round`, `finished` (the session's rounds are done), `stopped`
-    (this device leaves, or its daemon says stop), `done` (either)."""
+    (this device leaves, or its daemon says stop), `done` (either).
+
+    loss_now: None, or a function that gives the loss on a batch of this device, without a step. By it
+    another half's model is judged after a long separation; without it the distance decides.
+    """
 
     def __init__(
         self, attached: Attachment, model: nn.Module, optimizer: torch.optim.Optimizer, terms: Terms
     ) -> None:
         self.descriptor, self.options, self.terms = attached.descriptor, attached.options, terms
         self._flat, self._optimizer = FlatModel(model), optimizer
+        self._rate = ScaledRate(optimizer)
         self._keeper = CheckpointKeeper(attached.folder, self.descriptor.id, self._flat.signature)
         self._base = self._flat.read()
         self._initial = self._base
         self._since = 0  # local steps since the last hand-over
         self._mass = False
         self._bad = 0
+        self.loss_now: Callable[[], float] | None = None  # of the module as it is, on a batch of this device
         self._pulse = Pulse()
         found = self._keeper.found
         self._link = Link(attached, Duties(
@@ -155,10 +168,13 @@ class Swarm:
         """
         self._pulse.step(loss)
         self._since += 1
+        if not self._link.connected:
+            self._rate.scale = 1.0  # alone, nothing is mixed
         try:
             mixed = self._meet_lockstep() if self.terms.pace == "lockstep" else self._meet_free()
             if mixed:
                 self._keep_and_tell()
+                self._look()
         finally:
             self._pulse.start()
         return mixed
@@ -197,7 +213,7 @@ class Swarm:
         with link.met:
             link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
             if link.is_open():
-                link.hand_over(here - self._base, self._lr())
+                link.hand_over(here - self._base, self._rate.scale * self._lr())
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         self._since = 0
         return self._take()
@@ -215,7 +231,7 @@ class Swarm:
                 return mixed
             with link.met:
                 if link.is_open() and not link.has_mixed():
-                    link.hand_over(here - self._base, self._lr())
+                    link.hand_over(here - self._base, self._rate.scale * self._lr())
                     self._base, self._since = here, 0
         return mixed
 
@@ -223,8 +239,10 @@ class Swarm:
         """Take the mixed model over, if there is one."""
         with self._link.met:
             taken = self._link.take()
+            scale = self._link.lr_scale
         if taken is None:
             return False
+        self._rate.scale = scale
         z, anew = taken
         if anew or self.terms.pace == "lockstep":
             self._flat.write(z)
@@ -233,6 +251,28 @@ class Swarm:
             self._flat.write(self._flat.read() + (z - self._base))
         self._base, self._mass = z, True
         return True
+
+    def _look(self) -> None:
+        """Has a neighbor shown its model, after a long separation? Say whether the two may be mixed."""
+        with self._link.met:
+            look = self._link.take_look()
+        if look is not None:
+            near = self._is_near(look.model)
+            self._link.post(to_frame(Looked(look.peer, look.round, near)))
+
+    def _is_near(self, theirs: Tensor) -> bool:
+        """By distance and, where losses can be had, by the loss half way (reliability note, section c)."""
+        mine = self._flat.read()
+        if not is_near(mine, theirs):
+            return False
+        if self.loss_now is None:
+            return True
+        losses = []
+        for model in (mine, theirs, (mine + theirs) / 2):
+            self._flat.write(model)
+            losses.append(self.loss_now())
+        self._flat.write(mine)
+        return losses[2] <= MIDPOINT * max(losses[:2])
 
     def _is_finite(self, here: Tensor) -> bool:
         """May this model be handed over? If not, the model is rolled back."""
@@ -308,6 +348,7 @@ class Swarm:
     def close(self) -> None:
         """Leave: hand the mass over, keep a checkpoint, let go of the daemon. Safe to call twice."""
         link = self._link
+        self._rate.release()
         self.settle()
         if self._mass:
             self._hand_mass_over()
@@ -352,7 +393,7 @@ class Swarm:
         return exported(model, self._flat.signature, self.descriptor.name, round_, self.descriptor.algorithm)
 
     def _redial(self) -> Attachment:
-        return dial(self.terms.socket, self.descriptor.name, child=False)
+        return dial(self.terms.socket, self.descriptor.name, child=self.terms.child)
 
     def _introduction(self) -> dict[str, Any]:
         signature = signature_bytes(self._flat.signature)

@@ -18,13 +18,13 @@ Nothing here reads a clock or draws a random number.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from peer.algorithms.base import ESTATE, Algorithm, Links, Message
+from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message
 from peer.compression import codec
 from peer.compression.bodies import Layout
 from peer.errors import CodecError, RemoteError, UnknownBaseError
@@ -61,6 +61,23 @@ from peer.events import (
 State = Literal["seeking", "training", "finished", "left"]
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The flat model that a peer has shown, and the round it was at."""
+
+    peer: PeerId
+    round: int
+    model: Tensor
+
+
+NEAR = 0.5  # relative distance of two models that may be mixed: reliability note, section c
+
+
+def is_near(mine: Tensor, theirs: Tensor) -> bool:
+    """Are two flat models so close that they may be averaged, as far as their distance tells?"""
+    return float((mine - theirs).norm()) < NEAR * max(float(mine.norm()), float(theirs.norm()))
+
+
 class Exchange:
     """One learner's exchanges. `initial` is the flat model every member derives from the session's seed.
 
@@ -92,6 +109,7 @@ class Exchange:
         self._leaving = False  # nothing is put off any more
         self._round: OpenRound | None = None
         self._mixed: Tensor | None = None
+        self._look: Look | None = None
         self._heir: PeerId | None = None
         self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
         self._out: dict[PeerId, Message] = {}  # mass sent and not acknowledged, by destination
@@ -116,13 +134,27 @@ class Exchange:
         mixed, self._mixed = self._mixed, None
         return mixed
 
+    def take_look(self) -> Look | None:
+        """A model that a neighbor has shown, once: is it near to the own one? `Looked` is the answer."""
+        look, self._look = self._look, None
+        return look
+
     def estimate(self) -> Tensor:
         """The model a user would deploy now: flat, the session's dtype."""
         return self.algorithm.estimate() if self.algorithm.model is not None else self.initial
 
+    @property
+    def lr_scale(self) -> float:
+        """What the local steps' learning rate is to be multiplied with."""
+        return self.algorithm.lr_scale
+
     def unacknowledged(self) -> dict[PeerId, Message]:
         """What is sent and not yet acknowledged, by destination."""
         return dict(self._out)
+
+    def put_off(self) -> tuple[Deliver, ...]:
+        """Parcels that have come and are not taken over yet."""
+        return tuple(self._later)
 
     # --- the node's side -------------------------------------------------------------------------
 
@@ -150,8 +182,8 @@ class Exchange:
             case TakeAll():
                 self._leaving = True
                 return self._take_later(now)
-            case Sponsor(dst):
-                return self._sponsor(dst)
+            case Sponsor():
+                return self._sponsor(command)
             case HandOver(dst):
                 return self._hand_over(dst)
             case Finish():
@@ -195,12 +227,13 @@ class Exchange:
         self._round, self.key = command, command.key
         self._pushed, self.open = False, self._held is None
         self.algorithm.open(self._links())
+        answers = self._take_later(now, self._is_ahead)  # a round that was jumped to may be what they are of
         if self._held is not None:
-            return self._exchange(*self._held, now)
+            return [*answers, *self._exchange(*self._held, now)]
         if command.key.phase == FINAL:
             self._final = True
-            return self._exchange(torch.zeros_like(self.initial), 0.0, now)
-        return []
+            return [*answers, *self._exchange(torch.zeros_like(self.initial), 0.0, now)]
+        return answers
 
     def _links(self) -> Links:
         r = self._round
@@ -292,6 +325,9 @@ class Exchange:
             message = codec.decode(_bytes(command.payload), self.layout, self.initial.dtype)
             if message.key != command.key:
                 raise CodecError(f"parcel says round {command.key}, its message {message.key}")
+            if message.meaning == SNAPSHOT and message.weight == 0:
+                self._look = Look(src, message.key.round, message.body.dense())
+                return [Taken(*name)]
             late = late or self._leaving or self.state != "training" or message.meaning == ESTATE
             if not late and self._is_ahead(src, message.key):
                 self._later.append(replace(command, payload=bytes(_bytes(command.payload))))
@@ -301,7 +337,8 @@ class Exchange:
             return [self._holds(), Rejected(*name, str(error), fault=False)]  # what its next epoch builds on
         except RemoteError as error:
             return [Rejected(*name, str(error))]
-        self._ahead[src] = message.key
+        if self.lockstep or message.delivery == "mass":  # of whole models with pace "free" the newest counts
+            self._ahead[src] = message.key
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
         answers += [self._push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:
@@ -335,10 +372,13 @@ class Exchange:
         self.algorithm.on_links(change)
         return [*answers, *(self._retry(now) if change.direction == "out" else ())]
 
-    def _sponsor(self, dst: PeerId) -> Sequence[FromLearner]:
+    def _sponsor(self, command: Sponsor) -> Sequence[FromLearner]:
+        dst = command.dst
         link = self._epochs.get(dst)
         if self.state != "training" or link is None or dst in self._out:
             return []
+        if command.show:
+            return [self._push(dst, self.algorithm.show(self.key))]
         message = self.algorithm.sponsor(dst, self.key, link.bases)
         return [self._push(dst, message), self._holds()]
 

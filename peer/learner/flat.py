@@ -35,6 +35,18 @@ class FlatModel:
                 )
         double = any(tensor.dtype == torch.float64 for tensor in self._tensors.values())
         self.dtype = torch.float64 if double else torch.float32
+        self._whole: Tensor | None = None  # what all tensors are views of, after `gather`
+
+    def gather(self) -> None:
+        """Lay the module's tensors out as views of one, where they are of one type and on the CPU: `read` and
+        `write` are then one copy. The module's parameters stay the same objects."""
+        alike = all(tensor.dtype == self.dtype and tensor.is_cpu for tensor in self._tensors.values())
+        if not alike or any(name.endswith("running_var") for name in self._tensors):
+            return
+        whole = self.read()
+        for tensor, part in zip(self._tensors.values(), torch.split(whole, list(self.sizes)), strict=True):
+            tensor.data = part.view(tensor.shape)
+        self._whole = whole
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -58,6 +70,8 @@ class FlatModel:
 
     def read(self) -> Tensor:
         """A copy of the state: flat [d], CPU, `dtype`."""
+        if self._whole is not None:
+            return self._whole.clone()
         with torch.no_grad():
             flat = torch.cat(
                 [tensor.detach().reshape(-1).to(self.dtype) for tensor in self._tensors.values()]
@@ -67,6 +81,9 @@ class FlatModel:
     def write(self, flat: Tensor) -> None:
         """Set the module's state to `flat` [d], in place. Running variances are kept from going negative."""
         assert flat.shape == (self.size,), f"a flat model of {self.size} numbers, not {tuple(flat.shape)}"
+        if self._whole is not None:
+            self._whole.copy_(flat)
+            return
         device = next(iter(self._tensors.values())).device
         with torch.no_grad():
             parts = torch.split(flat.to(device), list(self.sizes))

@@ -27,7 +27,7 @@ from peer.errors import DataError, NoDaemonError, PeerdError
 from peer.event_frames import EventAssembler
 from peer.events import FINAL, Closed, Found, FromLearner, Ready, ToLearner
 from peer.learner.dial import Attachment
-from peer.learner.exchange import Exchange, State
+from peer.learner.exchange import Exchange, Look, State
 from peer.local import SharedBuffer, error_of
 
 log = logging.getLogger("peerd.learner")
@@ -47,6 +47,10 @@ class Duties:
     introduction: dict[str, Any]
     resume: Resume | None = None
     child: bool = False
+
+
+class _AnewError(Exception):
+    """The daemon wants this learner to begin a new life with another's model."""
 
 
 class Link:
@@ -126,6 +130,15 @@ class Link:
         mixed, self._mixed = self._mixed, None
         return None if mixed is None else (mixed, self._anew)
 
+    def take_look(self) -> Look | None:
+        """A model shown by a neighbor, once; `met` held."""
+        return self._exchange.take_look()
+
+    @property
+    def lr_scale(self) -> float:
+        """What the local steps' learning rate is to be multiplied with, as things stand; `met` held."""
+        return self._exchange.lr_scale
+
     def estimate(self) -> tuple[Tensor, int]:
         """The model a user would deploy now, flat, and its round."""
         with self.met:
@@ -177,6 +190,14 @@ class Link:
             try:
                 self._serve()
                 return
+            except _AnewError:
+                log.warning("this model is given up for that of the other devices, as a new life")
+                with self.met:
+                    self.connected, self._handed, self._resume = False, None, None
+                    self._outbox.clear()
+                if not self._redial(first_s=0.0, keep=False):
+                    return
+                continue
             except NoDaemonError as error:
                 with self.met:
                     self.connected, self._handed = False, None
@@ -229,6 +250,8 @@ class Link:
                 with self.met:
                     self.stopping = self.dismissed = True
                     self.met.notify_all()
+            case "anew":
+                raise _AnewError
             case "threads":
                 self.threads = max(1, int(frame.get("count", 1)))
             case "error":
@@ -274,11 +297,12 @@ class Link:
         with SharedBuffer.of(self._duties.export(model, round_)) as buffer:
             self._attached.client.send({"op": "exported", "size": len(buffer)}, buffer.fileno())
 
-    def _redial(self) -> bool:
-        """Attach again, as a new life that could resume from the model it has. False: told to close."""
+    def _redial(self, first_s: float = REDIAL_S[0], *, keep: bool = True) -> bool:
+        """Attach again, as a new life that could, to `keep` it, resume from the model it has. False: told to
+        close."""
         self._attached.client.close()
         self._assembler.close()
-        wait_s, longest_s = REDIAL_S
+        wait_s, longest_s = first_s, REDIAL_S[1]
         while True:
             select.select([self._wake], [], [], wait_s)
             self._clear_nudge()
@@ -287,7 +311,7 @@ class Link:
                 self.met.notify_all()
             if self._closing or self.stopping:
                 return False
-            wait_s = min(2 * wait_s, longest_s)
+            wait_s = min(2 * max(wait_s, REDIAL_S[0]), longest_s)
             try:
                 attached = self._duties.redial()
             except DataError:
@@ -296,7 +320,7 @@ class Link:
                 log.info("not attached yet: %s", error)
                 continue
             with self.met:
-                if self._exchange.algorithm.model is not None:
+                if keep and self._exchange.algorithm.model is not None:
                     self._resume = self._exchange.estimate(), self.round
                 self._attached, self._assembler = attached, EventAssembler()
                 self._exchange = self._duties.exchange(self._resume)

@@ -31,11 +31,14 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
     metrics.evaluate()
+    batch = next(batches)
+    swarm.loss_now = lambda: _loss(task, model, batch)
     while not swarm.done:
         factor = schedule.factor(swarm.steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = factor * rate
-        loss = _local_step(task, model, optimizer, next(batches))
+        loss = local_step(task, model, optimizer, batch)
+        batch = next(batches)
         if not math.isfinite(loss):
             swarm.roll_back(loss)
         elif swarm.step(loss):
@@ -45,7 +48,12 @@ def train(
         metrics.evaluate()
 
 
-def _local_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> float:
+def _loss(task: Task, model: nn.Module, batch: Any) -> float:
+    with torch.no_grad():
+        return float(task.loss(model, batch))
+
+
+def local_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> float:
     """One optimizer step, left out when the loss is not finite. Gives the loss. Raises DataError when
     gradients or optimizer fail: started anew, the learner would come to the same."""
     optimizer.zero_grad(set_to_none=True)

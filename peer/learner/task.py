@@ -29,7 +29,12 @@ from torch import Tensor, nn
 
 from peer.errors import DataError, PeerdError
 
-BUILT_IN = {"spoken-digits": "peer.tasks.spoken_digits", "quadratic": "peer.tasks.quadratic"}
+BUILT_IN = {
+    "spoken-digits": "peer.tasks.spoken_digits",
+    "quadratic": "peer.tasks.quadratic",
+    "fashion-mnist": "peer.tasks.fashion_mnist",
+    "characters": "peer.tasks.characters",
+}
 MOMENTUM = 0.9  # sparse_push_experiments: every accuracy there was measured with it
 BATCH = 32  # as above
 LR = 0.02  # FSDD rows there: the rate at which the longest run was best
@@ -85,10 +90,10 @@ class Task(Protocol):
 
 
 def plain_sgd(
-    parameters: Iterable[nn.Parameter], settings: Settings, lr: float = LR
+    parameters: Iterable[nn.Parameter], settings: Settings, lr: float = LR, momentum: float = MOMENTUM
 ) -> torch.optim.Optimizer:
     """SGD with momentum, at the session's rate and momentum or these defaults."""
-    momentum = MOMENTUM if settings.momentum is None else settings.momentum
+    momentum = momentum if settings.momentum is None else settings.momentum
     return torch.optim.SGD(parameters, lr=settings.lr or lr, momentum=momentum)
 
 

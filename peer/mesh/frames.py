@@ -33,6 +33,8 @@ from peer.events import (
     Probe,
     Record,
     Refuse,
+    Reunion,
+    ShowMe,
     SponsorMe,
 )
 from peer.wire import peer_pb2 as pb
@@ -224,6 +226,10 @@ def control_to_wire(control: Control | None) -> pb.ControlMessage:
         case Generation(epoch, proposer, view, parents):
             generation = pb.Generation(epoch=epoch, proposer=proposer, view=view, parents=parents)
             return pb.ControlMessage(generation=generation)
+        case ShowMe():
+            return pb.ControlMessage(show_me=pb.ShowMe())
+        case Reunion(yields):
+            return pb.ControlMessage(reunion=pb.Reunion(yields=yields))
         case None:
             return pb.ControlMessage(nothing=pb.Nothing())
 
@@ -242,6 +248,12 @@ def control_from_wire(message: pb.ControlMessage, src: PeerId) -> Control | None
             return _goodbye(message.goodbye, src)
         case "generation":
             return _generation(message.generation)
+        case "show_me":
+            return ShowMe()
+        case "reunion":
+            if len(message.reunion.yields) > MAX_RECORDS:
+                raise RemoteError(f"{len(message.reunion.yields)} members are to start over")
+            return Reunion(tuple(map(peer_id, message.reunion.yields)))
         case "nothing":
             return None
         case _:

@@ -179,6 +179,10 @@ class Links:
         """Is a mass parcel to `dst` in the ledger?"""
         return dst in self._out and self._out[dst].mass is not None
 
+    def pending(self) -> bool:
+        """Is anything out, of either delivery, that is not acknowledged?"""
+        return any(link.outstanding for link in self._out.values())
+
     def has_stream(self, peer: PeerId, direction: Direction) -> bool:
         ends: Mapping[PeerId, OutLink | InLink] = self._out if direction == "out" else self._in
         return peer in ends and ends[peer].up

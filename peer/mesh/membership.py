@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -118,12 +118,12 @@ class Membership:
         """Ids of the living that have mass and train, sorted: what a topology is a function of."""
         return [r.peer for r in self.alive() if r.phase == "training"]
 
-    def mean_weight(self) -> float:
+    def mean_weight(self, without: Collection[PeerId] = ()) -> float:
         """w̄: mean push-sum weight over the view, this node's own exact; 1 while there is no view."""
         view = [
             self._weight if r.peer == self.me.peer else r.weight
             for r in self.alive()
-            if r.phase == "training"
+            if r.phase == "training" and r.peer not in without
         ]
         return sum(view) / len(view) if view else 1.0
 

@@ -34,6 +34,7 @@ from peer.events import (
     Found,
     FrameHeard,
     FromLearner,
+    Generation,
     Gone,
     Goodbye,
     HandOver,
@@ -44,6 +45,8 @@ from peer.events import (
     Leave,
     LinkDown,
     LinkUp,
+    Looked,
+    Measured,
     Met,
     Moved,
     Note,
@@ -59,8 +62,11 @@ from peer.events import (
     Rejected,
     Renew,
     Returned,
+    Reunion,
+    ShowMe,
     Sponsor,
     SponsorMe,
+    StartOver,
     StreamDown,
     StreamUp,
     TakeAll,
@@ -69,10 +75,12 @@ from peer.events import (
     Tick,
     Told,
 )
-from peer.mesh import topology
+from peer.mesh import graphs, topology
+from peer.mesh.generations import Generations, number
 from peer.mesh.links import Links
 from peer.mesh.membership import Membership
 from peer.mesh.patience import Patience
+from peer.mesh.reunion import Reunions
 
 STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
 WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up then: memberlist's dead record
@@ -87,6 +95,7 @@ HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; gu
 CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
+CORRECT_S = 1.0  # a peer in another generation is told of the newest at most this often; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
@@ -99,6 +108,7 @@ NodeEvent = (
     | Tick
     | LearnerGone
     | Leave
+    | Measured
     | Moved
     | FromLearner
 )
@@ -106,13 +116,16 @@ NodeEvent = (
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a node needs of the session's descriptor. rounds: 0 is forever. founder: it made the session."""
+    """What a node needs of the session's descriptor. rounds: 0 is forever. founder: it made the session.
+    graph: what the algorithm exchanges on; one without direction all members agree on (generations.py).
+    """
 
     topology: str
     seed: int
     lockstep: bool = True
     rounds: int = 0
     founder: bool = False
+    graph: Literal["directed", "undirected", "tree"] = "directed"
 
 
 class Node:
@@ -127,6 +140,10 @@ class Node:
         self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
         self._held: Held | None = None
         self._held_at = 0.0
+        self.generations = None
+        if terms.graph != "directed":
+            self.generations = Generations(me.peer, terms.topology, terms.graph)
+        self.reunions = Reunions(me.peer)
         self.life = 0  # of the learner, or of the last one
         self.key = Key()  # the round being worked on, or to be opened next
         self.rounds_alone = 0  # closed with nobody heard, in a row
@@ -142,6 +159,9 @@ class Node:
         self._stood_s = 0.0  # of the open round, for which this device stood still
         self._overdue = False  # the learner has been told to close this round as it is
         self._at_learner: dict[tuple[PeerId, int, int], Key] = {}  # parcels it has not answered yet
+        self._earlier: set[tuple[PeerId, int, int]] = (
+            set()
+        )  # those of them that came before their link's epoch
         self._pushes: dict[Key, float] = {}
         self._expected: frozenset[PeerId] = frozenset()
         self._heard: dict[PeerId, Key] = {}
@@ -153,6 +173,8 @@ class Node:
         self._trainer_at = -math.inf
         self._asked: dict[PeerId, float] = {}
         self._sponsoring: set[PeerId] = set()
+        self._given_up: dict[PeerId, int] = {}  # lives that start over, as this one's last did: no sponsors
+        self._showing: set[PeerId] = set()  # who wants to look at this device's model
         self._needed: dict[PeerId, float] = {}  # out-links, and when a round last used them
         self._due: dict[PeerId, float] = {}  # expected senders without a stream, since when
         self._dialed: set[PeerId] = set()  # senders whose in-stream this node opened
@@ -168,6 +190,9 @@ class Node:
         self._told: dict[PeerId, dict[PeerId, tuple[int, int]]] = {}
         self._differs: dict[PeerId, float] = {}  # peers whose view is another, since when
         self._spread_at = -math.inf
+        self._early: list[Deliver] = []  # of a generation that is not taken up yet
+        self._classes: dict[PeerId, int] = {}  # of the costs of links measured from here
+        self._corrected: dict[PeerId, float] = {}  # when a peer was last told of the latest generation
         self._effects: list[Effect] = []
 
     def farewells(self) -> dict[PeerId, Farewell]:
@@ -218,6 +243,7 @@ class Node:
                 self._alive(record.peer, now)
                 self._told.pop(record.peer, None)
                 self._gossip(record.peer, everything=True)
+                self._correct(record.peer, now)
             case Told(peer, message):
                 self._alive(peer, now)
                 self._control(peer, message, now)
@@ -227,6 +253,8 @@ class Node:
                 self._leave(event, now)
             case Moved(addresses):
                 self._publish(addresses=addresses)
+            case Measured(peer, rtt_s):
+                self._measured(peer, rtt_s)
             case _:
                 self._from_learner(event, now)
 
@@ -246,17 +274,22 @@ class Node:
             case Closed():
                 self._closed(event, now)
             case Taken(src, epoch, number):
-                if (taken := self._at_learner.pop((src, epoch, number), None)) is not None:
+                taken = self._at_learner.pop((src, epoch, number), None)
+                if taken is not None and (src, epoch, number) not in self._earlier:
                     self._took(src, taken, now)
+                self._earlier.discard((src, epoch, number))
                 self._absorb(self.links.taken(src, epoch, number), now)
             case Rejected(src, epoch, number, reason, fault):
                 self._at_learner.pop((src, epoch, number), None)
+                self._earlier.discard((src, epoch, number))
                 if fault:
                     self.faults[src] = self.faults.get(src, 0) + 1
                     self._note("sent something that was refused", "warning", peer=src, reason=reason)
                 self._absorb(self.links.rejected(src, epoch, number, reason, fault), now)
             case Renew(dst):
                 self._absorb(self.links.renew(dst), now)
+            case Looked(peer, round_, near):
+                self._looked(peer, round_, near, now)
             case Holds(bases, weight, replicas):
                 self.links.holds(bases, replicas)
                 self._weigh(weight)
@@ -270,6 +303,8 @@ class Node:
         self._absorb(self.links.learner_started(event.life), now)
         self._seeking_since, self._asked, self.key, self.life = now, {}, Key(), event.life
         self._heard, self._heard_at = {}, {}  # rounds may go backwards
+        if self.generations is not None:
+            self.generations.trains(None)
         self._publish(phase="seeking", life=event.life, round=event.round)
         if self._founder and event.round < 0 and not self.company:
             self._found(resume=False)
@@ -284,6 +319,8 @@ class Node:
         self._sponsoring.clear()
         self.key = max([self.key, *self._at_learner.values()])  # the sponsor's round, if there was a sponsor
         self._publish(phase="training")
+        if self.generations is not None:
+            self.generations.trains(now)
         self._note("has mass and trains", round=self.key.round)
         self._open_next(now)
 
@@ -292,6 +329,8 @@ class Node:
         self._open, self._pushed_at, self.weight = False, None, 0.0
         self._has_mass, self._handing_to, self._handed, self._held = False, None, False, None
         self._at_learner.clear()
+        self._earlier.clear()
+        self._early.clear()
         if self._leaving is None:
             self._publish(phase="idle", life=0, weight=0.0)
 
@@ -299,6 +338,7 @@ class Node:
 
     def _seek(self, now: float) -> None:
         trainers = [r for r in self.members.alive() if r.phase == "training" and r.peer != self.me]
+        trainers = [r for r in trainers if self._given_up.get(r.peer) != r.life]
         if trainers:
             self._trainer_at = now
             if any(now - at < ASK_AGAIN_S for at in self._asked.values()):
@@ -326,9 +366,22 @@ class Node:
         if record.phase == "training" and record.life == life:
             return  # somebody else was faster
         self._sponsoring.add(peer)
+        self._correct(peer, now)
         self._need(peer, now)
         if self.links.clear(peer):
             self._grant(peer)
+
+    def _show(self, peer: PeerId, now: float) -> None:
+        """Send the model to look at: as soon as the link allows it."""
+        if self.phase == "training":
+            self._showing.add(peer)
+            self._need(peer, now)
+            self._show_all()
+
+    def _show_all(self) -> None:
+        for peer in sorted(peer for peer in self._showing if self.links.clear(peer)):
+            self._showing.discard(peer)
+            self._learner(Sponsor(peer, show=True))
 
     def _grant(self, peer: PeerId) -> None:
         self._sponsoring.discard(peer)
@@ -343,20 +396,35 @@ class Node:
             return
         if len(self._view) < 2 and not self.company:
             return
-        rounds, phase = self.terms.rounds, TRAIN
-        if rounds and self.key.round >= rounds:
+        final = 0 < self.terms.rounds <= self.key.round
+        if self.generations is not None:
+            if not final:
+                self._take_up(self.generations)
+            if self.generations.current is None:
+                return
+        if final:
             self._final_view = self._final_view or self._view  # who finishes first must not change the graph
-            if self.key.round >= rounds + topology.final_rounds(self.terms.topology, len(self._final_view)):
+            if self.key.round >= self.terms.rounds + self._final_rounds():
                 self._finish(now)
                 return
-            phase = FINAL
-        self.key = Key(self.key.generation, self.key.round, phase)
+        generation = self.generations.number if self.generations is not None else 0
+        self.key = Key(generation, self.key.round, FINAL if final else TRAIN)
         self._open, self._pushed_at, self._opened_at, self._overdue = True, None, now, False
         self._held, self._stood_s = None, 0.0
         self._openings = [*self._openings[-OPENINGS + 1 :], now]
         self._announce_round(now)
+        self._deliver_early(now)
+
+    def _final_rounds(self) -> int:
+        if self.generations is None:
+            return topology.final_rounds(self.terms.topology, len(self._final_view))
+        place = self.generations.place(final=True)
+        return place.diameter if place is not None else 0
 
     def _announce_round(self, now: float) -> None:
+        if self.generations is not None:
+            self._announce_place(self.generations, now)
+            return
         spec, view, seed, key = self.terms.topology, self._view, self.terms.seed, self.key
         if key.phase == FINAL:
             spec, view = topology.final_spec(spec), self._final_view
@@ -369,8 +437,27 @@ class Node:
                 if not self.links.has_stream(src, "in"):
                     self._due.setdefault(src, now)
         self._learner(
-            OpenRound(key, out, tuple(sorted(self._expected)), len(view), self.members.mean_weight())
+            OpenRound(
+                key,
+                out,
+                tuple(sorted(self._expected)),
+                len(view),
+                self.members.mean_weight(self.reunions.estranged),
+            )
         )
+
+    def _announce_place(self, generations: Generations, now: float) -> None:
+        """As above, on the generation's graph: the same neighbors both ways. The dead are not waited for."""
+        place = generations.place(final=self.key.phase == FINAL)
+        assert place is not None, "a round is opened in a generation with a place for this node"
+        alive = {record.peer for record in self.members.alive()}
+        self._expected = frozenset(place.out) & alive
+        for peer in place.out:
+            self._need(peer, now)
+            if not self.links.has_stream(peer, "in"):
+                self._due.setdefault(peer, now)
+        expected, delay = tuple(sorted(self._expected)), place.mean_delay
+        self._learner(OpenRound(self.key, dict(place.out), expected, place.n, 1.0, place.trees, delay))
 
     def _closed(self, event: Closed, now: float) -> None:
         self._weigh(event.weight)
@@ -386,13 +473,21 @@ class Node:
 
     def _next_key(self) -> Key:
         """The round after this one; when far behind the others, the one they are at."""
-        cycle = topology.cycle(self.terms.topology, len(self._view))
+        if (
+            self.generations is not None
+        ):  # a message of another round is of no use: go where the neighbors are
+            theirs = [key.round for key in self._heard.values() if key.generation == self.key.generation]
+            return Key(self.key.generation, max([self.key.round + 1, *theirs]))
+        cycle = self._cycle()
         since = self._openings[-cycle:][0]  # what is older says where they were, not where they are
         heard = sorted(self._heard[p].round for p in self._view if self._heard_at.get(p, -math.inf) >= since)
         ahead = heard[(len(heard) - 1) // 2] if heard else 0  # the median: no single member sets the pace
         round_ = self.key.round + 1
         far = 8 + 2 * cycle  # guess: never in healthy lockstep
         return Key(self.key.generation, ahead if ahead > round_ + far else round_)
+
+    def _cycle(self) -> int:
+        return 1 if self.generations is not None else topology.cycle(self.terms.topology, len(self._view))
 
     def _pushed(self, key: Key, now: float) -> None:
         if key != self.key or not self._open:
@@ -438,6 +533,134 @@ class Node:
             self._overdue = True
             self._learner(Deadline(self.key))
 
+    # --- reunions --------------------------------------------------------------------------------
+
+    def _meet_again(self, now: float) -> None:
+        """Members that trained apart are back: is it this node's turn to look at a model of theirs?"""
+        self._show_all()
+        peer = self.reunions.due(self._view, now)
+        if peer is not None:
+            self._note("looks at the model of one it was parted from", peer=peer)
+            self._due.setdefault(peer, now)
+            self._effects.append(Tell(peer, ShowMe()))
+        if self.reunions.overdue(now):
+            self._reunite(Reunion(()), now)
+
+    def _looked(self, peer: PeerId, round_: int, near: bool, now: float) -> None:
+        if peer not in self.reunions.estranged:
+            return
+        verdict = self.reunions.judge(near, self._view, self.key.round, round_)
+        for record in self.members.alive():
+            if record.peer != self.me:
+                self._effects.append(Tell(record.peer, verdict))
+        self._reunite(verdict, now)
+
+    def _reunite(self, verdict: Reunion, now: float) -> None:
+        """Train with all again; or start over, when the two halves' models do not mix."""
+        if self.phase == "training" and self.reunions.obeys(verdict, now):
+            self._note("starts over with the model of the other half", "warning", members=len(verdict.yields))
+            self._given_up = {r.peer: r.life for r in self.members.alive() if r.peer in verdict.yields}
+            self._effects.append(StartOver())
+        elif not verdict.yields:
+            self._note("trains with those again that it was parted from")
+            self.reunions.settle()
+            self._seen = -1
+
+    # --- generations -----------------------------------------------------------------------------
+
+    def _take_up(self, generations: Generations) -> None:
+        """At a round boundary: the newest generation, if there is a newer one."""
+        if generations.install():
+            assert generations.current is not None
+            self._note(
+                "takes up a generation",
+                epoch=generations.current.epoch,
+                members=len(generations.current.view),
+            )
+
+    def _agree(self, generations: Generations, now: float) -> None:
+        """Propose the next generation, if the members have changed."""
+        proposed = generations.propose(self._costs(), now)
+        if proposed is not None:
+            self._note("proposes a generation", epoch=proposed.epoch, members=len(proposed.view))
+            self._spread_generation(proposed, proposed.view, now)
+
+    def _measured(self, peer: PeerId, rtt_s: float) -> None:
+        """What the link costs, for a tree of least costs; told to the others when its class is another."""
+        cost = graphs.cost_class(rtt_s)
+        if self.terms.topology == "spanning-tree" and self._classes.get(peer) != cost:
+            self._classes[peer] = cost
+            known = {record.peer for record in self.members.records()}
+            self._classes = {other: cost for other, cost in self._classes.items() if other in known}
+            self._publish(costs=graphs.pack_costs(self._classes))
+
+    def _costs(self) -> dict[PeerId, dict[PeerId, int]]:
+        """What the members say of their links; whoever says nonsense is taken to have said nothing."""
+        costs: dict[PeerId, dict[PeerId, int]] = {}
+        for record in self.members.alive():
+            try:
+                costs[record.peer] = graphs.unpack_costs(record.costs, self._view)
+            except RemoteError as error:
+                self._note("link costs refused", "debug", peer=record.peer, reason=str(error))
+        return costs
+
+    def _hear_generation(self, peer: PeerId, generation: Generation, now: float) -> None:
+        known = self.generations
+        if known is None:
+            return
+        try:
+            newer = known.take(generation, now)
+        except RemoteError as error:
+            self.faults[peer] = self.faults.get(peer, 0) + 1
+            self._note("generation refused", "warning", peer=peer, reason=str(error))
+            return
+        if newer:
+            beside = known.beside(generation)
+            self._spread_generation(generation, beside, now)
+        elif number(generation) < number(known.latest):
+            self._correct(peer, now)
+
+    def _spread_generation(self, generation: Generation, peers: Iterable[PeerId], now: float) -> None:
+        """Tell it to others, and go on with it at once if no round is open."""
+        for peer in peers:
+            if peer != self.me:
+                self._corrected[peer] = now
+                self._effects.append(Tell(peer, generation))
+        if not self._open:
+            self._open_next(now)
+
+    def _correct(self, peer: PeerId, now: float) -> None:
+        """Tell a peer that is, or may be, in another generation of the newest."""
+        latest = self.generations.latest if self.generations is not None else None
+        if latest is not None and now - self._corrected.get(peer, -math.inf) >= CORRECT_S:
+            self._corrected[peer] = now
+            self._effects.append(Tell(peer, latest))
+
+    def _sorted_out(self, parcel: Deliver, now: float) -> bool:
+        """Is this message of another generation than the open round's? One of a newer is kept until that is
+        taken up, any other is refused: acknowledged, not delivered, its sender told of the current one."""
+        if self.generations is None or parcel.delivery != "latest":
+            return False
+        generation = parcel.key.generation
+        if generation == self.key.generation:
+            return False
+        if generation > self.generations.number:
+            self._early = [early for early in self._early if early.src != parcel.src]
+            self._early.append(parcel)
+        else:
+            self._absorb(self.links.taken(parcel.src, parcel.epoch, parcel.number), now)
+        if generation != number(self.generations.latest):
+            self._correct(parcel.src, now)
+        return True
+
+    def _deliver_early(self, now: float) -> None:
+        """The open round's generation is a new one: what came of it before goes to the learner now."""
+        early, self._early = self._early, []
+        for parcel in early:
+            if not self._sorted_out(parcel, now):
+                self._at_learner[parcel.src, parcel.epoch, parcel.number] = parcel.key
+                self._learner(parcel)
+
     def _finish(self, now: float) -> None:
         self._finished_at = now
         self._publish(phase="finished")
@@ -458,6 +681,12 @@ class Node:
                 self._compare_views(peer, view, now)
             case SponsorMe(life):
                 self._sponsor(peer, life, now)
+            case Generation():
+                self._hear_generation(peer, message, now)
+            case ShowMe():
+                self._show(peer, now)
+            case Reunion():
+                self._reunite(message, now)
             case Goodbye(record, last):
                 if record.peer == peer:
                     self._absorb(self.links.goodbye(peer, last), now)
@@ -524,8 +753,12 @@ class Node:
         if self.members.version == self._seen:
             return
         self._seen = self.members.version
-        view, before = tuple(self.members.view()), self._view
+        lives = {r.peer: r.life for r in self.members.alive() if r.phase == "training"}
+        self.reunions.watch(lives, now)
+        view, before = tuple(sorted(lives.keys() - self.reunions.estranged)), self._view
         self._view = view
+        if self.generations is not None and view != before:
+            self.generations.watch(view, now)
         self.company = self.company or len(view) > 1
         for peer in set(before) - set(view):
             self.patience.forget(peer)
@@ -551,18 +784,28 @@ class Node:
     def _absorb(self, effects: Iterable[Effect], now: float) -> None:
         """Pass the links' effects on, and notice what concerns rounds, sponsoring and leaving."""
         for effect in effects:
-            self._effects.append(effect)
-            if not isinstance(effect, ForLearner):
+            command = effect.command if isinstance(effect, ForLearner) else None
+            if isinstance(command, Deliver) and self._sorted_out(command, now):
                 continue
-            match effect.command:
+            self._effects.append(effect)
+            match command:
                 case LinkUp(peer, "out") if peer in self._sponsoring:
                     self._grant(peer)
+                case LinkUp(peer, "in"):
+                    self._forget_heard(peer)
                 case Deliver(src, epoch, number, key):
                     self._at_learner[src, epoch, number] = key
                 case Acked(dst) if dst == self._handing_to:
                     self._check_handed(now)
                 case Returned(dst) | LinkDown(dst, "out") if dst == self._handing_to:
                     self._handing_to, self._handed = None, False
+
+    def _forget_heard(self, src: PeerId) -> None:
+        """Its link begins anew, in a new life perhaps: how far it has been says nothing any more, and what is
+        still at the learner is of then."""
+        self._heard.pop(src, None)
+        self._heard_at.pop(src, None)
+        self._earlier |= {name for name in self._at_learner if name[0] == src}
 
     def _took(self, src: PeerId, key: Key, now: float) -> None:
         """The learner has accepted a message of this round from `src`."""
@@ -571,8 +814,9 @@ class Node:
         if key <= self.key:
             pushed = self._pushes.get(key)
             if pushed is not None:
-                cycle = topology.cycle(self.terms.topology, len(self._view))
-                if key.round >= self.key.round - cycle:  # one further behind is not worth so long a wait
+                if (
+                    key.round >= self.key.round - self._cycle()
+                ):  # one further behind is not worth so long a wait
                     self.patience.came(src, now - pushed)
             elif key == self.key:
                 self.patience.came(src, 0.0)
@@ -588,7 +832,7 @@ class Node:
                 del self._due[src]
                 self._dialed.add(src)
                 self._absorb(self.links.dial_in(src), now)
-        for src in self._dialed - set(self._view):
+        for src in sorted(self._dialed - set(self._view)):
             self._dialed.discard(src)
             self._absorb(self.links.drop_in(src), now)
 
@@ -623,6 +867,9 @@ class Node:
             self._effects.append(Tell(peer, Probe(self.members.digest())))
         if self.phase == "seeking":
             self._seek(now)
+        if self.generations is not None and self.phase == "training" and self.key.phase != FINAL:
+            self._agree(self.generations, now)
+        self._meet_again(now)
         self._check_held(now)
         self._check_deadline(now)
         for peer in self.members.probe_targets(now):
@@ -631,7 +878,7 @@ class Node:
         self._spread_news(now)
         self._reverse_dial(now)
         self._drop_idle(now)
-        if self._finished_at is not None and (not self.links.ledger() or now - self._finished_at > LINGER_S):
+        if self._finished_at is not None and (not self.links.pending() or now - self._finished_at > LINGER_S):
             self._say_goodbye(now)
 
     # --- leaving ---------------------------------------------------------------------------------

@@ -43,8 +43,12 @@ from peer.events import (
 )
 from peer.mesh.inlink import OwnLearner
 
+# Of whole models the newest two wait. In lockstep both are of use: a neighbor's next message can overtake its
+# acknowledgement of this node's last, and then this node is a round further before it has sent another.
+LATEST_QUEUED = 2
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Item:
     """A pushed message. number: 0 until it is first sent. since: when it was pushed, s."""
 
@@ -68,7 +72,7 @@ class OutLink:
         self.newest = 0  # the receiver's newest life ever shown
         self.number = 0  # of the last parcel numbered in this epoch
         self.flying: Item | None = None  # sent, unacknowledged
-        self.queue: list[Item] = []  # unsent: at most one of each delivery
+        self.queue: list[Item] = []  # unsent: at most one of mass, LATEST_QUEUED of `latest`
         self.renewing = False
         self.parcels = self.rejected = 0
 
@@ -124,9 +128,9 @@ class OutLink:
             return [note, *self._returned(item)]
         effects: list[Effect] = []
         if item.delivery == "latest":
-            older = [queued for queued in self.queue if queued.delivery == "latest"]
+            older = [queued for queued in self.queue if queued.delivery == "latest"][: 1 - LATEST_QUEUED]
             effects += [Dispose(queued.payload) for queued in older]
-            self.queue = [queued for queued in self.queue if queued.delivery != "latest"]
+            self.queue = [queued for queued in self.queue if queued not in older]
         self.queue.append(item)
         return effects + self._flow()
 
@@ -157,7 +161,8 @@ class OutLink:
         item = self.flying
         if item is None or item.number <= frame.applied:
             return effects + self._landed()
-        if item.delivery == "latest" and self.queue and self.queue[0].delivery == "latest":
+        newer = sum(queued.delivery == "latest" for queued in self.queue)
+        if item.delivery == "latest" and newer == LATEST_QUEUED and self.queue[0].delivery == "latest":
             self.flying = None
             return [*effects, Dispose(item.payload), *self._flow()]
         return [*effects, self._parcel(item)]

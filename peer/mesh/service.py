@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from peer.errors import RemoteError
-from peer.events import Control, Direction, PeerId, Probe
+from peer.events import Control, Direction, PeerId
 from peer.mesh.channels import (
     CALL_TIMEOUT_S,
     ID_HEADER,
@@ -49,7 +49,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class Listener(Protocol):
     """Whom the service hands over to what has passed its checks."""
 
-    def heard(self, src: PeerId, message: Control) -> Probe | None: ...
+    def heard(self, src: PeerId, message: Control) -> Control | None: ...
     def adopt(self, stream: LinkStream) -> bool: ...
     async def run(self, stream: LinkStream) -> None: ...
 

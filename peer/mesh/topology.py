@@ -5,6 +5,7 @@
                   (Assran et al., Stochastic Gradient Push, ICML 2019, section 4 and appendix A)
     random-K      every node draws K others anew in every round
     complete      i -> everybody
+    grid          to the right and down on a torus: two links, of the four neighbors a grid has
 
 Indices are places in the view, modulo n. Weights are uniform, 1 / (out-degree + 1), and a node keeps the same
 share itself, so columns sum to 1 whatever the others believe: push-sum tolerates members whose views differ.
@@ -13,18 +14,19 @@ share itself, so columns sum to 1 whatever the others believe: push-sum tolerate
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 from peer.errors import UsageError
 from peer.events import PeerId
 
-KNOWN = ("ring", "exponential", "random-K", "complete")
+KNOWN = ("ring", "exponential", "random-K", "complete", "grid")
 
 
 def parse(spec: str) -> tuple[str, int]:
-    """("ring" | "exponential" | "random" | "complete", K of random-K, else 0). Raises UsageError."""
-    if spec in ("ring", "exponential", "complete"):
+    """("ring" | "exponential" | "random" | "complete" | "grid", K of random-K, else 0). Raises UsageError."""
+    if spec in ("ring", "exponential", "complete", "grid"):
         return spec, 0
     kind, _, k = spec.partition("-")
     if kind == "random" and k.isascii() and k.isdigit() and int(k) > 0:
@@ -48,8 +50,7 @@ def in_neighbors(spec: str, view: Sequence[PeerId], me: PeerId, round_: int, see
     kind, k = parse(spec)
     if kind == "random":
         return _random_graph(k, view, round_, seed)[1][me]
-    here = view.index(me)
-    return tuple(sorted(view[(here - hop) % len(view)] for hop in _hops(kind, len(view), round_)))
+    return _along(kind, view, me, round_, -1)
 
 
 def cycle(spec: str, n: int) -> int:
@@ -62,7 +63,8 @@ def cycle(spec: str, n: int) -> int:
 
 
 def final_spec(spec: str) -> str:
-    """The graph of the final rounds. A ring would need about 0.93 n^2 of them to agree to a hundredth."""
+    """The graph of the final rounds. A ring would need about 0.93 n^2 of them to agree to a hundredth, a grid
+    of a prime number of nodes is a ring."""
     return "complete" if parse(spec)[0] == "complete" else "exponential"
 
 
@@ -70,8 +72,8 @@ def final_rounds(spec: str, n: int) -> int:
     """Rounds without local steps on `final_spec`, after which the nodes agree.
 
     complete: 1, exact. exponential: one period; exact if n is a power of 2 (the product of its matrices is
-    then 1/n everywhere), else at most a quarter of the slowest mode is left. ring and random-K come to the
-    exponential graph with new links: difference-push opens them in a first period, and averages in a second.
+    then 1/n everywhere), else at most a quarter of the slowest mode is left. ring, grid and random-K come to
+    the exponential graph with new links: difference-push opens them in a first period, averages in a second.
     """
     kind, _ = parse(spec)
     if n < 2 or kind == "complete":
@@ -83,10 +85,30 @@ def _targets(spec: str, view: tuple[PeerId, ...], me: PeerId, round_: int, seed:
     kind, k = parse(spec)
     if me not in view:
         return ()
-    here, n = view.index(me), len(view)
     if kind == "random":
-        return tuple(view[place] for place in _draw(k, n, here, f"{seed}/{round_}/{me}"))
-    return tuple(sorted(view[(here + hop) % n] for hop in _hops(kind, n, round_)))
+        drawn = _draw(k, len(view), view.index(me), f"{seed}/{round_}/{me}")
+        return tuple(view[place] for place in drawn)
+    return _along(kind, view, me, round_, 1)
+
+
+def _along(kind: str, view: tuple[PeerId, ...], me: PeerId, round_: int, way: int) -> tuple[PeerId, ...]:
+    """The far ends of links that leave `me` (way 1) or come to it (way -1), sorted; not for random-K."""
+    here, n = view.index(me), len(view)
+    if kind == "grid":
+        rows, columns = grid_shape(n)
+        row, column = divmod(here, columns)
+        right, down = row * columns + (column + way) % columns, (row + way) % rows * columns + column
+        places = {right, down} - {here}
+    else:
+        places = {(here + way * hop) % n for hop in _hops(kind, n, round_)}
+    return tuple(sorted(view[place] for place in places))
+
+
+@lru_cache(maxsize=64)
+def grid_shape(n: int) -> tuple[int, int]:
+    """Rows and columns of the torus as square as n allows: 2 x 11 for 22, and a ring where n is prime."""
+    rows = next(rows for rows in range(math.isqrt(n), 0, -1) if n % rows == 0)
+    return rows, n // rows
 
 
 def _hops(kind: str, n: int, round_: int) -> Sequence[int]:

@@ -58,6 +58,7 @@ REDIAL_FIRST_S, REDIAL_MOST_S = 0.2, 3.0  # of the first and the longest pause b
 HEALTHY_S = 3.0  # a stream that lived this long starts the pauses anew
 TELL_TIMEOUT_S = 3.0  # a Wi-Fi stall takes up to 1 s
 MAX_TOLD = 16  # control messages that wait for one peer; the oldest is dropped
+UNDELIVERED_S = 10.0  # a message that did not get through is the answer to the peer's own call; guess
 FAREWELL_S = 1.0  # how long stop() waits for the last control messages
 
 
@@ -89,7 +90,8 @@ class Transport:
         self._pokes: dict[PeerId, asyncio.Event] = {}
         self._tellers: dict[PeerId, asyncio.Task[None]] = {}
         self._to_tell: dict[PeerId, deque[Control]] = {}
-        self._answering: dict[PeerId, Probe | None] = {}
+        self._answering: dict[PeerId, Control | None] = {}
+        self._undelivered: dict[PeerId, dict[type, tuple[float, Control]]] = {}
         self._events: deque[Event] = deque()
         self._emitting = False
         self._stopped = False
@@ -187,8 +189,10 @@ class Transport:
         return not stream.closed
 
     def tell(self, peer: PeerId, message: Control) -> None:
-        """Call the peer with a control message; its answer comes as Told. Failure is silence."""
-        if isinstance(message, Probe) and self._answering.get(peer, message) is None:
+        """Call the peer with a control message; its answer comes as Told. Failure is silence, until the peer
+        calls: one that cannot be dialed is told what failed as the answer to its own call.
+        """
+        if self._answering.get(peer, message) is None:
             self._answering[peer] = message
             return
         waiting = self._to_tell.setdefault(peer, deque(maxlen=MAX_TOLD))
@@ -223,14 +227,32 @@ class Transport:
     def _emit_soon(self, event: Event) -> None:
         asyncio.get_running_loop().call_soon(self._emit, event)
 
-    def heard(self, src: PeerId, message: Control) -> Probe | None:
-        """Report a control call; the Probe that is told to the caller meanwhile is the answer to it."""
+    def heard(self, src: PeerId, message: Control) -> Control | None:
+        """Report a control call; the first message that is told to the caller meanwhile is the answer to it,
+        else one that did not get through to it before.
+        """
         self._answering[src] = None
         try:
             self._emit(Told(src, message))
         finally:
             answer = self._answering.pop(src)
-        return answer
+        return answer if answer is not None else self._take_undelivered(src)
+
+    def _keep_undelivered(self, peer: PeerId, message: Control) -> None:
+        """The last of each kind. A Probe says nothing that the next does not say better."""
+        if not isinstance(message, Probe):
+            now = asyncio.get_running_loop().time()
+            self._undelivered.setdefault(peer, {})[type(message)] = (now, message)
+
+    def _take_undelivered(self, peer: PeerId) -> Control | None:
+        since = asyncio.get_running_loop().time() - UNDELIVERED_S
+        waiting = self._undelivered.pop(peer, {})
+        fresh = {kind: kept for kind, kept in waiting.items() if kept[0] >= since}
+        if not fresh:
+            return None
+        _, message = fresh.pop(next(iter(fresh)))
+        self._undelivered[peer] = fresh
+        return message
 
     # --- streams ---------------------------------------------------------------------------------------
 
@@ -314,10 +336,12 @@ class Transport:
         contact = self.contacts.of(peer)
         try:
             while waiting:
+                message = waiting.popleft()
                 try:
-                    await self._tell_once(contact, waiting.popleft())
+                    await self._tell_once(contact, message)
                 except (PeerdError, *GONE) as error:
                     log.debug("telling failed: %s", error, extra={"peer": peer})
+                    self._keep_undelivered(peer, message)
                 except asyncio.CancelledError:  # see _keep
                     if _cancelled_here():
                         raise

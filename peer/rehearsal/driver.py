@@ -1,87 +1,61 @@
 """A session of many simulated devices in virtual time.
 
-One heap of timed events; one seeded generator for latency, loss and duplicates. A device is a `Node` and an
-`Exchange`, exactly as on a real one; its training thread is a function from model to change that takes
-`step_s` of virtual time. Streams keep order, as TCP does: a lost frame breaks its stream, and everything
-behind it is lost too until the node has it opened again.
+One heap of timed events; one seeded generator for everything that is left to chance. A device is a `Node` and
+an `Exchange`, exactly as on a real one; its training thread is a function from model to change that takes
+`step_s` of virtual time. What the network does to them is in network.py.
 """
 
 from __future__ import annotations
 
 import copy
-import heapq
-import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from peer.events import (
     Connect,
-    Control,
-    Direction,
     Disconnect,
     Effect,
     Farewell,
     ForLearner,
     Frame,
-    FrameHeard,
     FromLearner,
     Gone,
+    LearnerGone,
     Leave,
+    Looked,
     Met,
+    Moved,
     Note,
-    Parcel,
     PeerId,
-    Progress,
     Ready,
     Record,
     Send,
-    StreamDown,
-    StreamUp,
+    StartOver,
     Tell,
     Tick,
-    Told,
 )
-from peer.learner.exchange import Exchange
+from peer.learner.exchange import Exchange, is_near
 from peer.mesh.node import Node, NodeEvent, Terms
+from peer.rehearsal.network import Network
+from peer.rehearsal.network import Weather as Weather
+from peer.rehearsal.timeline import Timeline
 
-Train = Callable[[PeerId, Tensor, int], Tensor]
+Train = Callable[[PeerId, Tensor, int], tuple[Tensor, float] | Tensor]  # with the learning rate, else 1
 MakeExchange = Callable[[PeerId, tuple[Tensor, int] | None], Exchange]
-
-
-@dataclass(frozen=True, slots=True)
-class Weather:
-    """The network's faults. latency_s: uniform range per frame; loss, duplicate: probability per frame.
-
-    local_s: each way between a device's node and its learner. Above 0, `mass` may count a parcel twice
-    while the learner's word that it has taken it is on its way.
-    """
-
-    latency_s: tuple[float, float] = (0.005, 0.05)
-    local_s: float = 0.0
-    loss: float = 0.0
-    duplicate: float = 0.0
-    redial_s: float = 0.2
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    sender: PeerId
-    receiver: PeerId
-    up: bool = True
-    arrival: dict[PeerId, float] = field(default_factory=dict)  # last arrival time, by who sends the frame
-
-    def other(self, peer: PeerId) -> PeerId:
-        return self.receiver if peer == self.sender else self.sender
+TICK = Tick()
+MEET_AGAIN_S = 5.0  # two that cannot reach each other hear of each other again after this; guess
 
 
 @dataclass(slots=True, eq=False)
 class Device:
-    """One simulated device. `node` is None while it is off."""
+    """One simulated device. `node` is None while it is off. backlog: what waits until it wakes."""
 
     peer: PeerId
     boot: int
@@ -89,17 +63,34 @@ class Device:
     exchange: Exchange
     model: Tensor | None = None
     checkpoint: tuple[Tensor, int] | None = None
+    older: deque[tuple[Tensor, int]] = field(default_factory=deque)  # checkpoints, the newest last
     computing: bool = False
     alive: bool = True
     left: str = ""
     rounds: int = 0
+    lives: int = 1
     farewells: dict[PeerId, Farewell] = field(default_factory=dict)
     inbox: deque[NodeEvent] = field(default_factory=deque)
     busy: bool = False
+    asleep: bool = False
+    backlog: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Witness:
+    """Sees a rehearsal while it runs; override what is wanted."""
+
+    def said(self, device: Device, events: tuple[FromLearner, ...]) -> None:
+        """What the learner tells its node, before the node hears it; `device.model` is the newest."""
+
+    def sent(self, device: Device, frame: Frame) -> None:
+        """A frame goes out on a stream that is up, again or for the first time."""
 
 
 class Rehearsal:
-    """`add` devices, let time pass with `run`, and do to them what happens to devices."""
+    """`add` devices, let time pass with `run`, and do to them what happens to devices.
+
+    keep_checkpoints: so many of the last of each device can be gone back to by `add`.
+    """
 
     def __init__(
         self,
@@ -110,62 +101,101 @@ class Rehearsal:
         weather: Weather | None = None,
         step_s: Callable[[PeerId], float] = lambda _: 1.0,
         seed: int = 0,
+        keep_checkpoints: int = 1,
+        witness: Witness | None = None,
     ) -> None:
-        self.terms, self.weather = terms, weather or Weather()
-        self.now, self.seed = 0.0, seed
+        """step_s: of a round's local steps; infinite for a device that is to take no more."""
+        self.terms, self.seed = terms, seed
         self.devices: dict[PeerId, Device] = {}
         self.notes: list[tuple[float, PeerId, Note]] = []
-        self.frames_lost = 0
         self._make_exchange, self._train, self._step_s = make_exchange, train, step_s
+        self._witness = witness or Witness()
+        self._keep_checkpoints = keep_checkpoints
         self._random = random.Random(seed)
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._streams: dict[tuple[PeerId, PeerId], _Stream] = {}
-        self._wanted: set[tuple[PeerId, PeerId, Direction]] = set()
+        self._timeline = Timeline()
+        self._at = self._timeline.at
+        self.network = Network(self._timeline, self, weather or Weather(), self._random)
+
+    @property
+    def now(self) -> float:
+        return self._timeline.now
+
+    @property
+    def weather(self) -> Weather:
+        return self.network.weather
+
+    @weather.setter
+    def weather(self, weather: Weather) -> None:
+        self.network.weather = weather
+
+    @property
+    def frames_lost(self) -> int:
+        return self.network.frames_lost
 
     # --- what happens to devices -----------------------------------------------------------------
 
-    def add(self, peer: PeerId, *, founder: bool = False) -> Device:
-        """Switch a device on: for the first time, or again after `crash` (then as a new life)."""
+    def add(self, peer: PeerId, *, founder: bool = False, checkpoint_age: int = 0) -> Device:
+        """Switch a device on: for the first time, or again after `crash` (then as a new life), with its last
+        checkpoint or one so many rounds older."""
         old = self.devices.get(peer)
+        assert old is None or not old.alive, f"{peer} is on"
         boot = old.boot + 1 if old else 1
         checkpoint = old.checkpoint if old else None
+        if old and checkpoint_age and old.older:
+            checkpoint = old.older[max(-len(old.older), -1 - checkpoint_age)]
         record = Record(peer, boot, boot << 20, device=peer, addresses=(f"{peer}:1",))
-        terms = Terms(
-            self.terms.topology, self.terms.seed, self.terms.lockstep, self.terms.rounds, founder=founder
-        )
+        terms = replace(self.terms, founder=founder)
         farewells = old.farewells if old else {}
         device = Device(
             peer, boot, Node(record, terms, farewells), self._make_exchange(peer, checkpoint),
-            checkpoint=checkpoint, farewells=farewells,
+            checkpoint=checkpoint, older=deque(maxlen=self._keep_checkpoints), farewells=farewells,
         )  # fmt: skip
         self.devices[peer] = device
-        for other in list(self.devices.values()):
-            if other.alive and other is not device:
-                self._at(self._latency(), lambda o=other: self._meet(device, o))  # type: ignore[misc]
+        self.network.on(peer)
+        self._meet_all(device)
         round_ = checkpoint[1] if checkpoint else -1
         self._feed(device, Ready((boot << 20) + 1, round_, device.exchange.algorithm.bases))
         self._tick(device)
         return device
 
-    def crash(self, peer: PeerId) -> None:
-        """Pull the plug."""
+    def crash(self, peer: PeerId, *, silent: bool = False) -> None:
+        """Kill it; silent: pull the plug, so that its kernel cannot tell anybody either."""
         device = self.devices[peer]
         device.alive = False
-        self._off(device)
+        self._off(device, silent=silent)
 
     def leave(self, peer: PeerId, *, pause: bool = False) -> None:
         self._feed(self.devices[peer], Leave(pause))
 
-    def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+    def pause(self, peer: PeerId, seconds: float) -> None:
+        """It stands still (SIGSTOP, suspend); what comes in meanwhile waits in its buffers."""
+        device = self.devices[peer]
+        if device.asleep or not device.alive:
+            return
+        device.asleep = True
+        self.network.froze(peer)
+        self._at(seconds, self._wake, device)
+
+    def move(self, peer: PeerId) -> None:
+        """It gets another address: streams break, and all meet it again there."""
+        device = self.devices[peer]
+        self.network.roam(peer, partial(self._moved, device))
+
+    def partition(self, groups: Sequence[AbstractSet[PeerId]]) -> None:
+        """Cut everything between different groups, until `heal` or the next partition."""
+        self.network.partition(groups)
+
+    def heal(self) -> None:
+        """End every partition and block. Whoever has not met yet meets soon."""
+        self.network.heal()
+
+    def block(self, a: PeerId, b: PeerId, *, both: bool = False) -> None:
+        """Nothing that `a` sends gets to `b` any more, until `heal`."""
+        self.network.block(a, b, both=both)
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> None:
         """Let virtual time pass, until the predicate holds after some event or the time is over."""
-        end = self.now + seconds
-        while self._heap and self._heap[0][0] <= end:
-            self.now, _, action = heapq.heappop(self._heap)
-            action()
-            if until():
-                return
-        self.now = end
+        self._timeline.run(seconds, until)
 
     # --- what can be measured --------------------------------------------------------------------
 
@@ -196,29 +226,72 @@ class Rehearsal:
                 return max(said, self.devices[dst].node.links.applied(device.peer)) >= mine
         return False
 
+    # --- as the network sees them ----------------------------------------------------------------
+
+    def is_on(self, peer: PeerId) -> bool:
+        device = self.devices.get(peer)
+        return device is not None and device.alive
+
+    def is_awake(self, peer: PeerId) -> bool:
+        device = self.devices.get(peer)
+        return device is not None and device.alive and not device.asleep
+
+    def feed(self, peer: PeerId, event: NodeEvent) -> None:
+        self._feed(self.devices[peer], event)
+
+    def when_awake(self, peer: PeerId, action: Callable[[], None]) -> None:
+        self._when_awake(self.devices[peer], action)
+
     # --- the machinery ---------------------------------------------------------------------------
 
-    def _at(self, delay_s: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._heap, (self.now + delay_s, next(self._order), action))
-
-    def _latency(self) -> float:
-        return self._random.uniform(*self.weather.latency_s)
+    def _meet_all(self, device: Device) -> None:
+        for other in list(self.devices.values()):
+            if other.alive and other is not device:
+                self._at(self.network.latency(), self._meet, device, other)
 
     def _meet(self, a: Device, b: Device) -> None:
-        if self._is_on(a) and self._is_on(b):
+        if not self._is_on(a) or not self._is_on(b) or {a.peer, b.peer} <= self.network.undialable:
+            return
+        if self.network.meets(a.peer, b.peer):
             self._feed(a, Met(b.node.members.me))
             self._feed(b, Met(a.node.members.me))
+        else:
+            self._at(MEET_AGAIN_S, self._meet, a, b)
+
+    def _moved(self, device: Device) -> None:
+        if self._is_on(device):
+            here = device.node.members.me.addresses[0].partition(":")
+            self._feed(device, Moved((f"{here[0]}:{int(here[2]) + 1}",)))
+            self._meet_all(device)
 
     def _is_on(self, device: Device) -> bool:
         return device.alive and self.devices.get(device.peer) is device
 
     def _tick(self, device: Device) -> None:
         if self._is_on(device):
-            self._feed(device, Tick())
-            self._at(device.node.tick_s, lambda: self._tick(device))
+            if device.asleep:
+                device.backlog.append(partial(self._tick, device))
+                return
+            self._feed(device, TICK)
+            self._at(device.node.tick_s, self._tick, device)
+
+    def _when_awake(self, device: Device, action: Callable[[], None]) -> None:
+        if device.asleep:
+            device.backlog.append(action)
+        else:
+            action()
+
+    def _wake(self, device: Device) -> None:
+        backlog, device.backlog, device.asleep = device.backlog, [], False
+        for action in backlog:
+            if self._is_on(device):
+                action()
 
     def _feed(self, device: Device, *events: NodeEvent) -> None:
         """Events into a device, and everything that follows from them inside the device, in order."""
+        if device.asleep:
+            device.backlog.append(partial(self._feed, device, *events))
+            return
         device.inbox.extend(events)
         if device.busy:
             return  # further up the stack somebody is emptying the inbox
@@ -234,124 +307,80 @@ class Rehearsal:
         match effect:
             case ForLearner(command):
                 self._locally(device, lambda: self._answer(device, device.exchange.handle(command, self.now)))
-            case Connect(peer, direction):
-                self._wanted.add((device.peer, peer, direction))
-                self._at(self._latency(), lambda: self._dial(device, peer, direction))
-            case Disconnect(peer, direction):
-                self._wanted.discard((device.peer, peer, direction))
-                self._hang_up(self._stream(device.peer, peer, direction), "disconnected")
             case Send(peer, direction, frame):
-                self._send(device, peer, direction, frame)
+                if self.network.has_stream(device.peer, peer, direction):
+                    self._witness.sent(device, frame)
+                self.network.send(device.peer, peer, direction, frame)
             case Tell(peer, message):
-                if self._random.random() >= self.weather.loss:
-                    self._at(self._latency(), lambda: self._tell(device.peer, peer, message))
+                self.network.tell(device.peer, peer, message)
+            case Connect(peer, direction):
+                self.network.connect(device.peer, peer, direction)
+            case Disconnect(peer, direction):
+                self.network.disconnect(device.peer, peer, direction)
             case Note():
                 self.notes.append((self.now, device.peer, effect))
+            case StartOver():
+                self._at(0.0, lambda: self._start_over(device) if self._is_on(device) else None)
             case Gone(reason):
                 device.alive, device.left = False, reason
                 device.farewells = device.node.farewells()
-                self._at(0.0, lambda: self._off(device))
+                self._off(device)
+
+    def _start_over(self, device: Device) -> None:
+        """The learner begins a new life, without its model; the node stays."""
+        device.lives += 1
+        device.exchange, device.model = self._make_exchange(device.peer, None), None
+        self._feed(device, LearnerGone("it starts over"))
+        life = (device.boot << 20) + device.lives
+        self._feed(device, Ready(life, -1, device.exchange.algorithm.bases))
+
+    def _look(self, device: Device) -> None:
+        look = device.exchange.take_look()
+        if look is not None:
+            near = is_near(device.exchange.estimate(), look.model)
+            self._locally(device, lambda: self._feed(device, Looked(look.peer, look.round, near)))
 
     def _answer(self, device: Device, events: Iterable[FromLearner]) -> None:
         events = tuple(events)
-        self._locally(device, lambda: self._feed(device, *events))
         model = device.exchange.take()
         if model is not None:
             device.model, device.rounds = model, device.rounds + 1
             device.checkpoint = (model, device.exchange.key.round)
+            device.older.append(device.checkpoint)
+        self._witness.said(device, events)
+        self._locally(device, lambda: self._feed(device, *events))
+        self._look(device)
         if device.exchange.open and not device.computing and device.model is not None:
             device.computing = True
-            self._at(self._step_s(device.peer), lambda: self._computed(device))
+            self._at(self._step_s(device.peer), self._computed, device)
 
     def _computed(self, device: Device) -> None:
+        if device.asleep:
+            device.backlog.append(partial(self._computed, device))
+            return
         device.computing = False
         if not self._is_on(device) or not device.exchange.open or device.model is None:
             return
-        u = self._train(device.peer, device.model, device.exchange.key.round)
-        self._answer(device, device.exchange.submit(u, 1.0, self.now))
+        found = self._train(device.peer, device.model, device.exchange.key.round)
+        u, lr = found if isinstance(found, tuple) else (found, 1.0)
+        self._answer(device, device.exchange.submit(u, lr, self.now))
 
     def _locally(self, device: Device, action: Callable[[], None]) -> None:
         """Over the socket between node and learner, which keeps order."""
         if self.weather.local_s:
-            self._at(self.weather.local_s, lambda: action() if self._is_on(device) else None)
+            self._at(self.weather.local_s, self._if_on, device, device.exchange, action)
         else:
             action()
 
-    # --- streams ---------------------------------------------------------------------------------
+    def _if_on(self, device: Device, exchange: Exchange, action: Callable[[], None]) -> None:
+        if self._is_on(device) and device.exchange is exchange:  # a learner's socket ends with it
+            self._when_awake(device, action)
 
-    def _ends(self, me: PeerId, peer: PeerId, direction: Direction) -> tuple[PeerId, PeerId]:
-        return (me, peer) if direction == "out" else (peer, me)
-
-    def _stream(self, me: PeerId, peer: PeerId, direction: Direction) -> _Stream | None:
-        return self._streams.get(self._ends(me, peer, direction))
-
-    def _dial(self, device: Device, peer: PeerId, direction: Direction) -> None:
-        if (device.peer, peer, direction) not in self._wanted or not self._is_on(device):
-            return
-        if self._stream(device.peer, peer, direction) is not None:
-            return
-        other = self.devices.get(peer)
-        if other is None or not other.alive or self._random.random() < self.weather.loss:
-            self._at(self.weather.redial_s, lambda: self._dial(device, peer, direction))
-            return
-        sender, receiver = self._ends(device.peer, peer, direction)
-        self._streams[sender, receiver] = _Stream(sender, receiver)
-        self._feed(self.devices[receiver], StreamUp(sender, "in"))
-        self._feed(self.devices[sender], StreamUp(receiver, "out"))
-
-    def _hang_up(self, stream: _Stream | None, reason: str) -> None:
-        if stream is None or not stream.up:
-            return
-        stream.up = False
-        del self._streams[stream.sender, stream.receiver]
-        self._at(0.0, lambda: self._told_down(stream.sender, StreamDown(stream.receiver, "out", reason)))
-        self._at(0.0, lambda: self._told_down(stream.receiver, StreamDown(stream.sender, "in", reason)))
-
-    def _told_down(self, peer: PeerId, event: StreamDown) -> None:
-        device = self.devices[peer]
-        if not self._is_on(device):
-            return
-        if self._stream(peer, event.peer, event.direction) is None:
-            self._feed(device, event)
-        if (peer, event.peer, event.direction) in self._wanted:
-            self._at(self.weather.redial_s, lambda: self._dial(device, event.peer, event.direction))
-
-    def _send(self, device: Device, peer: PeerId, direction: Direction, frame: Frame) -> None:
-        stream = self._stream(device.peer, peer, direction)
-        if stream is None:
-            return
-        if self._random.random() < self.weather.loss:
-            self.frames_lost += 1
-            self._hang_up(stream, "frame lost")
-            return
-        twice = isinstance(frame, Parcel) and self._random.random() < self.weather.duplicate
-        for _ in range(2 if twice else 1):
-            arrival = max(stream.arrival.get(device.peer, 0.0), self.now + self._latency())
-            stream.arrival[device.peer] = arrival
-            self._at(arrival - self.now, lambda: self._arrive(stream, device.peer, direction, frame))
-
-    def _arrive(self, stream: _Stream, src: PeerId, direction: Direction, frame: Frame) -> None:
-        device = self.devices[stream.other(src)]
-        if stream.up and self._is_on(device):
-            self._feed(device, FrameHeard(src, "in" if direction == "out" else "out", frame))
-
-    def _tell(self, src: PeerId, dst: PeerId, message: Control) -> None:
-        device = self.devices.get(dst)
-        if device is not None and device.alive:
-            self._feed(device, Told(src, message))
-            self._at(self._latency(), lambda: self._answered(src, dst))
-
-    def _answered(self, src: PeerId, dst: PeerId) -> None:
-        device = self.devices[src]
-        if self._is_on(device):
-            self._feed(device, Progress(dst, "out"))  # that the call went through is a sign of life
-
-    def _off(self, device: Device) -> None:
+    def _off(self, device: Device, silent: bool = False) -> None:
         device.inbox.clear()
-        for stream in list(self._streams.values()):
-            if device.peer in (stream.sender, stream.receiver):
-                self._hang_up(stream, "the other end is gone")
-        self._wanted = {wish for wish in self._wanted if wish[0] != device.peer}
+        device.backlog.clear()
+        device.asleep = False
+        self.network.off(device.peer, silent=silent)
 
 
 def quadratics(n: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

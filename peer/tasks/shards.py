@@ -14,6 +14,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 from peer.errors import DataError, UsageError
@@ -34,7 +35,7 @@ def select(shard: str | None, labels: Sequence[int], speakers: Sequence[str], se
     if asked.count > len(labels):
         raise DataError(f"shard '{shard}': {len(labels)} examples cannot be cut into {asked.count} parts")
     if asked.kind == "dirichlet":
-        return _dirichlet_part(labels, asked.alpha, asked.index, asked.count, seed)
+        return list(_dirichlet_parts(tuple(labels), asked.alpha, asked.count, seed)[asked.index])
     order = list(range(len(labels)))
     random.Random(f"peerd shards {seed}").shuffle(order)
     if asked.kind == "natural":
@@ -51,7 +52,8 @@ def _group(shard: str, speaker: str, speakers: Sequence[str]) -> list[int]:
     return found
 
 
-def _dirichlet_part(labels: Sequence[int], alpha: float, k: int, n: int, seed: int) -> list[int]:
+@lru_cache(maxsize=4)  # a rehearsal asks for every device
+def _dirichlet_parts(labels: tuple[int, ...], alpha: float, n: int, seed: int) -> tuple[tuple[int, ...], ...]:
     """Equal quotas: each device in turn draws label proportions and takes its examples without replacement;
     a label that has run out is left out of the draw, so the last devices get what is left."""
     rng = random.Random(f"peerd dirichlet {seed}")
@@ -61,13 +63,12 @@ def _dirichlet_part(labels: Sequence[int], alpha: float, k: int, n: int, seed: i
     for i in order:
         left.setdefault(labels[i], deque()).append(i)
     kinds = sorted(left)
-    taken: list[int] = []
-    for device in range(k + 1):
-        taken = []
-        weights = _dirichlet(rng, alpha, len(kinds))
-        for _ in range(len(labels) * (device + 1) // n - len(labels) * device // n):
-            taken.append(left[_draw(rng, kinds, weights, left)].popleft())
-    return sorted(taken)
+    parts: list[tuple[int, ...]] = []
+    for device in range(n):
+        weights = dict(zip(kinds, _dirichlet(rng, alpha, len(kinds)), strict=True))
+        quota = len(labels) * (device + 1) // n - len(labels) * device // n
+        parts.append(tuple(sorted(_take(rng, weights, left, quota))))
+    return tuple(parts)
 
 
 def _dirichlet(rng: random.Random, alpha: float, n: int) -> list[float]:
@@ -79,9 +80,20 @@ def _dirichlet(rng: random.Random, alpha: float, n: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _draw(rng: random.Random, kinds: list[int], weights: list[float], left: dict[int, deque[int]]) -> int:
-    there = [(kind, weight) for kind, weight in zip(kinds, weights, strict=True) if left[kind]]
-    total = list(accumulate(weight for _, weight in there))
-    if total[-1] <= 0:
-        return rng.choice([kind for kind, _ in there])
-    return rng.choices([kind for kind, _ in there], cum_weights=total)[0]
+def _take(
+    rng: random.Random, weights: dict[int, float], left: dict[int, deque[int]], quota: int
+) -> list[int]:
+    """So many examples, each of a kind drawn from those of which some are left."""
+    taken: list[int] = []
+    while len(taken) < quota:
+        there = [kind for kind in weights if left[kind]]
+        total = list(accumulate(weights[kind] for kind in there))
+        while len(taken) < quota:
+            if total[-1] > 0:
+                kind = rng.choices(there, cum_weights=total)[0]
+            else:
+                kind = rng.choice(there)
+            taken.append(left[kind].popleft())
+            if not left[kind]:
+                break
+    return taken

@@ -8,7 +8,6 @@ shards.py; `speaker=NAME` is the natural one.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import as_file, files
@@ -21,9 +20,8 @@ from torch.nn import functional
 
 from peer.errors import DataError
 from peer.learner.task import BATCH, Settings, plain_sgd
+from peer.tasks.batches import Batch, shuffled
 from peer.tasks.shards import select
-
-Batch = tuple[Tensor, Tensor]
 
 
 class Clips(NamedTuple):
@@ -87,19 +85,6 @@ class SpokenDigits:
         device = next(model.parameters()).device
         guessed = model(clips.features.to(device)).argmax(dim=1).cpu()
         return {"accuracy": (guessed == clips.digits).double().mean().item()}
-
-
-def shuffled(features: Tensor, labels: Tensor, batch: int, order: int) -> Iterator[Batch]:
-    """Endless batches, each example once per pass, in an order decided by `order`. What does not fill a
-    batch waits for the next pass; fewer examples than `batch` make batches of them all."""
-    rng = random.Random(order)
-    size = min(batch, len(labels))
-    while True:
-        everyone = list(range(len(labels)))
-        rng.shuffle(everyone)
-        for start in range(0, len(labels) - size + 1, size):
-            chosen = torch.tensor(everyone[start : start + size], device=labels.device)
-            yield features[chosen], labels[chosen]
 
 
 def create(settings: Settings) -> SpokenDigits:

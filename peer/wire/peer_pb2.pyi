@@ -116,18 +116,22 @@ class Record(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., boot: _Optional[int] = ..., incarnation: _Optional[int] = ..., state: _Optional[_Union[MemberState, str]] = ..., phase: _Optional[_Union[MemberPhase, str]] = ..., life: _Optional[int] = ..., round: _Optional[int] = ..., weight: _Optional[float] = ..., device: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., task_digest: _Optional[bytes] = ..., costs: _Optional[bytes] = ...) -> None: ...
 
 class ControlMessage(_message.Message):
-    __slots__ = ("probe", "sponsor_me", "goodbye", "nothing", "generation")
+    __slots__ = ("probe", "sponsor_me", "goodbye", "nothing", "generation", "show_me", "reunion")
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SPONSOR_ME_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     NOTHING_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SHOW_ME_FIELD_NUMBER: _ClassVar[int]
+    REUNION_FIELD_NUMBER: _ClassVar[int]
     probe: Probe
     sponsor_me: SponsorMe
     goodbye: Goodbye
     nothing: Nothing
     generation: Generation
-    def __init__(self, probe: _Optional[_Union[Probe, _Mapping]] = ..., sponsor_me: _Optional[_Union[SponsorMe, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., nothing: _Optional[_Union[Nothing, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ...) -> None: ...
+    show_me: ShowMe
+    reunion: Reunion
+    def __init__(self, probe: _Optional[_Union[Probe, _Mapping]] = ..., sponsor_me: _Optional[_Union[SponsorMe, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., nothing: _Optional[_Union[Nothing, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., show_me: _Optional[_Union[ShowMe, _Mapping]] = ..., reunion: _Optional[_Union[Reunion, _Mapping]] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("view", "records")
@@ -148,6 +152,16 @@ class Generation(_message.Message):
     view: _containers.RepeatedScalarFieldContainer[str]
     parents: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, epoch: _Optional[int] = ..., proposer: _Optional[str] = ..., view: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ShowMe(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Reunion(_message.Message):
+    __slots__ = ("yields",)
+    YIELDS_FIELD_NUMBER: _ClassVar[int]
+    yields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, yields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SponsorMe(_message.Message):
     __slots__ = ("life",)

@@ -10,6 +10,7 @@ from peer.algorithms import make
 from peer.algorithms.base import Algorithm
 from peer.algorithms.difference_push import DifferencePush
 from peer.algorithms.push_sum import PushSum
+from peer.algorithms.relay_sum import RelaySum
 from peer.algorithms.sparse_push import SparsePush
 from peer.compression.bodies import Layout
 from peer.errors import UsageError
@@ -22,7 +23,7 @@ def built(name: str, compression: str = "", **options: str) -> Algorithm:
     return make(name, spelled, LAYOUT, torch.float32, compression)
 
 
-@pytest.mark.parametrize("name", ["sgp", "sparse-push", "difference-push"])
+@pytest.mark.parametrize("name", list(catalogue.ALGORITHMS))
 def test_every_option_of_the_catalogue_is_taken(name: str) -> None:
     entry = catalogue.algorithm(name)
     algorithm = built(name, **{key: option.default for key, option in entry.options.items()})
@@ -56,6 +57,22 @@ def test_bits_of_difference_push(
     assert algorithm.replicas.allowed == (options.get("replicas") != "off")
 
 
+def test_relay_sum_is_made_of_its_words() -> None:
+    usual, given = built("relay-sum"), built("relay-sum", "int8", fill="counts", lr_correction="off")
+    assert isinstance(usual, RelaySum)
+    assert isinstance(given, RelaySum)
+    assert (usual.fill, usual.correction, given.fill, given.correction) == ("prev", True, "counts", False)
+    v = torch.linspace(-1, 1, LAYOUT.d)
+    assert torch.equal(usual.packed(v).dense(), v)
+    assert 0 < float((given.packed(v).dense() - v).abs().max()) <= 0.5 / 127 + 1e-6
+
+
+def test_changes_are_not_relayed_in_the_free_pace() -> None:
+    """A change would be used twice."""
+    with pytest.raises(UsageError, match=r"cannot run in the pace 'free'.*pace= of peer\.attach"):
+        make("relay-sum-grad", {}, LAYOUT, torch.float32, lockstep=False)
+
+
 def test_pace_free_is_not_lockstep() -> None:
     algorithm = make("sgp", {}, LAYOUT, torch.float32, lockstep=False)
     assert isinstance(algorithm, PushSum)
@@ -70,6 +87,8 @@ def test_pace_free_is_not_lockstep() -> None:
         ("difference-push", {"share": "0.6"}, "option share is a number from 0 to 0.5, not '0.6'"),
         ("difference-push", {"replicas": "maybe"}, "option replicas is one of on, off, not 'maybe'"),
         ("sparse-push", {"gamma": "nan"}, "option gamma is a number"),
+        ("relay-sum", {"fill": "x1"}, "option fill is one of prev, x0, half, counts, not 'x1'"),
+        ("d-psgd", {"fill": "x0"}, "d-psgd has no option 'fill'; there are none"),
         ("no-such", {}, "no algorithm is called 'no-such'"),
     ],
 )

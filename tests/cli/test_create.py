@@ -137,6 +137,15 @@ def test_data_in_a_folder_that_may_not_be_looked_at_is_65(
     assert f"the folder {barred} may not be looked at: Permission denied; look at --data" in done.stderr
 
 
+def test_data_may_be_one_file(run: Run, creating: Any, tmp_path: Path) -> None:
+    text = tmp_path / "verse.txt"
+    text.write_text("the cat sat on the mat")
+    done = run("create", "home", "--task", "characters", "--data", str(text))
+    assert done.exit_code == 0, done.output
+    (asked,) = creating.asked
+    assert asked["options"]["data"] == str(text)
+
+
 def test_a_task_file_that_is_too_long_is_refused_with_advice(run: Run, creating: Any, tmp_path: Path) -> None:
     path = tmp_path / "long.py"
     path.write_text("#" * 61_441)
@@ -147,8 +156,35 @@ def test_a_task_file_that_is_too_long_is_refused_with_advice(run: Run, creating:
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "topology"),
+    [
+        ("sgp", "exponential"),
+        ("relay-sum", "binary-tree"),
+        ("relay-sum-grad", "binary-tree"),
+        ("d-psgd", "ring"),
+    ],
+)
+def test_an_algorithm_brings_its_topology(run: Run, creating: Any, algorithm: str, topology: str) -> None:
+    assert run("create", "home", "--algorithm", algorithm).exit_code == 0
+    assert (described(creating).topology, described(creating).local_steps) == (topology, 16)
+
+
+@pytest.mark.parametrize(
     ("words", "code", "said"),
     [
+        (
+            "--algorithm relay-sum --topology ring",
+            2,
+            "runs on binary-tree, double-tree, chain, spanning-tree",
+        ),
+        (
+            "--topology chain",
+            2,
+            "difference-push runs on exponential, ring, random-K, complete, grid, not on 'chain'",
+        ),
+        ("--algorithm relay-sum-grad --pace free", 2, "cannot run in the pace 'free'; it can in lockstep"),
+        ("--algorithm relay-sum --option fill=nothing", 2, "prev, x0, half, counts"),
+        ("--algorithm d-psgd --compression topk=1%", 2, "none, fp16 or int8"),
         ("--task nosuch", 2, "spoken-digits, quadratic"),
         ("--task nosuch.py", 65, "nosuch.py"),
         ("--algorithm nosuch", 2, "difference-push, sgp, sparse-push"),
@@ -159,6 +195,9 @@ def test_a_task_file_that_is_too_long_is_refused_with_advice(run: Run, creating:
         ("--shard 9/8", 2, "parts count from 0"),
         ("--shard speaker=nobody", 2, "yweweler"),
         ("--data /nosuch", 65, "--data"),
+        ("--data /dev/null", 65, "no folder and no file"),
+        ("--task characters --shard dirichlet=0.1:0/2", 2, "it has part"),
+        ("--task fashion-mnist --option model=lenet", 2, "cnn, mlp"),
         ("--option schedule=cosine", 2, "--rounds"),
         ("--option schedule=step --rounds 9 --option lr-decay=9:9", 2, "lr-decay"),
         ("--option warmup=5e1", 2, "in digits"),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from peer.catalogue import parse_compression
-from peer.compression.bodies import Layout
+from peer.compression.bodies import Dense, Half, Layout
 from peer.compression.codec import Message, decode, encode
 from peer.compression.compressor import compressor
 from peer.errors import CodecError
@@ -24,12 +24,13 @@ SPECS = ["none", "fp16", "int8", "topk=10%", "topk=1%,fp16", "topk=50%,int8", "b
 
 
 def seeds(generator: np.random.Generator) -> list[tuple[bytes, Layout, torch.dtype]]:
-    """One good message of each compression, layout and dtype."""
+    """One good message of each compression, layout and dtype; half of a whole vector too."""
     cases = []
     for layout, text, dtype in itertools.product(LAYOUTS, SPECS, (torch.float32, torch.float64)):
         v = torch.from_numpy(generator.laplace(size=layout.d)).to(dtype)
         body = compressor(parse_compression(text), layout, dtype)(v)
-        cases.append((encode(Message(Key(1, 2), 16, body, 0.5, b"base")), layout, dtype))
+        sent = (body, Half.of(body, 1)) if isinstance(body, Dense) else (body,)
+        cases += [(encode(Message(Key(1, 2), 16, one, 0.5, b"base")), layout, dtype) for one in sent]
     return cases
 
 

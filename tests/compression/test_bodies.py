@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from peer.compression.bodies import Dense, Empty, Layout, Quantized, Sparse
+from peer.compression.bodies import Dense, Empty, Half, Layout, Quantized, Sparse
 
 LAYOUT = Layout((2, 3))
 LEVELS = torch.tensor([1, -2, 3, 0, 127], dtype=torch.int8)
@@ -27,6 +27,9 @@ def test_every_body_reads_back_in_the_dtype_of_its_session(dtype):
         (Sparse(5, AT, torch.tensor([7, -8], dtype=dtype), dtype), [0, 7, 0, 0, -8]),
         (Sparse(5, AT, LEVELS[:2], dtype, scales, LAYOUT), [0, 0.5, 0, 0, -4]),
         (Sparse(5, AT, LEVELS[:2], dtype, scales[:1]), [0, 0.5, 0, 0, -1]),
+        (Half(5, 0, torch.tensor([7, -8, 9], dtype=dtype), dtype), [7, 0, -8, 0, 9]),
+        (Half(5, 1, torch.tensor([7, -8], dtype=dtype), dtype), [0, 7, 0, -8, 0]),
+        (Half(5, 1, LEVELS[:2], dtype, scales, LAYOUT), [0, 0.5, 0, -4, 0]),
         (Quantized(SYMBOLS, 0.25, dtype), [0, 0.25, -0.5, 0.75, -8191.75]),
     ]
     for body, expected in bodies:

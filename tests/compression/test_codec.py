@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peer.catalogue import parse_compression
-from peer.compression.bodies import MAX_SYMBOL, Body, Dense, Empty, Layout, Quantized, Sparse
+from peer.compression.bodies import MAX_SYMBOL, Body, Dense, Empty, Half, Layout, Quantized, Sparse
 from peer.compression.codec import Message, decode, encode
 from peer.compression.compressor import compressor
-from peer.compression.packing import DENSE, EMPTY, QUANTIZED, SPARSE
+from peer.compression.packing import DENSE, EMPTY, HALF, QUANTIZED, SPARSE
 from peer.errors import CodecError, DivergedError
 from peer.events import FINAL, Key
 
@@ -34,7 +34,7 @@ def bodies(draw, layout: Layout, dtype: torch.dtype) -> Body:
     stored = draw(st.sampled_from([dtype, torch.float32, torch.float16, torch.int8]))
     spread = draw(st.sampled_from([0.0, 1e-30, 1.0, 30_000.0]))
     indices = torch.from_numpy(np.flatnonzero(generator.random(d) < draw(st.floats(0, 1))))
-    kind = draw(st.sampled_from(["empty", "dense", "sparse", "quantized"]))
+    kind = draw(st.sampled_from(["empty", "dense", "half", "sparse", "quantized"]))
     if kind == "empty":
         return Empty(d, dtype)
     if kind == "quantized":
@@ -43,7 +43,7 @@ def bodies(draw, layout: Layout, dtype: torch.dtype) -> Body:
         return Quantized(
             torch.from_numpy(symbols.astype(np.int32)), draw(st.floats(1e-30, 1e30)), dtype, blocks
         )
-    values = torch.from_numpy(generator.uniform(-spread, spread, d if kind == "dense" else len(indices)))
+    values = torch.from_numpy(generator.uniform(-spread, spread, len(indices) if kind == "sparse" else d))
     scales = None
     if stored == torch.int8:
         values = values % 127
@@ -52,6 +52,8 @@ def bodies(draw, layout: Layout, dtype: torch.dtype) -> Body:
         blocks = None
     if kind == "dense":
         return Dense(values.to(stored), dtype, scales, blocks)
+    if kind == "half":
+        return Half.of(Dense(values.to(stored), dtype, scales, blocks), draw(st.integers(0, 1)))
     return Sparse(d, indices, values.to(stored), dtype, scales, blocks)
 
 
@@ -117,6 +119,20 @@ def test_any_buffer_of_bytes_is_read_and_not_kept():
     assert torch.equal(message.body.dense(), v)
 
 
+@given(LAYOUTS, DTYPES, st.sampled_from(["none", "fp16", "int8"]), st.integers(0, 2**32 - 1))
+def test_two_halves_are_the_whole_and_each_takes_half_of_its_values(layout, dtype, text, seed):
+    v = torch.from_numpy(np.random.default_rng(seed).normal(size=layout.d)).to(dtype)
+    whole = compressor(parse_compression(text), layout, dtype)(v)
+    halves = [Half.of(whole, start) for start in (0, 1)]
+    back = [decode(encode(Message(Key(), 16, half)), layout, dtype).body for half in halves]
+    assert back == halves
+    first, second = (body.dense() for body in back)
+    assert torch.equal(first + second, whole.dense())
+    assert torch.equal(first[0::2], whole.dense()[0::2])
+    assert not first[1::2].any()
+    assert sum(half.values.numel() for half in halves) == layout.d
+
+
 @given(messages(), st.data())
 def test_damaged_messages_are_refused_or_still_sound(case, data):
     message, layout, dtype = case
@@ -134,7 +150,7 @@ def test_truncated_and_lengthened_messages_are_refused(case, data):
     assert not accepted(raw + data.draw(st.binary(min_size=1, max_size=9)), layout, dtype)
 
 
-@given(LAYOUTS, DTYPES, st.integers(0, 4), st.binary(max_size=300))
+@given(LAYOUTS, DTYPES, st.integers(0, 5), st.binary(max_size=300))
 @settings(max_examples=max(300, settings.default.max_examples))
 def test_random_bodies_are_refused_or_sound(layout, dtype, kind, junk):
     head = HEAD.pack(b"pd", 2, 0, 0, 0, 16, 0, 1.0, 0) + BODY.pack(kind, layout.d)
@@ -177,7 +193,7 @@ STEP = struct.Struct("<d").pack
         (message_with(b"", EMPTY, weight=-1.0), "weight: .* found -1.0"),
         (message_with(b"", EMPTY, weight=math.inf), "weight: .* found inf"),
         (message_with(b"", EMPTY, d=2**31), "parameters: expected 100, found 2147483648"),
-        (message_with(b"", 4), r"body kind: expected 0..3, found 4"),
+        (message_with(b"", 5), r"body kind: expected 0..4, found 5"),
         (message_with(b"x", EMPTY), "expected its end at byte 0, found 1"),
         (message_with(b"\x09\x00", DENSE), "value type: .* found 9"),
         (message_with(b"\x00\x02", DENSE), "blocks: expected 0 or 1, found 2"),
@@ -200,6 +216,13 @@ STEP = struct.Struct("<d").pack
             message_with(b"\x02\x00" + STEP(math.nan)[4:] + bytes(100), DENSE),
             "scales: expected numbers from 0",
         ),
+        (message_with(b"\x02\x00\x00" + FLOATS.tobytes()[:200], HALF), "start: expected 0 or 1, found 2"),
+        (
+            message_with(b"\x00\x00\x00" + FLOATS.tobytes()[:199], HALF),
+            "values: expected 200 bytes, found 199",
+        ),
+        (message_with(b"\x01\x00\x00" + FLOATS.tobytes()[:204], HALF), "expected its end at byte 203"),
+        (message_with(b"\x01\x00\x00" + INFINITE.tobytes()[:200], HALF), "found inf at 3"),
         (
             message_with(b"\x00\x00\xff\xff\xff\xff\x0f", SPARSE),
             "length of the index section: expected at most",
@@ -246,12 +269,13 @@ def test_what_is_not_finite_is_never_sent():
     for body in (
         Dense(torch.tensor([1.0, math.nan])),
         Sparse(2, torch.tensor([1]), torch.tensor([-math.inf])),
+        Half(2, 1, torch.tensor([math.inf])),
     ):
         with pytest.raises(DivergedError):
             encode(Message(Key(), 16, body))
 
 
-@pytest.mark.parametrize("kind", [DENSE, SPARSE, QUANTIZED])
+@pytest.mark.parametrize("kind", [DENSE, SPARSE, QUANTIZED, HALF])
 @pytest.mark.parametrize("declared", [2**31, 2**32 - 1, 10_000])
 def test_forty_bytes_take_no_more_memory_than_the_model_warrants(kind, declared):
     generator = np.random.default_rng(kind)
@@ -261,7 +285,7 @@ def test_forty_bytes_take_no_more_memory_than_the_model_warrants(kind, declared)
 
 def test_two_billion_declared_parameters_are_refused_at_once():
     for body in (b"", bytes(12)):
-        for kind in (EMPTY, DENSE, SPARSE, QUANTIZED):
+        for kind in (EMPTY, DENSE, SPARSE, QUANTIZED, HALF):
             assert peak_bytes(message_with(body, kind, d=2**31), Layout((10_000,))) < 100_000
 
 

@@ -67,9 +67,7 @@ class Device:
             "OMP_NUM_THREADS": "1",  # several learners share this machine's cores
             "PEERD_STATE": str(self.state),
             "PEERD_SOCKET": str(self.socket),
-            **{
-                name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ
-            },  # the code under test
+            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         }
 
     def spawn(self, *args: str, **streams: Any) -> subprocess.Popen[Any]:

@@ -33,6 +33,7 @@ class StandIn:
         self.frames: list[dict[str, Any]] = []
         self.events: list[object] = []
         self.exported = b""
+        self.mean_delay = 0.0  # of the rounds it opens
         self.confirms = True  # say stop when a script has handed its mass over
         self.changed = threading.Condition()
         self._assembler = EventAssembler()
@@ -58,7 +59,7 @@ class StandIn:
         self.client.close()
 
     def open_round(self, key: Key) -> None:
-        self.client.send_event(OpenRound(key, {}, (), 1, 1.0))
+        self.client.send_event(OpenRound(key, {}, (), 1, 1.0, mean_delay=self.mean_delay))
 
     def _serve(self) -> None:
         try:

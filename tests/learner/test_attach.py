@@ -335,3 +335,85 @@ def test_a_round_opened_again_before_the_change_is_handed_over_is_used(tmp_path:
     assert script.step()
     daemon.wait_for(lambda: closed(daemon) == [0])
     assert not any(isinstance(event, Found) for event in daemon.events)
+
+
+def relay_sum(tmp_path: Path, **options: str) -> tuple[StandIn, Script]:
+    """A session whose delay asks for twice the learning rate; two local steps a round. One round is over."""
+    spelled = {f"algorithm.{key}": value for key, value in options.items()}
+    daemon = StandIn(descriptor(algorithm="relay-sum", topology="chain", options=spelled))
+    daemon.mean_delay = 1.0
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    script.steps(2)
+    return daemon, script
+
+
+def test_the_learning_rate_is_scaled_while_the_optimizer_steps_and_at_no_other_time(tmp_path: Path) -> None:
+    _, script = relay_sum(tmp_path)
+    seen: list[float] = []
+    group = script.optimizer.param_groups[0]
+    script.optimizer.register_step_pre_hook(lambda *_: seen.append(group["lr"]))
+    before = script.x[0]
+    script.steps(2)
+    assert script.x == [before - 2 * 2 * 0.125] * 4
+    assert seen == [0.25, 0.25]
+    assert group["lr"] == 0.125
+
+
+def test_the_correction_is_off_if_the_session_says_so(tmp_path: Path) -> None:
+    _, script = relay_sum(tmp_path, **{"lr-correction": "off"})
+    script.steps(2)
+    assert script.x == [-4 * 0.125] * 4
+
+
+def test_a_scripts_own_schedule_and_groups_are_left_alone(tmp_path: Path) -> None:
+    _, script = relay_sum(tmp_path)
+    script.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": torch.tensor(0.5)})
+    rate = script.optimizer.param_groups[1]["lr"]
+    schedule = torch.optim.lr_scheduler.StepLR(script.optimizer, 1, 0.5)
+    before, moved = script.x[0], 0.0
+    for t in range(4):
+        script.step()
+        schedule.step()
+        moved += 2 * 0.125 / 2**t
+        assert script.optimizer.param_groups[0]["lr"] == 0.125 / 2 ** (t + 1)
+    assert script.x == [before - moved] * 4
+    assert isinstance(rate, torch.Tensor)
+    assert torch.equal(script.optimizer.param_groups[1]["lr"], torch.tensor(0.5 / 16))
+
+
+def test_a_step_that_fails_leaves_no_scaled_rate_behind(tmp_path: Path) -> None:
+    _, script = relay_sum(tmp_path)
+
+    def fails() -> float:
+        raise ArithmeticError("the loss cannot be computed")
+
+    for _ in range(3):
+        with pytest.raises(ArithmeticError):
+            script.optimizer.step(fails)
+    before = script.x[0]
+    script.steps(2)
+    assert script.x == [before - 2 * 2 * 0.125] * 4
+    assert script.optimizer.param_groups[0]["lr"] == 0.125
+
+
+def test_after_the_swarm_the_optimizer_is_the_scripts_alone(tmp_path: Path) -> None:
+    _, script = relay_sum(tmp_path)
+    script.swarm.close()
+    before = script.x[0]
+    for parameter in script.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    script.optimizer.step()
+    assert script.x == [before - 0.125] * 4
+
+
+def test_alone_without_a_daemon_nothing_is_corrected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "REDIAL_S", (600.0, 600.0))
+    daemon, script = relay_sum(tmp_path)
+    daemon.close()
+    with script.swarm._link.met:
+        script.swarm._link.wait(lambda: not script.swarm._link.connected, 60)
+    script.step()
+    before = script.x[0]
+    script.steps(2)
+    assert script.x == [before - 2 * 0.125] * 4

@@ -203,18 +203,33 @@ def test_a_new_epoch_on_request_waits_for_the_ack() -> None:
     assert frames(links.renew("b")) == [Open(7, 3)]
 
 
-def test_a_newer_latest_replaces_one_unsent_or_lost_with_its_stream() -> None:
+def test_a_third_latest_replaces_the_first_unsent_or_lost_with_its_stream() -> None:
     links = sender()
     assert frames(push(links, b"1", delivery="latest")) == [parcel(1, b"1", delivery="latest")]
     assert push(links, b"2", delivery="latest") == []  # one in flight
-    assert disposed(push(links, b"3", delivery="latest")) == [b"2"]
+    assert push(links, b"3", delivery="latest") == []  # in lockstep both are of use
+    assert disposed(push(links, b"4", delivery="latest")) == [b"2"]
     links.stream_down("b", "out")
     links.stream_up("b", "out")
     effects = links.heard("b", "out", Opened(3, 1, 0), 0.0)
     assert disposed(effects) == [b"1"] and frames(effects) == [parcel(2, b"3", delivery="latest")]
     effects = links.heard("b", "out", Ack(1, 2), 0.0)
     assert told(effects) == [] and disposed(effects) == [b"3"]
-    assert links.ledger() == []
+    assert frames(effects) == [parcel(3, b"4", delivery="latest")]
+    assert links.pending() and links.ledger() == []
+    links.heard("b", "out", Ack(1, 3), 0.0)
+    assert not links.pending()
+
+
+def test_a_latest_lost_with_its_stream_is_sent_again_while_fewer_than_two_newer_wait() -> None:
+    links = sender()
+    push(links, b"1", delivery="latest")
+    push(links, b"2", delivery="latest")
+    links.stream_down("b", "out")
+    links.stream_up("b", "out")
+    effects = links.heard("b", "out", Opened(3, 1, 0), 0.0)
+    assert frames(effects) == [parcel(1, b"1", delivery="latest")]
+    assert frames(links.heard("b", "out", Ack(1, 1), 0.0)) == [parcel(2, b"2", delivery="latest")]
 
 
 def test_mass_queued_behind_a_lost_latest_keeps_its_place_and_leaves_no_gap() -> None:
@@ -286,7 +301,7 @@ def test_a_parcel_is_delivered_once_and_acknowledged_when_taken() -> None:
 def test_a_gap_is_a_breach_for_mass_and_superseding_for_latest() -> None:
     links = receiver()
     assert told(links.heard("a", "in", parcel(3, delivery="latest"), 0.0)) == [
-        Deliver("a", 1, 3, Key(), b"m")
+        Deliver("a", 1, 3, Key(), b"m", "latest")
     ]
     links.taken("a", 1, 3)
     effects = links.heard("a", "in", parcel(5), 0.0)

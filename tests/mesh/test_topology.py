@@ -7,9 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.errors import UsageError
-from peer.mesh.topology import cycle, final_rounds, final_spec, in_neighbors, out_neighbors, parse
+from peer.mesh.topology import (
+    cycle,
+    final_rounds,
+    final_spec,
+    grid_shape,
+    in_neighbors,
+    out_neighbors,
+    parse,
+)
 
-SPECS = ("ring", "exponential", "random-1", "random-2", "complete")
+SPECS = ("ring", "exponential", "random-1", "random-2", "complete", "grid")
 
 
 def peers(n: int) -> tuple[str, ...]:
@@ -80,6 +88,22 @@ def test_exponential_hops_are_the_powers_of_two_below_n() -> None:
     assert [cycle("exponential", n) for n in (1, 2, 3, 4, 5, 8, 9, 16, 17)] == [1, 1, 2, 2, 3, 3, 4, 4, 5]
 
 
+def test_a_grid_is_a_torus_as_square_as_can_be_and_a_ring_where_n_is_prime() -> None:
+    assert [grid_shape(n) for n in (1, 2, 4, 12, 13, 16, 22)] == [
+        (1, 1),
+        (1, 2),
+        (2, 2),
+        (3, 4),
+        (1, 13),
+        (4, 4),
+        (2, 11),
+    ]
+    view = peers(12)
+    assert sorted(out_neighbors("grid", view, view[7], 0, 0)) == [view[4], view[11]]  # right and down
+    assert in_neighbors("grid", view, view[7], 0, 0) == (view[3], view[6])
+    assert out_neighbors("grid", peers(13), view[7], 0, 0) == out_neighbors("ring", peers(13), view[7], 0, 0)
+
+
 @pytest.mark.parametrize(("n", "rounds"), [(2, 1), (4, 2), (8, 3), (16, 4)])
 def test_exponential_averages_exactly_in_log2_n_rounds_and_no_sooner(n: int, rounds: int) -> None:
     values = [float(i * i) for i in range(n)]
@@ -89,7 +113,7 @@ def test_exponential_averages_exactly_in_log2_n_rounds_and_no_sooner(n: int, rou
     assert push_sum("exponential", values, rounds - 1) != pytest.approx([mean] * n, rel=1e-3)
 
 
-@pytest.mark.parametrize("spec", ["ring", "exponential", "complete"])
+@pytest.mark.parametrize("spec", ["ring", "exponential", "complete", "grid"])
 def test_circulant_topologies_are_doubly_stochastic(spec: str) -> None:
     for r in range(4):
         assert [sum(row) for row in matrix(spec, 8, r)] == pytest.approx([1.0] * 8)
@@ -97,7 +121,7 @@ def test_circulant_topologies_are_doubly_stochastic(spec: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "n", "left"),
-    [("ring", 2, 1e-9), ("ring", 8, 1e-9), ("random-2", 16, 1e-9), ("complete", 7, 1e-9)]
+    [("ring", 2, 1e-9), ("ring", 8, 1e-9), ("grid", 16, 1e-9), ("random-2", 16, 1e-9), ("complete", 7, 1e-9)]
     + [("exponential", n, 0.3) for n in (3, 5, 6, 7, 12)]
     + [("ring", n, 0.1) for n in (3, 5, 6, 7, 13)],
 )

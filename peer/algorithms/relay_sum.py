@@ -1,0 +1,131 @@
+"""RelaySGD, with RelaySum on a tree (Vogels, He, Koloskova, Lin, Karimireddy, Stich, Jaggi, NeurIPS 2021).
+
+    y_i = x_i + u_i
+    m_ij = y_i + sum_{k != j} m_ki      c_ij = 1 + sum_{k != j} c_ki     of the round before; sent to j
+    c_i = 1 + sum_j c_ji                                                 of this round
+    x_i <- (y_i + sum_j m_ji + (n - c_i) fill_i) / n                     or without fill, divided by c_i
+
+x_i: model; u_i: the change of x_i by local steps, -gamma grad F_i(x_i) in the paper; k, j: i's neighbors on
+the tree, of n nodes; m, c: sums of models, and of how many. In words: x_i becomes the mean over all nodes of
+y, as old as the way is long: of round t - max(hops - 1, 0). Exact, without bias from unlike data.
+
+fill is what stands in for nodes not heard of, at the start and after losses. x0: the initial model (the
+paper's analysis); prev: x_i before the local steps (the authors' runs with lost messages; the default); half:
+y_i (their README); counts: nothing, divide by c_i (their pseudo-code). A message that is lost, or late, is
+neither used nor relayed.
+
+Old models make the effective step smaller, by exactly 1 + the mean of max(hops - 1, 0) over ordered pairs, as
+the authors' pulse test finds. `lr_scale` says so, and the training loop corrects for it.
+
+Double binary trees: coordinates 0, 2, 4, .. are relayed on one tree, 1, 3, 5, .. on another, where the leaves
+of the first are inner nodes.
+
+The paper's: all of the above. Ours: the message carries c and the mean m/c, not the sum, so that fp16 and
+int8 lose no bits to its size; several local steps per round, whose change is one u; pace "free" (see
+whole_model.py); a new tree starts with nothing stored; in the final rounds each node relays the model it had
+at the first of them, exactly, so that after as many rounds as the tree is wide all hold the same mean.
+
+With H > 1 local steps a round and unlike data, models come to rest off the minimum by an error of order
+gamma, as those of local SGD do; a larger gamma, by the correction, adds to it, one that falls takes it along.
+Stable at H = 16 with and without the correction (measured on quadratics, 8 nodes, gamma 0.1).
+
+Rounding is not fed back and comes anew at every hop. Measured on quadratics, 7 nodes on a heap, 120 rounds:
+the error is 0.047 exactly and in fp16, 0.137 in int8 (tests/algorithms/test_whole_model.py).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from peer.algorithms.base import Links, Message
+from peer.algorithms.relay import Relay, fault
+from peer.algorithms.whole_model import WholeModel
+from peer.compression.bodies import Layout
+from peer.compression.compressor import Compressor
+from peer.events import PeerId
+
+Fill = Literal["prev", "x0", "half", "counts"]
+FILLS: tuple[Fill, ...] = ("prev", "x0", "half", "counts")
+
+
+class RelaySum(WholeModel):
+    """correction: does `lr_scale` make up for the delay?"""
+
+    name = "relay-sum"
+    MEANING = 17  # body: m/c of y, base: c
+
+    def __init__(
+        self,
+        layout: Layout,
+        dtype: torch.dtype,
+        Q: Compressor | None = None,
+        *,
+        fill: Fill = "prev",
+        correction: bool = True,
+        lockstep: bool = True,
+    ) -> None:
+        super().__init__(layout, dtype, Q, lockstep=lockstep)
+        self.fill, self.correction = fill, correction
+        self.relay = Relay()
+        self.fixed: Tensor | None = None  # what the final rounds relay
+
+    @property
+    def lr_scale(self) -> float:
+        return 1 + self.links.mean_delay if self.correction else 1.0
+
+    def open(self, links: Links) -> None:
+        super().open(links)
+        self.relay.grow(links)
+        self.fixed = (self.fixed if self.fixed is not None else self.x) if self.is_final else None
+
+    def begin_generation(self) -> None:
+        self.relay.clear()
+
+    def push(self, x: Tensor, u: Tensor) -> dict[PeerId, Message]:
+        return self.relay.messages(self.key, self.MEANING, self.relayed(x, u), self.packed)
+
+    def relayed(self, x: Tensor, u: Tensor) -> Tensor:
+        """y, or what the final rounds average."""
+        return x + u if self.fixed is None else self.fixed
+
+    def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+        y, n, mixed = self.relayed(x, u), self.links.n, torch.empty_like(x)
+        fill = self._filling(x, y)
+        for part, S, c in self.relay.sums(y, heard):
+            mixed[part] = S / c if fill is None else (S + (n - c) * fill[part]) / n
+        return mixed
+
+    def _filling(self, x: Tensor, y: Tensor) -> Tensor | None:
+        fill = "prev" if self.is_final else self.fill
+        return {"prev": x, "x0": self.x0, "half": y, "counts": None}[fill]
+
+    def fault(self, message: Message) -> str:
+        return fault(message, self.links)
+
+
+class RelayGrad(RelaySum):
+    """RelaySum/Grad: changes are relayed, not models.
+
+        m_ij = u_i + sum_{k != j} m_ki      x_i <- x_i + (u_i + sum_j m_ji) / n
+
+    Every change enters every model once, so nothing is filled in and no step corrected. Nor is anything
+    repaired: models that a lost message, another start or rounding has set apart stay apart.
+    """
+
+    name = "relay-sum-grad"
+    MEANING = 18  # body: m/c of u, base: c
+
+    def __init__(self, layout: Layout, dtype: torch.dtype, Q: Compressor | None = None) -> None:
+        super().__init__(layout, dtype, Q, correction=False)
+
+    def relayed(self, x: Tensor, u: Tensor) -> Tensor:
+        return u
+
+    def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+        mixed = x.clone()
+        for part, S, _ in self.relay.sums(u, heard):
+            mixed[part] += S / self.links.n
+        return mixed

@@ -1,0 +1,237 @@
+"""What algorithms share whose messages are whole models: nothing moves, and what is lost is sent anew.
+
+    local steps     u_i, the change of x_i by them
+    send            something made of x_i + u_i to every neighbor, as `latest`: never acknowledged or returned
+    mix             x_i <- something made of it and of what the neighbors sent
+
+x_i is the model of a node; its weight is 1, and 0 before it has one. There is no mass to conserve: a sponsor
+or a leaver gives its model away and is no poorer, and whoever has a model already ignores a leaver's.
+
+A message is of one round of one generation. In lockstep it counts in that round; one that is ahead waits for
+it, the newest of each neighbor only; a late one is lost, as in the papers. With pace "free" the last message
+of each neighbor counts, whatever its round in the generation, in every round until the next one comes.
+
+A subclass says what a round sends (`push`), what is wrong with a message (`fault`) and what they come to
+(`average`). Look next at d_psgd.py, then relay_sum.py.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message, refuse_overflow
+from peer.algorithms.bases import Bases, snapshot
+from peer.compression.bodies import Body, Dense, Layout
+from peer.compression.compressor import Compressor
+from peer.errors import RemoteError
+from peer.events import FINAL, Key, PeerId
+
+BEFORE = Key(-1, -1)  # no round is open yet: mail of every generation waits
+
+
+@dataclass(slots=True)
+class Mail:
+    """Of one neighbor. now: it counts in the open round; ahead: the newest that may count in a later one."""
+
+    now: Message | None = None
+    ahead: Message | None = None
+
+
+class WholeModel(Algorithm):
+    """Q: how values travel, None for exactly as they are; final rounds go without it."""
+
+    MEANING: int  # of a round's messages
+
+    def __init__(
+        self, layout: Layout, dtype: torch.dtype, Q: Compressor | None = None, *, lockstep: bool = True
+    ) -> None:
+        self.d, self.dtype, self.lockstep = layout.d, dtype, lockstep
+        self.Q = Q or self.exactly
+        self.links = Links(BEFORE, {}, frozenset())
+        self.expected = frozenset[PeerId]()
+        self.x: Tensor | None = None
+        self.x0: Tensor | None = None
+        self.held = Bases()
+        self._u: Tensor | None = None  # of a round that is pushed and not mixed
+        self._mail: dict[PeerId, Mail] = {}
+        self._news: set[PeerId] = set()  # something has come from them since the last mix
+
+    # --- the state, as others see it -------------------------------------------------------------
+
+    @property
+    def model(self) -> Tensor | None:
+        return self.x
+
+    @property
+    def weight(self) -> float:
+        return 0.0 if self.x is None else 1.0
+
+    @property
+    def bases(self) -> tuple[bytes, ...]:
+        return self.held.names
+
+    @property
+    def key(self) -> Key:
+        return self.links.key
+
+    @property
+    def heard(self) -> frozenset[PeerId]:
+        """Those whose message of the open round, or of a later one of its generation, has come."""
+        return frozenset(src for src, mail in self._mail.items() if self._has_come(src, mail))
+
+    def _has_come(self, src: PeerId, mail: Mail) -> bool:
+        if not self.lockstep:  # what counts again is no news
+            return mail.now is not None and src in self._news
+        return mail.now is not None or (mail.ahead is not None and self._is_of_this_generation(mail.ahead))
+
+    def mass(self) -> tuple[Tensor, float]:
+        return torch.zeros(self.d, dtype=self.dtype) if self.x is None else self.x, self.weight
+
+    def estimate(self) -> Tensor:
+        assert self.x is not None, "a node that no model has come to has none"
+        return self.x
+
+    # --- a round ---------------------------------------------------------------------------------
+
+    def know(self, initial: Tensor) -> None:
+        self.x0 = initial.to(self.dtype)
+        self.held.hold(self.x0, 0)
+
+    def begin(self, model: Tensor, weight: float) -> None:
+        self.x = model.to(self.dtype)
+
+    def open(self, links: Links) -> None:
+        if links.key != self.key:
+            if self._u is not None:
+                self.mix()  # that round closes as it is: its local steps are done
+            anew = links.key.generation != self.key.generation
+            self.links = links
+            self._sort_mail()
+            if anew:
+                self.begin_generation()
+        self.links, self.expected = links, links.expected
+        self.held.advance(links.key.round)
+
+    def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
+        self.open(links)
+        self._u = u
+        return self.push(self.estimate(), u)
+
+    @abstractmethod
+    def push(self, x: Tensor, u: Tensor) -> dict[PeerId, Message]:
+        """What the open round sends to whom."""
+
+    @abstractmethod
+    def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+        """The next x, from what this round pushed and what has been heard."""
+
+    @abstractmethod
+    def fault(self, message: Message) -> str:
+        """Why nobody who follows the rules sends this message in this generation; "" if somebody does."""
+
+    def begin_generation(self) -> None:
+        """The graph is another one: what is kept of earlier rounds' messages goes."""
+
+    def expect(self, expected: frozenset[PeerId]) -> None:
+        self.expected = expected
+
+    def ready(self) -> bool:
+        return not self.lockstep or self.expected <= self.heard
+
+    def mix(self) -> Tensor:
+        if self._u is not None:
+            u, self._u = self._u, None
+            self.x = self.average(self.estimate(), u, self._take_mail())
+        return self.estimate()
+
+    # --- mail ------------------------------------------------------------------------------------
+
+    def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
+        refuse_overflow(src, message, self.dtype)
+        if message.meaning == self.MEANING:
+            self._keep(src, message)
+        elif message.meaning in (SNAPSHOT, ESTATE):
+            self.x = self._given(src, message) if self.x is None else self.x
+        else:
+            raise RemoteError(f"message from {src}: {self.name} knows no meaning {message.meaning}")
+        return {}
+
+    def _given(self, src: PeerId, message: Message) -> Tensor:
+        """The model of a sponsor or leaver. Raises RemoteError."""
+        if message.meaning == SNAPSHOT:
+            return self.held.model_of(message)
+        if not isinstance(message.body, Dense):
+            raise RemoteError(f"message from {src}: a leaver gives a whole model")
+        return message.body.dense()
+
+    def _keep(self, src: PeerId, message: Message) -> None:
+        here = self._is_of_this_generation(message)
+        if here and (fault := self.fault(message)):
+            raise RemoteError(f"message from {src}: {fault}")
+        if here and self.lockstep and message.key < self.key:
+            return  # late is lost
+        mail = self._mail.setdefault(src, Mail())
+        if message.key == self.key or (here and not self.lockstep):
+            mail.now = message
+        else:
+            mail.ahead = message
+        self._news.add(src)
+
+    def _is_of_this_generation(self, message: Message) -> bool:
+        return message.key.generation == self.key.generation
+
+    def _sort_mail(self) -> None:
+        """Another round is open: what is ahead may be of it, and what is of another generation goes, as does
+        what turns out to be faulty; it was taken over before its generation was known here."""
+        before, self._mail = self._mail, {}
+        for src, mail in before.items():
+            kept = [m for m in (mail.now, mail.ahead) if m is not None and self._still_counts(m)]
+            if kept and (kept[-1].key == self.key or not self.lockstep):
+                self._mail[src] = Mail(now=kept[-1])
+            elif kept:
+                self._mail[src] = Mail(ahead=kept[-1])
+
+    def _still_counts(self, message: Message) -> bool:
+        late = self.lockstep and message.key < self.key
+        return self._is_of_this_generation(message) and not late and not self.fault(message)
+
+    def _take_mail(self) -> dict[PeerId, Message]:
+        """What counts in the round that is mixed now; with pace "free" it will count again."""
+        heard = {src: mail.now for src, mail in self._mail.items() if mail.now is not None}
+        if self.lockstep:
+            for src in heard:
+                self._mail[src].now = None
+        self._news = set()
+        return heard
+
+    def returned(self, dst: PeerId, message: Message) -> None:
+        if message.meaning == ESTATE:
+            self.x = message.body.dense()
+
+    # --- joining and leaving ---------------------------------------------------------------------
+
+    def sponsor(self, dst: PeerId, key: Key, bases: tuple[bytes, ...]) -> Message:
+        return snapshot(self.estimate(), 1.0, key, bases)
+
+    def hand_over(self, key: Key) -> Message:
+        estate = Message(key, ESTATE, self.exactly(self.mix()), 1.0)
+        self.x = None
+        return estate
+
+    # --- for subclasses --------------------------------------------------------------------------
+
+    @property
+    def is_final(self) -> bool:
+        return self.key.phase == FINAL
+
+    def exactly(self, v: Tensor) -> Body:
+        """No compression: `v` in the session's own type."""
+        return Dense(v.clone())
+
+    def packed(self, v: Tensor) -> Body:
+        """`v` as the open round sends it."""
+        return self.exactly(v) if self.is_final else self.Q(v)

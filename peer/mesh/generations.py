@@ -1,0 +1,213 @@
+"""One graph that all its members agree on, without a quorum: what undirected algorithms exchange on.
+
+A generation is an ordered view, and with it a graph (graphs.py). Every node takes over the one with the
+highest number it hears of: the epoch, then a hash of the content. Whoever sees that the generation it knows
+is not of the present view, and that the view stands still, proposes the next epoch; who sees the same
+proposes the same, so that most proposals coincide. Two halves of a partition run two generations, and that is
+wanted: a message counts only where both ends are on the same one, so that within a generation all counts are
+over one tree.
+
+A generation is taken up at a round boundary. Devices that come back are known and need no second look; those
+that come and go are put where the graph has its leaves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+from peer.errors import RemoteError
+from peer.events import Generation, PeerId
+from peer.mesh import graphs
+
+Kind = Literal["undirected", "tree"]
+STABLE_S, STABLE_MOST_S = (
+    3.0,
+    10.0,
+)  # reliability note, section e: no change for so long, or differing for so long
+AGAIN_S = 15.0  # at most one new generation in this time: reliability note, section e
+RETURN_S = 1.0  # known devices that return are waited for this long, others may be on their way back; guess
+TURN_S, TURNS = 0.25, 8  # who is further down the view leaves the others this much time to propose; guess
+FLAPS, FLAPPING_S = (
+    3,
+    300.0,
+)  # so many changes in this time put a device at the leaves: reliability note, section e
+BETTER_S, BETTER_PART = (
+    30.0,
+    0.2,
+)  # so often a tree of costs is weighed against a new one; worth a change; guess
+MAX_AHEAD = 1 << 20  # epochs; a generation each 15 s for half a year (guess)
+
+
+def number(generation: Generation | None) -> int:
+    """What orders generations and stamps messages: 31 bits of epoch, 32 of a hash of view and parents."""
+    if generation is None:
+        return 0
+    content = "\n".join((*generation.view, *map(str, generation.parents)))
+    return (generation.epoch << 32) | int.from_bytes(
+        hashlib.blake2b(content.encode(), digest_size=4).digest()
+    )
+
+
+class Generations:
+    """What one node knows of them. `current` is the one its rounds are on, `latest` the newest known."""
+
+    def __init__(self, me: PeerId, spec: str, kind: Kind) -> None:
+        """spec: the topology. kind: whether the algorithm needs trees, or takes any graph."""
+        self.me, self.spec, self.kind = me, spec, kind
+        self.current: Generation | None = None
+        self.latest: Generation | None = None
+        self.installed = 0  # generations taken up so far
+        self._trains_since = float("inf")  # this life of the learner; s
+        self._view: tuple[PeerId, ...] = ()
+        self._changed_at = 0.0  # of the view
+        self._differs_at: float | None = None  # since when the view is not the latest generation's
+        self._adopted_at = self._measured_at = float("-inf")
+        self._known: set[PeerId] = set()
+        self._changes: dict[PeerId, list[float]] = {}
+
+    @property
+    def number(self) -> int:
+        return number(self.current)
+
+    @property
+    def pending(self) -> bool:
+        """Is there a newer generation than the current one, with a place for this node?"""
+        return number(self.latest) > self.number and self._has_place(self.latest)
+
+    def place(self, *, final: bool = False) -> graphs.Place | None:
+        """This node's place in the current generation's graph, or in that of the final rounds."""
+        if self.current is None:
+            return None
+        if (
+            final and self.kind != "tree"
+        ):  # gossip would take long to agree; everybody with everybody is exact
+            return graphs.graph_of("complete", self.current.view, self.me)
+        return graphs.graph_of(self.spec, self.current.view, self.me, self.current.parents)
+
+    def beside(self, generation: Generation) -> tuple[PeerId, ...]:
+        """This node's neighbors on its graph; none without a place on it."""
+        if not self._has_place(generation):
+            return ()
+        return tuple(graphs.graph_of(self.spec, generation.view, self.me, generation.parents).out)
+
+    def trains(self, since: float | None) -> None:
+        """This life of the learner has a model since then; None: it has none, and knows of no generation."""
+        self._trains_since = float("inf") if since is None else since
+        if since is None:
+            self.current = None
+
+    def take(self, generation: Generation, now: float) -> bool:
+        """A generation is heard of. True if it is the newest so far. Raises RemoteError if it is no graph."""
+        known = number(self.latest)
+        if number(generation) <= known:
+            return False
+        if generation.epoch > (known >> 32) + MAX_AHEAD:
+            raise RemoteError(f"a generation of epoch {generation.epoch}, after {known >> 32}")
+        graphs.check_graph(self.spec, generation.view, generation.parents)
+        self._adopt(generation, now)
+        return True
+
+    def install(self) -> bool:
+        """Take the latest generation up, at a round boundary. True if the current one has changed."""
+        if not self.pending:
+            return False
+        self.current = self.latest
+        self.installed += 1
+        return True
+
+    def watch(self, view: Sequence[PeerId], now: float) -> None:
+        """The sorted ids of the living that train have changed."""
+        view = tuple(view)
+        for peer in set(view) ^ set(self._view):
+            recent = [at for at in self._changes.get(peer, []) if now - at < FLAPPING_S]
+            if recent or peer in self._known:  # the first time it comes is no change
+                self._changes[peer] = [*recent, now]
+        self._view, self._changed_at = view, now
+
+    def flapping(self, now: float) -> set[PeerId]:
+        """Those that came and went too often of late."""
+        return {
+            peer
+            for peer, changes in self._changes.items()
+            if sum(now - at < FLAPPING_S for at in changes) >= FLAPS
+        }
+
+    def propose(self, costs: graphs.Costs, now: float) -> Generation | None:
+        """The next generation, if one is due; it is taken over here, and to be told to its members.
+
+        costs: classes of the links that each member has measured, for a spanning tree.
+        """
+        if (
+            self._trains_since > now
+            or self.me not in self._view
+            or (len(self._view) < 2 and self.latest is None)
+        ):
+            self._differs_at = None
+            return None
+        if self.latest is not None and set(self.latest.view) == set(self._view):
+            self._differs_at = None
+            if self._adopted_at >= self._trains_since:
+                return self._better(costs, now)
+            return self._next(self.latest.view, self.latest.parents, now)  # back in the old seat, at once
+        self._differs_at = now if self._differs_at is None else self._differs_at
+        if not self._due(now):
+            return None
+        return self._next(*self._graph(costs, now), now)
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    def _due(self, now: float) -> bool:
+        assert self._differs_at is not None
+        stood, turn = now - self._changed_at, TURN_S * min(TURNS, self._view.index(self.me))
+        if self._returning(now):
+            return stood >= RETURN_S + turn
+        stable = stood >= STABLE_S + turn or now - self._differs_at >= STABLE_MOST_S + turn
+        return stable and now - self._adopted_at >= AGAIN_S + turn
+
+    def _better(self, costs: graphs.Costs, now: float) -> Generation | None:
+        """The same view on a tree that costs less, now and then."""
+        assert self.latest is not None
+        turn = TURN_S * min(TURNS, self._view.index(self.me))
+        if self.spec != "spanning-tree" or now - self._measured_at < BETTER_S + turn:
+            return None
+        self._measured_at = now - turn
+        view, parents = self._graph(costs, now)
+        old = graphs.tree_cost(self.latest.view, self.latest.parents, costs)
+        new = graphs.tree_cost(view, parents, costs)
+        return self._next(view, parents, now) if new < (1 - BETTER_PART) * old else None
+
+    def _returning(self, now: float) -> bool:
+        """Is the only difference that known devices are back, and none of them one that comes and goes?"""
+        was, is_ = set(self.latest.view if self.latest else ()), set(self._view)
+        back = is_ - was
+        return was < is_ and back <= self._known and not back & self.flapping(now)
+
+    def _graph(self, costs: graphs.Costs, now: float) -> tuple[tuple[PeerId, ...], graphs.Parents]:
+        """The view in order, and parents where the tree is made of costs. Who comes and goes stands where the
+        tree has its leaves: last, and on two trees first, for that place alone is a leaf of both."""
+        flapping = [peer for peer in self._view if peer in self.flapping(now)]
+        stable = [peer for peer in self._view if peer not in flapping]
+        if self.spec != "spanning-tree":
+            first = flapping[:1] if self.spec == "double-tree" else []
+            return (*first, *stable, *flapping[len(first) :]), ()
+        view = (*stable, *flapping)
+        known = {
+            peer: {other: cost for other, cost in classes.items() if other in stable}
+            for peer, classes in costs.items()
+            if peer in stable
+        }
+        return view, graphs.spanning_tree(view, known)
+
+    def _next(self, view: tuple[PeerId, ...], parents: tuple[int, ...], now: float) -> Generation:
+        generation = Generation((number(self.latest) >> 32) + 1, self.me, view, parents)
+        self._adopt(generation, now)
+        return generation
+
+    def _adopt(self, generation: Generation, now: float) -> None:
+        self.latest, self._adopted_at, self._measured_at = generation, now, now
+        self._known |= set(generation.view)
+
+    def _has_place(self, generation: Generation | None) -> bool:
+        return generation is not None and self.me in generation.view

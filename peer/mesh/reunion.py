@@ -1,0 +1,88 @@
+"""Two halves that trained apart and meet again: do their models mix, or does one half take over the other's?
+
+Members that were taken for dead and come back in the same life have trained on meanwhile. After a short
+absence their mass just mixes again. After a long one they are estranged: alive, and not yet trained with. The
+leader of either half (its lowest id) looks at a model of the other; the half with the lowest id of all looks
+first. Are the two near to each other, and is the point between them no worse than either, then both halves
+hear that they may mix. Else the members of the half that has done less work are told to start over, with the
+other's model; what they hold is dropped and not injected again (reliability note, section c). Nobody waits
+longer than REUNION_S for a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from peer.events import PeerId, Reunion
+
+APART_S = 10.0  # from the verdict "dead" on; shorter absences leave models close to each other (guess)
+SETTLE_S = 2.0  # after the first is back: the others of its half are, too (guess)
+SECOND_S = 5.0  # so much later the other half looks, if no verdict has come (guess)
+REUNION_S = 30.0  # without a verdict by now they just mix (guess)
+OBEY_S = 60.0  # this node starts over at most this often (guess)
+ABOUT_EQUAL = (
+    0.1  # works that differ by less count as equal: the two leaders see them at different times (guess)
+)
+
+
+class Reunions:
+    """What one node knows of members it was parted from. `estranged`: alive, not to be trained with yet."""
+
+    def __init__(self, me: PeerId) -> None:
+        self.me = me
+        self.estranged: frozenset[PeerId] = frozenset()
+        self._lives: Mapping[PeerId, int] = {}  # of those that train, as this node sees it
+        self._lost: dict[PeerId, tuple[int, float]] = {}  # life, and since when it is gone, s
+        self._since = 0.0
+        self._asked = False
+        self._obeyed_at = -math.inf
+
+    def watch(self, lives: Mapping[PeerId, int], now: float) -> None:
+        """Those that live and train, with their learners' lives, have changed."""
+        for peer in self._lives.keys() - lives.keys():
+            self._lost[peer] = self._lives[peer], now
+        back = set()
+        for peer in lives.keys() - self._lives.keys():
+            life, at = self._lost.pop(peer, (0, now))
+            if life == lives[peer] and now - at >= APART_S:
+                back.add(peer)
+        if back and not self.estranged:
+            self._since, self._asked = now, False
+        still = {peer for peer in self.estranged if lives.get(peer) == self._lives.get(peer)}
+        self.estranged, self._lives = frozenset(still | back), dict(lives)
+
+    def due(self, own: Sequence[PeerId], now: float) -> PeerId | None:
+        """Whose model this node is to look at now, if it is its turn. own: the half it is in, itself too."""
+        if not self.estranged or self._asked or self.me != min(own, default=None):
+            return None
+        turn = 0.0 if self.me < min(self.estranged) else SECOND_S
+        if now - self._since < SETTLE_S + turn:
+            return None
+        self._asked = True
+        return min(self.estranged)
+
+    def overdue(self, now: float) -> bool:
+        return bool(self.estranged) and now - self._since >= REUNION_S
+
+    def judge(self, near: bool, own: Sequence[PeerId], round_: int, their_round: int) -> Reunion:
+        """The verdict. Work: members times rounds; of about equal ones the half of the lowest id has more."""
+        if near:
+            return Reunion(())
+        mine, theirs = len(own) * (round_ + 1), len(self.estranged) * (their_round + 1)
+        if abs(mine - theirs) <= ABOUT_EQUAL * max(mine, theirs):
+            less = min(own) > min(self.estranged)
+        else:
+            less = mine < theirs
+        return Reunion(tuple(sorted(own if less else self.estranged)))
+
+    def settle(self) -> None:
+        """They may be trained with."""
+        self.estranged = frozenset()
+
+    def obeys(self, verdict: Reunion, now: float) -> bool:
+        """Is this node to start over? Not again and again, whoever says so."""
+        if self.me not in verdict.yields or now - self._obeyed_at < OBEY_S:
+            return False
+        self._obeyed_at = now
+        return True

@@ -1,0 +1,243 @@
+"""A plan, played in virtual time: the daemons' nodes and exchanges, a trainer, faults, and a tally of it all.
+
+All peers begin at time 0 with weight 1 and the same initial model, and have met before the first local step:
+nobody joins, so nothing but what is compared differs between two rehearsals. A session has no final rounds
+here; the report's averaged model says what they would come to. Local steps take STEP_S of virtual time each.
+A peer that has closed the last round takes no more, and answers until the others have closed theirs too.
+
+How well it goes is measured on the models as they are mixed: of WATCHED peers about POINTS times on the way,
+of all at the end and, with schedule "step", in the last round before the learning rate first falls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from peer import catalogue
+from peer.algorithms import make
+from peer.algorithms.push_sum import PushSum
+from peer.compression import codec
+from peer.errors import PeerdError
+from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed
+from peer.learner.exchange import Exchange
+from peer.mesh.node import Terms
+from peer.rehearsal.driver import Device, Rehearsal, Weather, Witness
+from peer.rehearsal.frame_bytes import frame_bytes
+from peer.rehearsal.plan import Plan
+from peer.rehearsal.scenes import Scene, halves, scenes_of
+from peer.rehearsal.trainer import Trainer
+
+STEP_S = 0.05  # virtual, of one local step: what a batch of a small CNN takes on a Raspberry Pi (guess)
+POINTS, WATCHED = 20, 4  # of the curve: each costs an evaluation, which is worth many local steps
+STUCK_S = 600.0  # virtual, beyond what the slowest peer's steps take: no fault holds all peers up so long
+FLOAT32_BYTES = 4
+
+Progress = Callable[[int, float], None]
+
+
+class StuckError(PeerdError):
+    """No peer closes a round any more."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted on the way. Dense figures are as in `peerd status` (daemon/figures.py)."""
+
+    sent: int = 0
+    dense: int = 0
+    dense_exchanges: int = 0
+    rounds_alone: int = 0  # of lives that are over
+    generations: set[int] = field(default_factory=set)
+    points: dict[int, dict[PeerId, float]] = field(default_factory=dict)  # round, by peer
+
+
+class Play(Witness):
+    """One rehearsal of `plan`. progress: told (round, virtual seconds) when the first peer closes one."""
+
+    def __init__(self, plan: Plan, trainer: Trainer, progress: Progress = lambda round_, now: None) -> None:
+        self.plan, self.trainer, self.progress = plan, trainer, progress
+        self.rounds = plan.session.rounds
+        self.front = 0  # rounds closed by whoever has closed most
+        self.tally = Tally()
+        self.final: dict[PeerId, Tensor] = {}  # as mixed in the last round
+        self.before_decay: dict[PeerId, Tensor] = {}
+        self.mass_begun, self.mass_ended = 0.0, 0.0
+        self._scenes = scenes_of(plan)
+        self._used: dict[PeerId, set[PeerId]] = {}  # links that carry something in the open round
+        self._curve = sorted({max(1, k * self.rounds // POINTS) for k in range(1, POINTS + 1)})
+        names = plan.names()
+        self._watched = {names[k * plan.peers // WATCHED] for k in range(WATCHED)}
+        self._next_point = dict.fromkeys(self._watched, 0)
+        self._decay_round = _decay_round(plan, trainer)
+        self._step_s = {
+            name: STEP_S * plan.session.local_steps * plan.slowness(number)
+            for number, name in enumerate(names)
+        }
+        self.rehearsal = Rehearsal(
+            Terms(
+                plan.session.topology,
+                plan.session.seed,
+                graph=catalogue.algorithm(plan.session.algorithm).graph,
+            ),
+            self._exchange,
+            self._train,
+            weather=Weather(latency_s=(0.0, 0.0)),
+            step_s=self._takes_s,
+            seed=plan.session.seed,
+            witness=self,
+        )
+
+    def play(self) -> None:
+        """From the first local step to the last peer's last round. Raises StuckError, DivergedError."""
+        r = self.rehearsal
+        self._look(0, None, self.trainer.initial)
+        for name in self.plan.names():
+            r.add(name, founder=True)
+        r.run(0.0)  # without latency: all have met
+        r.weather = self._weather()
+        self.mass_begun = self._weights()
+        closed = -1
+        while not self._over():
+            due = self._scenes[0].round if self._scenes else math.inf
+            if self.front >= due:
+                self._perform(self._scenes.pop(0))
+                continue
+            closed = self.front
+            r.run(self._patience_s(), until=lambda due=due: self.front >= due or self._over())  # type: ignore[misc]
+            if self.front == closed and not self._over():
+                raise StuckError(f"no peer has closed a round for {self._patience_s():.0f} virtual seconds")
+        self.mass_ended = self._weights()
+
+    def device(self, peer: PeerId) -> Device:
+        return self.rehearsal.devices[peer]
+
+    # --- what the driver asks for --------------------------------------------------------------------
+
+    def _exchange(self, peer: PeerId, resume: tuple[Tensor, int] | None) -> Exchange:
+        session, trainer = self.plan.session, self.trainer
+        own = catalogue.options_for("algorithm", session.options)
+        dtype = trainer.initial.dtype
+        algorithm = make(session.algorithm, own, trainer.layout, dtype, session.compression)
+        return Exchange(algorithm, trainer.layout, trainer.initial, resume=resume)
+
+    def _train(self, peer: PeerId, z: Tensor, round_: int) -> tuple[Tensor, float]:
+        return self.trainer.train(peer, z, round_, self.device(peer).exchange.algorithm.lr_scale)
+
+    def _takes_s(self, peer: PeerId) -> float:
+        return self._step_s[peer] if self.device(peer).exchange.key.round < self.rounds else math.inf
+
+    def _weather(self) -> Weather:
+        plan = self.plan
+        return Weather(latency_s=plan.latency_s, loss=plan.loss, bandwidth_bps=plan.bandwidth_bps)
+
+    def _patience_s(self) -> float:
+        return STUCK_S + 4 * max(self._step_s.values())
+
+    def _over(self) -> bool:
+        return self.front >= self.rounds and all(
+            device.node.key.round >= self.rounds for device in self.rehearsal.alive()
+        )
+
+    # --- what happens to the devices -----------------------------------------------------------------
+
+    def _perform(self, scene: Scene) -> None:
+        r = self.rehearsal
+        match scene.what:
+            case "split":
+                r.partition(halves(self.plan))
+            case "heal":
+                r.heal()
+            case "return":
+                if self.device(scene.peer).alive:  # it has not said its goodbye yet
+                    self._scenes = sorted([*self._scenes, Scene(self.front + 1, "return", scene.peer)])
+                else:
+                    self._changing_mass(lambda: self._add(scene.peer))
+            case "leave" | "crash" if len(r.alive()) > 2:
+                if scene.what == "leave":
+                    r.leave(scene.peer)
+                else:
+                    self._changing_mass(lambda: r.crash(scene.peer))
+
+    def _add(self, peer: PeerId) -> None:
+        self.tally.rounds_alone += self.device(peer).node.rounds_alone_total
+        self.rehearsal.add(peer)
+
+    def _changing_mass(self, action: Callable[[], None]) -> None:
+        """What a crash takes along, and what a new life's neighbors take back, is nobody's error."""
+        before = self._weights()
+        action()
+        self.mass_begun += self._weights() - before
+
+    def _weights(self) -> float:
+        """The sum of w; 0 where an algorithm has none."""
+        r = self.rehearsal
+        if not isinstance(next(iter(r.devices.values())).exchange.algorithm, PushSum):
+            return 0.0
+        return r.mass()[1] + sum(self._orphaned(device) for device in r.alive())
+
+    def _orphaned(self, device: Device) -> float:
+        """Weight in parcels that this device has yet to take over, and whose senders keep them no more: the
+        sender has crashed, the parcel has not."""
+        weight = 0.0
+        for parcel in device.exchange.put_off():
+            src = self.device(parcel.src)
+            kept = src.exchange.unacknowledged().get(device.peer) if src.alive else None
+            if kept is None or kept.key != parcel.key:
+                assert isinstance(parcel.payload, bytes)
+                weight += codec.decode(parcel.payload, self.trainer.layout, self.trainer.initial.dtype).weight
+        return weight
+
+    # --- what is seen --------------------------------------------------------------------------------
+
+    def sent(self, device: Device, frame: Frame) -> None:
+        self.tally.sent += frame_bytes(frame)
+
+    def said(self, device: Device, events: tuple[FromLearner, ...]) -> None:
+        in_round = any(isinstance(event, Pushed) for event in events)
+        for event in events:
+            if isinstance(event, Push) and (in_round or event.delivery == "latest"):
+                self._used.setdefault(device.peer, set()).add(event.dst)
+            elif isinstance(event, Closed):
+                self._closed(device, event)
+
+    def _closed(self, device: Device, event: Closed) -> None:
+        assert device.model is not None
+        links = len(self._used.pop(device.peer, ()))
+        model = FLOAT32_BYTES * self.trainer.parameters * links
+        self.tally.dense_exchanges += model
+        self.tally.dense += model * (self.plan.session.local_steps if event.key.phase == TRAIN else 1)
+        self.tally.generations.add(event.key.generation)
+        count = min(event.key.round + 1, self.rounds)
+        if count == self.rounds:
+            self.final.setdefault(device.peer, device.model)
+        if self._decay_round is not None and count >= self._decay_round:
+            self.before_decay.setdefault(device.peer, device.model)
+        self._look(count, device.peer, device.model)
+        if count > self.front:
+            self.front = count
+            self.progress(count, self.rehearsal.now)
+
+    def _look(self, count: int, peer: PeerId | None, model: Tensor) -> None:
+        """Evaluate a watched peer's model when the curve has a point there; None: before the first round."""
+        if peer is None:
+            if (found := self.trainer.evaluate(model)) is not None:
+                self.tally.points[0] = dict.fromkeys(self._watched, found[1])
+            return
+        if peer not in self._watched:
+            return
+        passed = [at for at in self._curve[self._next_point[peer] :] if at <= count]
+        if passed and (found := self.trainer.evaluate(model)) is not None:
+            self.tally.points.setdefault(passed[-1], {})[peer] = found[1]
+        self._next_point[peer] += len(passed)
+
+
+def _decay_round(plan: Plan, trainer: Trainer) -> int | None:
+    """How many rounds close before the learning rate first falls; None where it does not."""
+    if not trainer.schedule.decay:
+        return None
+    step = math.ceil(trainer.schedule.decay[0][0] * plan.steps)
+    return max(1, step // plan.session.local_steps)

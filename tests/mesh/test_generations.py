@@ -1,0 +1,238 @@
+"""Agreement on one graph: proposals coincide, the newest holds, none comes too often."""
+
+import itertools
+
+import pytest
+
+from peer.errors import RemoteError
+from peer.events import Generation
+from peer.mesh import generations as module
+from peer.mesh.generations import AGAIN_S, RETURN_S, STABLE_MOST_S, STABLE_S, Generations, number
+
+LATE_S = module.TURN_S * module.TURNS  # the last in the view proposes so much later
+
+
+class Home:
+    """Nodes that see a view and tell each other what they propose, at once or not at all."""
+
+    def __init__(self, peers, spec="binary-tree"):
+        self.now, self.told = 0.0, 0
+        self.nodes = {peer: Generations(peer, spec, "tree") for peer in peers}
+        self.groups = [set(peers)]
+        for peer in peers:
+            self.nodes[peer].trains(0.0)
+        self.look()
+
+    def look(self, *groups):
+        """Everybody sees those of its group."""
+        self.groups = list(map(set, groups)) or self.groups
+        for group in self.groups:
+            for peer in group:
+                self.nodes[peer].watch(sorted(group), self.now)
+
+    def run(self, seconds, step=0.25):
+        end = self.now + seconds
+        while self.now < end:
+            self.now += step
+            for group in self.groups:
+                for peer in sorted(group):
+                    proposed = self.nodes[peer].propose({}, self.now)
+                    if proposed is not None:
+                        self.told += 1
+                        for other in group - {peer}:
+                            self.nodes[other].take(proposed, self.now)
+                    self.nodes[peer].install()
+
+    def numbers(self, peers=None):
+        return {self.nodes[peer].number for peer in peers or set().union(*self.groups)}
+
+    def epoch(self, peer):
+        current = self.nodes[peer].current
+        return current.epoch if current else 0
+
+
+def test_a_view_that_stands_still_becomes_a_generation_and_one_proposal_is_enough():
+    home = Home("abcdefgh")
+    home.run(STABLE_S - 0.25)
+    assert home.numbers() == {0}
+    home.run(0.5 + LATE_S)
+    assert home.numbers() == {number(Generation(1, "", tuple("abcdefgh")))}
+    assert home.told == 1
+    home.run(300)
+    assert home.told == 1
+
+
+def test_who_proposes_the_same_view_proposes_the_same_generation():
+    a, b = (Generations(me, "chain", "tree") for me in "ab")
+    for node in (a, b):
+        node.trains(0.0)
+        node.watch(("a", "b"), 0.0)
+    first, second = (node.propose({}, STABLE_S + LATE_S) for node in (a, b))
+    assert first is not None and second is not None and number(first) == number(second)
+    assert not a.take(second, 10.0)
+
+
+def test_a_view_that_never_stands_still_is_used_after_ten_seconds():
+    node = Generations("a", "chain", "tree")
+    node.trains(0.0)
+    came = iter("bcdefghijklmnop")
+    view = ["a"]
+    for tick in itertools.count():
+        now = tick * 0.5
+        if tick % 4 == 0:
+            view.append(next(came))
+            node.watch(sorted(view), now)
+        if node.propose({}, now) is not None:
+            break
+    assert STABLE_MOST_S <= now <= STABLE_MOST_S + LATE_S + 1
+
+
+def test_newcomers_wait_until_fifteen_seconds_after_the_last_generation():
+    home = Home("abc")
+    home.run(STABLE_S + LATE_S)
+    assert home.epoch("a") == 1
+    began = home.now
+    home.nodes["d"] = Generations("d", "binary-tree", "tree")
+    home.nodes["d"].take(home.nodes["a"].latest, home.now)  # its sponsor tells it
+    home.nodes["d"].trains(home.now)
+    home.look("abcd")
+    home.run(AGAIN_S - LATE_S - 0.5)
+    assert home.epoch("a") == 1
+    home.run(2 * LATE_S + 0.5)
+    assert home.now - began >= AGAIN_S and home.epoch("a") == home.epoch("d") == 2
+    assert len(home.numbers()) == 1
+
+
+def test_a_known_device_that_returns_has_its_old_seat_at_once():
+    home = Home("abcdef")
+    home.run(20)
+    before = home.nodes["c"].current
+    home.look("abdef")
+    home.run(20)
+    assert home.nodes["a"].current.view == tuple("abdef")
+    home.nodes["c"].trains(None)
+    home.nodes["c"].trains(home.now)
+    home.look("abcdef")
+    home.run(RETURN_S + 0.5)
+    assert home.nodes["c"].current.view == before.view
+    assert len(home.numbers()) == 1
+
+
+def test_a_new_life_within_the_same_view_begins_the_next_generation_on_the_same_tree_at_once():
+    home = Home("abcd")
+    home.run(20)
+    old = home.nodes["b"].current
+    home.nodes["b"].trains(None)
+    home.look("acd", "b")
+    home.run(1)
+    assert home.numbers("acd") == {number(old)}
+    home.nodes["b"].trains(home.now)
+    home.look("abcd")
+    home.run(0.5)
+    new = home.nodes["a"].current
+    assert (new.epoch, new.view) == (old.epoch + 1, old.view)
+    assert len(home.numbers()) == 1
+    told = home.told
+    home.run(60)
+    assert home.told == told
+
+
+def test_a_device_that_comes_and_goes_ends_at_the_leaves_and_gets_no_second_look():
+    home = Home("abcdefg")
+    home.run(20)
+    for _ in range(2):
+        home.look("acdefg")
+        home.run(STABLE_S + AGAIN_S + LATE_S)
+        home.look("abcdefg")
+        home.run(20)
+    assert home.nodes["a"].flapping(home.now) == {"b"}
+    view = home.nodes["a"].current.view
+    assert view == tuple("acdefgb")
+    assert len(home.nodes["b"].place().out) == 1
+    home.look("acdefg")
+    home.run(AGAIN_S + STABLE_S + LATE_S)
+    home.look("abcdefg")
+    home.run(STABLE_S - 0.5)
+    assert "b" not in home.nodes["a"].current.view
+    home.run(LATE_S)
+    assert home.nodes["a"].current.view[-1] == "b"
+    home.run(module.FLAPPING_S)
+    assert home.nodes["a"].flapping(home.now) == set()
+
+
+def test_on_double_trees_it_is_put_where_both_have_a_leaf():
+    home = Home("abcdefgh", "double-tree")
+    home.run(20)
+    for _ in range(2):
+        home.look("abdefgh")
+        home.run(20)
+        home.look("abcdefgh")
+        home.run(20)
+    place = home.nodes["c"].place()
+    assert [len(tree) for tree in place.trees] == [1, 1]
+
+
+def test_two_halves_run_two_generations_and_become_one():
+    home = Home("abcdefgh")
+    home.run(20)
+    home.look("abcd", "efgh")
+    home.run(30)
+    assert len(home.numbers("abcd")) == len(home.numbers("efgh")) == 1
+    assert home.numbers("abcd") != home.numbers("efgh")
+    home.look("abcdefgh")
+    home.run(10)
+    assert len(home.numbers()) == 1
+    assert set(home.nodes["a"].current.view) == set("abcdefgh")
+
+
+def test_the_last_one_left_goes_on_in_a_generation_of_its_own():
+    home = Home("ab")
+    home.run(20)
+    home.look("a", "b")
+    home.run(20)
+    assert home.nodes["a"].current.view == ("a",)
+    assert home.nodes["a"].place().n == 1 and not home.nodes["a"].place().out
+
+
+def test_generations_come_at_most_every_fifteen_seconds_however_the_view_changes():
+    home = Home("abcdefgh")
+    home.run(20)
+    seen = {home.nodes["a"].number}
+    for tick in range(120):
+        home.look("abcdefgh"[: 4 + tick % 4])
+        home.run(1)
+        seen.add(home.nodes["a"].number)
+    assert 1 < len(seen) <= 1 + 120 / AGAIN_S + 3  # the first two returns are before anybody flaps
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Generation(1 << 30, "x", ("a", "b")),
+        Generation(2, "x", ("a", "a")),
+        Generation(2, "x", ("a", "b"), (0, 0)),
+    ],
+)
+def test_nonsense_is_refused_and_nothing_changes(bad):
+    node = Generations("a", "binary-tree", "tree")
+    with pytest.raises(RemoteError):
+        node.take(bad, 0.0)
+    assert node.latest is None
+
+
+def test_a_cycle_in_the_parents_of_a_spanning_tree_is_refused():
+    node = Generations("a", "spanning-tree", "tree")
+    with pytest.raises(RemoteError):
+        node.take(Generation(1, "x", ("a", "b", "c"), (0, 2, 1)), 0.0)
+    assert node.take(Generation(1, "x", ("a", "b", "c"), (0, 0, 1)), 0.0)
+
+
+def test_a_spanning_tree_follows_the_costs_and_leaves_a_flapping_device_out_of_the_middle():
+    costs = {"b": {"a": 0, "c": 0, "d": 0}}
+    node = Generations("a", "spanning-tree", "tree")
+    node.trains(0.0)
+    node.watch(tuple("abcd"), 0.0)
+    proposed = node.propose(costs, STABLE_S + LATE_S)
+    assert proposed.parents == (0, 0, 1, 1)
+    node.install()
+    assert node.place().trees == (("b",),)

@@ -1,0 +1,91 @@
+"""Who is estranged, who looks, what the verdict is, and that nobody waits for ever."""
+
+from peer.events import Reunion
+from peer.mesh.reunion import APART_S, OBEY_S, REUNION_S, SECOND_S, SETTLE_S, Reunions
+
+ALL = dict.fromkeys("abcdefgh", 1)
+HERE, THERE = dict.fromkeys("abcd", 1), dict.fromkeys("efgh", 1)
+
+
+def parted(me="a", own=HERE, apart_s=APART_S):
+    node = Reunions(me)
+    node.watch(ALL, 0.0)
+    node.watch(own, 10.0)
+    node.watch(ALL, 10.0 + apart_s)
+    return node, 10.0 + apart_s
+
+
+def test_members_back_after_a_short_absence_are_not_estranged():
+    node, _ = parted(apart_s=APART_S - 0.1)
+    assert not node.estranged
+
+
+def test_members_that_trained_apart_for_long_are_estranged_until_it_is_settled():
+    node, _ = parted()
+    assert node.estranged == set("efgh")
+    node.settle()
+    assert not node.estranged
+
+
+def test_a_member_back_in_a_new_life_has_nothing_to_be_looked_at():
+    node = Reunions("a")
+    node.watch(ALL, 0.0)
+    node.watch(HERE, 10.0)
+    node.watch({**ALL, "e": 2}, 40.0)
+    assert node.estranged == set("fgh")
+
+
+def test_one_that_starts_over_or_dies_again_is_estranged_no_more():
+    node, now = parted()
+    node.watch({**ALL, "e": 2}, now + 1)
+    assert node.estranged == set("fgh")
+    node.watch({**HERE, "g": 1, "h": 1}, now + 2)
+    assert node.estranged == set("gh")
+
+
+def test_the_leader_of_the_half_with_the_lowest_id_looks_first_and_once():
+    node, now = parted()
+    assert node.due("abcd", now + SETTLE_S - 0.1) is None
+    assert node.due("abcd", now + SETTLE_S) == "e"
+    assert node.due("abcd", now + SETTLE_S + 1) is None
+
+
+def test_the_other_leader_looks_later_and_nobody_else_ever():
+    node, now = parted("e", THERE)
+    assert node.due("efgh", now + SETTLE_S) is None
+    assert node.due("efgh", now + SETTLE_S + SECOND_S) == "a"
+    follower, now = parted("b")
+    assert follower.due("abcd", now + 100) is None
+
+
+def test_near_models_mix_and_nobody_yields():
+    node, _ = parted()
+    assert node.judge(True, "abcd", 100, 5) == Reunion(())
+
+
+def test_the_half_with_less_work_yields():
+    node, _ = parted()
+    assert node.judge(False, "abcd", 100, 50) == Reunion(tuple("efgh"))
+    assert node.judge(False, "abcd", 50, 100) == Reunion(tuple("abcd"))
+
+
+def test_both_leaders_name_the_same_half_when_the_works_are_about_equal():
+    a, _ = parted()
+    e, _ = parted("e", THERE)
+    assert a.judge(False, "abcd", 100, 104) == Reunion(tuple("efgh"))
+    assert e.judge(False, "efgh", 106, 101) == Reunion(tuple("efgh"))
+
+
+def test_without_a_verdict_they_mix_in_the_end():
+    node, now = parted()
+    assert not node.overdue(now + REUNION_S - 0.1)
+    assert node.overdue(now + REUNION_S)
+
+
+def test_nobody_is_told_to_start_over_again_and_again():
+    node, now = parted("e", THERE)
+    verdict = Reunion(tuple("efgh"))
+    assert node.obeys(verdict, now)
+    assert not node.obeys(verdict, now + OBEY_S - 1)
+    assert node.obeys(verdict, now + OBEY_S)
+    assert not node.obeys(Reunion(tuple("abcd")), now + 200)

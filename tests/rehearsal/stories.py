@@ -1,0 +1,250 @@
+"""Random stories of faults, each told by its seed alone, and what must be true when quiet has come again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from peer.algorithms import make
+from peer.compression.bodies import Layout
+from peer.learner.exchange import Exchange
+from peer.mesh.node import Terms
+from peer.rehearsal.driver import Device, Rehearsal, Weather, quadratics
+from rehearsal.accountant import Accountant
+
+QUIET_S = 60.0
+MEASURED_S = 15.0
+CALM = Weather()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An algorithm in a story. conserves: its mass is in the books; topologies: those it runs on."""
+
+    algorithm: str
+    compression: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+    topologies: tuple[str, ...] = ("exponential", "ring", "random-2", "complete")
+    conserves: bool = True
+    rest: float = 0.0  # spread that compression leaves
+
+
+KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.0), Kind("difference-push", rest=0.3)]
+
+
+def name(i: int) -> str:
+    return f"p{i}"
+
+
+def home(
+    kind: Kind, topology: str, dim: int, *, weather: Weather = CALM, seed: int = 0, rate: float = 0.05
+) -> tuple[Rehearsal, Accountant]:
+    """A session without devices yet, where each pulls the model to a minimiser of its own."""
+    layout, initial = Layout((dim - 1, 1)), torch.zeros(dim, dtype=torch.float64)
+    minimisers, _ = quadratics(64, dim, seed=seed)
+
+    def make_exchange(peer: str, resume: tuple[Tensor, int] | None) -> Exchange:
+        learner = make(kind.algorithm, kind.options, layout, torch.float64, kind.compression)
+        return Exchange(learner, layout, initial, resume=resume)
+
+    def train(peer: str, z: Tensor, round_: int) -> Tensor:
+        return -rate * (z - minimisers[int(peer[1:])])
+
+    r = Rehearsal(
+        Terms(topology, seed), make_exchange, train, weather=weather, seed=seed, keep_checkpoints=64
+    )
+    return r, Accountant(r, dim, conserves=kind.conserves)
+
+
+def together(r: Rehearsal, n: int) -> None:
+    """One create and n - 1 joins."""
+    r.add(name(0), founder=True)
+    for i in range(1, n):
+        r.run(0.3)
+        r.add(name(i))
+    r.run(120.0, until=lambda: all(len(d.node.members.view()) == n for d in r.alive()))
+    assert all(len(d.node.members.view()) == n for d in r.alive()), views(r)
+
+
+def views(r: Rehearsal) -> str:
+    return "; ".join(f"{d.peer} {d.node.phase}: {','.join(d.node.members.view())}" for d in r.alive())
+
+
+def known(device: Device) -> tuple[object, ...]:
+    """What a device holds of all members; a round and a weight may be on their way."""
+    return tuple((m.peer, m.boot, m.life, m.state, m.phase) for m in device.node.members.members())
+
+
+def spread(r: Rehearsal) -> float:
+    """The largest distance of a model from their mean."""
+    models = torch.stack([d.exchange.estimate() for d in r.alive()])
+    return float((models - models.mean(0)).norm(dim=1).max())
+
+
+class Story:
+    """What happens in one seed's session."""
+
+    def __init__(self, kind: Kind, seed: int) -> None:
+        self.dice = dice = random.Random(seed)
+        self.kind, self.seed = kind, seed
+        self.n = dice.choice([3, 4, 4, 5, 5, 6, 7, 8])
+        weather = Weather(
+            latency_s=(0.005, dice.choice([0.02, 0.05, 0.2])),
+            local_s=dice.choice([0.0, 0.0, 0.05]),
+            loss=dice.choice([0.0, 0.05, 0.2]),
+            duplicate=0.1,
+            reorder=dice.choice([0.0, 0.2]),
+            bandwidth_bps=dice.choice([0.0, 0.0, 1000.0]),
+        )
+        topology = dice.choice(kind.topologies)
+        self.r, self.books = home(kind, topology, dice.randint(3, 8), weather=weather, seed=seed)
+        self.told: list[str] = []
+        self.paused_until = 0.0
+        if dice.random() < 0.5:
+            self.r.network.undialable.add(name(dice.randrange(self.n)))
+        pace = {name(i): dice.choice([1.0, 1.0, dice.uniform(0.5, 2.0)]) for i in range(64)}
+        self.r._step_s = lambda peer: pace[peer]
+
+    def __str__(self) -> str:
+        terms, shut = self.r.terms, sorted(self.r.network.undialable)
+        return "\n".join(
+            [
+                f"{self.kind.algorithm} on {terms.topology}, {self.n} devices, {self.r.weather}, {shut=}",
+                *self.told,
+            ]
+        )
+
+    def play(self) -> None:
+        """Everything, up to the end of quiet."""
+        together(self.r, self.n)
+        end = self.r.now + self.dice.uniform(40.0, 70.0)
+        while self.r.now < end:
+            self.pass_time(self.dice.uniform(1.0, 8.0))
+            self.happen()
+        self.settle()
+        self.quiet()
+
+    def happen(self) -> None:
+        acts: list[tuple[float, Callable[[], None]]] = [
+            (3, self.crash), (3, self.restart), (1, self.join), (2, self.leave), (2, self.pause),
+            (1.5, self.partition), (1, self.heal), (0.7, self.block), (0.3, self.power_cut), (1, self.move),
+        ]  # fmt: skip
+        act = self.dice.choices([act for _, act in acts], [weight for weight, _ in acts])[0]
+        act()
+
+    def pass_time(self, seconds: float) -> None:
+        self.r.run(seconds)
+        self.books.check()
+
+    def settle(self) -> None:
+        """The end of trouble: what is off comes back, most of it."""
+        self.heal()
+        for peer in self.off():
+            if self.dice.random() < 0.7 or len(self.on()) < 2:
+                self.restart_one(peer)
+        self.say("calm")
+        self.r.weather = CALM
+        self.pass_time(max(0.0, self.paused_until - self.r.now))
+
+    def quiet(self) -> None:
+        """One view, everybody trains, rounds go on, and without local steps the models come together."""
+        self.pass_time(QUIET_S - MEASURED_S)
+        rounds = {d: d.node.key.round for d in self.r.alive()}
+        self.pass_time(MEASURED_S)
+        devices = self.r.alive()
+        alive = [d.peer for d in devices]
+        assert [d.node.phase for d in devices] == ["training"] * len(devices), views(self.r)
+        assert all(sorted(d.node.members.view()) == sorted(alive) for d in devices), views(self.r)
+        assert len({known(d) for d in devices}) == 1, "\n".join(map(str, map(known, devices)))
+        done = {d.peer: d.node.key.round - rounds[d] for d in devices}
+        assert min(done.values()) >= 4, f"rounds in {MEASURED_S} s: {done}"
+        assert all(bool(d.exchange.estimate().isfinite().all()) for d in devices)
+        before = spread(self.r)
+        self.r._train = lambda peer, z, round_: torch.zeros_like(z)
+        self.pass_time(MEASURED_S)
+        assert spread(self.r) <= max(0.7 * before, self.kind.rest, 1e-9), f"{before} -> {spread(self.r)}"
+
+    # --- what may happen -------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        self.told.append(f"{self.r.now:.1f} {text}")
+
+    def on(self) -> list[str]:
+        return [d.peer for d in self.r.alive()]
+
+    def off(self) -> list[str]:
+        return [peer for peer, d in self.r.devices.items() if not d.alive]
+
+    def some(self) -> Device:
+        return self.r.devices[self.dice.choice(self.on())]
+
+    def crash(self) -> None:
+        if len(self.on()) > 2:
+            peer, silent = self.some().peer, self.dice.random() < 0.5
+            self.say(f"crash {peer} {silent=}")
+            self.r.crash(peer, silent=silent)
+
+    def restart(self) -> None:
+        if self.off():
+            self.restart_one(self.dice.choice(self.off()))
+
+    def restart_one(self, peer: str) -> None:
+        age = self.dice.choice([0, 0, 5, 50])
+        self.say(f"restart {peer} {age=}")
+        self.r.add(peer, checkpoint_age=age)
+
+    def join(self) -> None:
+        if len(self.r.devices) < 10:
+            peer = name(len(self.r.devices))
+            self.say(f"join {peer}")
+            self.r.add(peer)
+
+    def leave(self) -> None:
+        if len(self.on()) > 2:
+            peer, pause = self.some().peer, self.dice.random() < 0.5
+            self.say(f"leave {peer} {pause=}")
+            self.r.leave(peer, pause=pause)
+
+    def pause(self) -> None:
+        peer, seconds = self.some().peer, self.dice.uniform(1.0, 15.0)
+        self.say(f"stop {peer} for {seconds:.1f} s")
+        self.r.pause(peer, seconds)
+        self.paused_until = max(self.paused_until, self.r.now + seconds)
+
+    def partition(self) -> None:
+        peers = sorted(self.r.devices)
+        self.dice.shuffle(peers)
+        sides = self.dice.choice([2, 2, 3])
+        groups = [set(peers[side::sides]) for side in range(sides)]
+        self.say(f"partition {groups}")
+        self.r.partition(groups)
+        self.pass_time(self.dice.uniform(10.0, 30.0))
+
+    def block(self) -> None:
+        a, b = self.some().peer, self.some().peer
+        self.say(f"block {a} to {b}")
+        self.r.block(a, b)
+
+    def heal(self) -> None:
+        self.say("heal")
+        self.r.heal()
+
+    def power_cut(self) -> None:
+        self.say("power cut")
+        peers = self.on()
+        for peer in peers:
+            self.r.crash(peer, silent=True)
+        self.pass_time(self.dice.uniform(1.0, 20.0))
+        self.dice.shuffle(peers)
+        for peer in peers:
+            self.restart_one(peer)
+            self.pass_time(self.dice.uniform(0.0, 3.0))
+
+    def move(self) -> None:
+        peer = self.some().peer
+        self.say(f"move {peer}")
+        self.r.move(peer)

@@ -1,0 +1,237 @@
+"""Whole-model algorithms in sessions of many devices: one graph, one generation, exact means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from peer import catalogue
+from peer.algorithms import make
+from peer.compression.bodies import Layout
+from peer.learner.exchange import Exchange
+from peer.mesh.node import Terms
+from peer.rehearsal.driver import Rehearsal, Weather, quadratics
+
+D = 6
+LAYOUT = Layout((4, 2))
+MINIMISERS, _ = quadratics(16, D, seed=3)
+X0 = torch.full((D,), -20.0, dtype=torch.float64)  # far off: a model that moves towards it shows
+RELAYS = [("relay-sum", tree) for tree in catalogue.TREES]
+
+
+def home(
+    algorithm: str = "relay-sum",
+    topology: str = "binary-tree",
+    *,
+    rounds: int = 0,
+    weather: Weather | None = None,
+) -> Rehearsal:
+    def make_exchange(peer: str, resume: tuple[Tensor, int] | None) -> Exchange:
+        return Exchange(make(algorithm, {}, LAYOUT, torch.float64), LAYOUT, X0, resume=resume)
+
+    def train(peer: str, z: Tensor, round_: int) -> Tensor:
+        scale = r.devices[peer].exchange.algorithm.lr_scale
+        return -0.05 * scale * (z - MINIMISERS[int(peer[1:])])
+
+    graph = catalogue.algorithm(algorithm).graph
+    r = Rehearsal(Terms(topology, 0, rounds=rounds, graph=graph), make_exchange, train, weather=weather)
+    return r
+
+
+def name(i: int) -> str:
+    return f"p{i:02d}"
+
+
+def together(r: Rehearsal, n: int) -> Rehearsal:
+    """All begin at once, with the initial model."""
+    for i in range(n):
+        r.add(name(i), founder=True)
+    r.run(20.0, until=lambda: one_generation(r, n))
+    assert one_generation(r, n)
+    return r
+
+
+def generations(r: Rehearsal) -> set[int]:
+    return {d.node.key.generation for d in r.alive()}
+
+
+def one_generation(r: Rehearsal, n: int) -> bool:
+    if len(generations(r)) > 1 or 0 in generations(r):
+        return False
+    return all(len(d.node.generations.current.view) == n for d in r.alive())
+
+
+def models(r: Rehearsal) -> Tensor:
+    return torch.stack([d.exchange.estimate() for d in r.alive()])
+
+
+def spread(r: Rehearsal) -> float:
+    x = models(r)
+    return float((x - x.mean(0)).norm(dim=1).max())
+
+
+def error(r: Rehearsal, n: int) -> float:
+    return max(float((x - MINIMISERS[:n].mean(0)).norm()) for x in models(r))
+
+
+@pytest.mark.parametrize(("algorithm", "topology"), [*RELAYS, ("relay-sum-grad", "binary-tree")])
+def test_a_bounded_session_ends_with_the_same_model_everywhere_and_hears_every_message(
+    algorithm: str, topology: str
+) -> None:
+    r = together(home(algorithm, topology, rounds=40), 7)
+    r.run(120.0)
+    ended = list(r.devices.values())
+    assert {d.left for d in ended} == {"finished"}
+    assert {d.node.rounds_alone_total for d in ended} == {0}
+    x = torch.stack([d.exchange.estimate() for d in ended])
+    assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-12
+
+
+def test_gossip_ends_in_one_exact_round_with_everybody() -> None:
+    r = together(home("d-psgd", "ring", rounds=30), 7)
+    r.run(100.0)
+    x = torch.stack([d.exchange.estimate() for d in r.devices.values()])
+    assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-12
+
+
+@pytest.mark.parametrize(("algorithm", "topology"), RELAYS)
+def test_relayed_models_come_to_the_common_minimum(algorithm: str, topology: str) -> None:
+    r = together(home(algorithm, topology), 8)
+    r.run(240.0)
+    assert error(r, 8) < 0.01
+
+
+def test_gossip_stays_away_from_the_common_minimum() -> None:
+    gossip = together(home("d-psgd", "ring"), 8)
+    gossip.run(240.0)
+    assert error(gossip, 8) > 0.2
+
+
+def test_lost_messages_are_made_up_for_by_the_next_round() -> None:
+    r = together(home(weather=Weather(latency_s=(0.005, 0.2), loss=0.05, duplicate=0.1)), 8)
+    r.run(240.0)
+    r.weather = Weather()
+    r.run(100.0)
+    assert len(generations(r)) == 1
+    assert error(r, 8) < 0.05
+
+
+def test_all_nodes_change_n_in_the_same_generation_and_a_change_moves_no_model_towards_x0() -> None:
+    """Tree rebuilt again and again: row 24 of the reliability note's test plan."""
+    r = together(home(), 8)
+    r.run(150.0)
+    far = float((models(r).mean(0) - X0).norm())
+    joined = 8
+    for story in range(4):
+        before, wide = models(r).mean(0), spread(r)
+        n_by_generation: dict[int, set[int]] = {}
+        if story % 2 == 0:
+            r.add(name(joined))
+            joined += 1
+        else:
+            r.leave(name(story))
+        n = len(r.alive()) - story % 2
+        for _ in range(400):
+            r.run(0.1)
+            for d in (d for d in r.alive() if d.node.generations.current is not None):
+                links = d.exchange.algorithm.links
+                n_by_generation.setdefault(links.key.generation, set()).add(links.n)
+            if one_generation(r, n):
+                break
+        assert one_generation(r, n)
+        assert all(len(ns) == 1 for ns in n_by_generation.values()), n_by_generation
+        moved = models(r).mean(0) - before
+        assert (
+            float((models(r).mean(0) - X0).norm()) > far - 0.5
+        )  # the targets' mean is elsewhere now, x0 is not
+        assert float(moved.norm()) < 1.0 + wide
+        r.run(20.0)
+
+
+def test_a_late_joiner_has_a_seat_within_the_rate_limit_and_starts_from_the_others_model() -> None:
+    r = together(home(), 8)
+    r.run(100.0)
+    mean = models(r).mean(0)
+    r.add(name(8))
+    r.run(6.0, until=lambda: r.devices[name(8)].node.phase == "training")
+    assert float((r.devices[name(8)].exchange.estimate() - mean).norm()) < 0.2
+    r.run(25.0, until=lambda: one_generation(r, 9))
+    assert one_generation(r, 9)
+    r.run(150.0)
+    assert error(r, 9) < 0.05
+
+
+def test_a_crash_and_a_quick_return_keep_the_tree_and_begin_the_next_generation() -> None:
+    r = together(home(), 8)
+    r.run(60.0)
+    before = r.devices[name(3)].node.generations.current
+    r.crash(name(3))
+    r.run(2.0)
+    r.add(name(3))
+    r.run(15.0, until=lambda: one_generation(r, 8) and generations(r) != {0})
+    r.run(5.0)
+    after = r.devices[name(3)].node.generations.current
+    assert one_generation(r, 8)
+    assert after.view == before.view and after.epoch > before.epoch
+
+
+def test_a_device_that_stays_away_is_taken_off_the_tree_and_has_its_old_seat_when_it_is_back() -> None:
+    r = together(home(), 8)
+    r.run(60.0)
+    view = r.devices[name(0)].node.generations.current.view
+    r.crash(name(5), silent=True)
+    r.run(60.0, until=lambda: one_generation(r, 7))
+    assert one_generation(r, 7)
+    rounds = r.devices[name(0)].node.key.round
+    r.run(30.0)
+    assert r.devices[name(0)].node.key.round > rounds + 20
+    r.add(name(5))
+    r.run(15.0, until=lambda: one_generation(r, 8))
+    assert one_generation(r, 8)
+    assert r.devices[name(5)].node.generations.current.view == view
+
+
+def test_both_halves_of_a_partition_train_on_and_are_one_generation_soon_after_it_is_healed() -> None:
+    r = together(home(), 8)
+    r.run(60.0)
+    here, there = {name(i) for i in range(4)}, {name(i) for i in range(4, 8)}
+    r.network.partition([here, there])
+    r.run(60.0)
+    assert len(generations(r)) == 2
+    assert all(len(d.node.generations.current.view) == 4 for d in r.alive())
+    rounds = {d.peer: d.node.key.round for d in r.alive()}
+    r.run(30.0)
+    assert all(d.node.key.round >= rounds[d.peer] + 20 for d in r.alive())
+    r.network.heal()
+    r.run(20.0, until=lambda: one_generation(r, 8))
+    assert one_generation(r, 8)
+    r.run(150.0)
+    assert error(r, 8) < 0.05
+
+
+def test_the_whole_homes_power_cut() -> None:
+    r = together(home(), 6)
+    r.run(100.0)
+    mean = models(r).mean(0)
+    for i in range(6):
+        r.crash(name(i), silent=True)
+    r.run(5.0)
+    for i in (4, 1, 5, 0, 3, 2):
+        r.add(name(i))
+        r.run(0.7)
+    r.run(60.0, until=lambda: one_generation(r, 6))
+    assert one_generation(r, 6)
+    assert float((models(r).mean(0) - mean).norm()) < 1.0
+    assert min(d.node.key.round for d in r.alive()) > 50
+
+
+def test_one_device_alone_goes_on_in_a_tree_of_its_own_at_its_full_rate() -> None:
+    r = together(home(), 2)
+    r.run(60.0)
+    r.crash(name(1), silent=True)
+    r.run(120.0)
+    alone = r.devices[name(0)]
+    assert alone.node.generations.current.view == (name(0),)
+    assert float((alone.exchange.estimate() - MINIMISERS[0]).norm()) < 0.3
+    assert alone.node.rounds_alone > 3

@@ -1,0 +1,92 @@
+"""Partition and heal: both halves train on, and merge by what they see of each other's models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from peer.algorithms import make
+from peer.compression.bodies import Layout
+from peer.learner.exchange import Exchange
+from peer.mesh.node import Terms
+from peer.rehearsal.driver import Rehearsal
+
+LAYOUT = Layout((6,))
+PEERS = [f"p{i}" for i in range(8)]
+HERE, THERE = set(PEERS[:4]), set(PEERS[4:])
+
+
+def home(pulls: dict[str, float], algorithm: str = "sgp") -> Rehearsal:
+    """Devices whose models are pulled towards (pull, pull, …); all begin at 1."""
+    initial = torch.ones(6, dtype=torch.float64)
+
+    def make_exchange(peer: str, resume: tuple[Tensor, int] | None) -> Exchange:
+        return Exchange(make(algorithm, {}, LAYOUT, torch.float64), LAYOUT, initial, resume=resume)
+
+    def train(peer: str, z: Tensor, round_: int) -> Tensor:
+        return -0.1 * (z - pulls[peer])
+
+    r = Rehearsal(Terms("exponential", 0), make_exchange, train)
+    r.add("p0", founder=True)
+    for peer in PEERS[1:]:
+        r.run(0.3)
+        r.add(peer)
+    r.run(30.0)
+    assert all(len(d.node.members.view()) == 8 for d in r.alive())
+    return r
+
+
+def part(r: Rehearsal, seconds: float) -> None:
+    r.network.partition([HERE, THERE])
+    r.run(seconds)
+    r.network.heal()
+    assert all(set(r.devices[p].node.members.view()) == HERE for p in HERE)
+    assert all(set(r.devices[p].node.members.view()) == THERE for p in THERE)
+
+
+def said(r: Rehearsal, text: str) -> set[str]:
+    return {peer for _, peer, note in r.notes if note.text == text}
+
+
+STARTS_OVER, TOGETHER = (
+    "starts over with the model of the other half",
+    "trains with those again that it was parted from",
+)
+
+
+@pytest.mark.parametrize("algorithm", ["sgp", "difference-push"])
+def test_halves_whose_models_are_near_mix_and_no_mass_is_lost(algorithm: str) -> None:
+    r = home(dict.fromkeys(HERE, 1.0) | dict.fromkeys(THERE, 1.3), algorithm)
+    part(r, 60.0)
+    rounds = {p: r.devices[p].node.key.round for p in PEERS}
+    r.run(60.0)
+    assert said(r, TOGETHER) == set(PEERS) and said(r, STARTS_OVER) == set()
+    assert all(r.devices[p].node.key.round > rounds[p] + 20 for p in PEERS)
+    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+    models = torch.stack([d.exchange.estimate() for d in r.alive()])
+    assert float(models.min()) > 1.05 and float(models.max()) < 1.25
+
+
+def test_a_half_whose_model_does_not_mix_takes_the_other_ones_and_injects_nothing() -> None:
+    r = home(dict.fromkeys(HERE, 1.0) | dict.fromkeys(THERE, 30.0))
+    r.run(20.0)
+    part(r, 90.0)
+    theirs = float(r.devices["p5"].exchange.estimate().mean())
+    kept = sum(r.devices[p].exchange.algorithm.weight for p in HERE)
+    assert theirs > 25
+    r.run(4.0, until=lambda: said(r, STARTS_OVER) == THERE)
+    assert said(r, STARTS_OVER) == THERE  # works are about equal: the half with the lowest id has more
+    r.run(1.5)
+    assert all(float(r.devices[p].exchange.estimate().max()) < 20 for p in PEERS)
+    r.run(60.0)
+    assert all(d.node.phase == "training" and len(d.node.members.view()) == 8 for d in r.alive())
+    assert 0 < r.mass()[1] <= kept + 0.5
+
+
+def test_who_only_slept_is_trained_with_at_once() -> None:
+    r = home(dict.fromkeys(PEERS, 1.0))
+    r.pause("p3", 12.0)
+    r.run(40.0)
+    assert said(r, "looks at the model of one it was parted from") == set()
+    assert all(len(d.node.members.view()) == 8 for d in r.alive())
