@@ -2,9 +2,9 @@
 
 Real daemons on a switch, with paced learners (lan/paced.py). Seconds until a killed device trains again are
 counted from its start, less what its imports take by themselves at the same time: a Pi's are another matter.
-The others' rounds are counted in windows of WINDOW_S; a dip is the time for which they close fewer than 70 % of
-what they did before. A row over its goal is marked, and nothing fails: these are not tests. On a machine that
-others keep busy the figures say little: its last two rows tell.
+The others' rounds are counted in windows of WINDOW_S; a dip is the time for which they close fewer than 70 %
+of what they did before. A row over its goal is marked, and nothing fails: these are not tests. Where others
+keep this machine busy the figures say little: the last two rows tell.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
     goal_s: float
 
 
-KINDS = (Kind("difference-push", "exponential", 15.0),)
+KINDS = (Kind("difference-push", "exponential", 15.0), Kind("relay-sum", "binary-tree", 30.0))
 
 
 @dataclass

@@ -6,6 +6,7 @@ that the machine is no part of the story.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -43,7 +44,9 @@ class Kind(NamedTuple):
 
 
 @pytest.fixture(
-    scope="module", params=[Kind("difference-push", "exponential", True)], ids=lambda k: k.algorithm
+    scope="module",
+    params=[Kind("difference-push", "exponential", True), Kind("relay-sum", "binary-tree", False)],
+    ids=lambda k: k.algorithm,
 )
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
@@ -51,8 +54,9 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture(scope="module")
-def devices(lan: Switch, kind: Kind) -> list[Wired]:
-    return begin(lan, COUNT, "--algorithm", kind.algorithm, "--topology", kind.topology)
+def devices(lan: Switch, kind: Kind) -> Iterator[list[Wired]]:
+    yield begin(lan, COUNT, "--algorithm", kind.algorithm, "--topology", kind.topology)
+    lan.clear()
 
 
 def one_generation(devices: list[Wired]) -> bool:
