@@ -177,6 +177,15 @@ class Switch(Network):
     def heal(self) -> None:
         self.split(self.devices.values(), ())
 
+    def clear(self) -> None:
+        """No devices any more, nor anything they kept: another story begins."""
+        for device in self.devices.values():
+            device.namespace.close()
+            if device.daemon is not None:
+                device.daemon.wait()
+            shutil.rmtree(device.state)
+        self.devices.clear()
+
     def close(self) -> None:
         for own in self._owned:
             own.close()

@@ -94,9 +94,10 @@ class Namespace:
         self.signal_all(signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill what still runs in here, and let the namespaces go."""
-        self.kill_all()
-        self._holder.communicate()
+        """Kill what still runs in here, and let the namespaces go. Safe to call twice."""
+        if self._holder.returncode is None:
+            self.kill_all()
+            self._holder.communicate()
 
 
 def leave_the_network() -> None:
