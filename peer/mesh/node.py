@@ -137,6 +137,8 @@ class Node:
         """farewells: those of the node that said goodbye here last."""
         self.me, self.terms = me.peer, terms
         self.gossip, self.links, self.patience = Gossip(me), Links(me.peer, farewells), Patience()
+        if terms.graph != "directed":
+            self.patience = Patience(late_is_lost=True)
         self.members = self.gossip.members
         self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
         self._held: Held | None = None

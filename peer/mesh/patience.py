@@ -3,9 +3,10 @@
 Lateness is the time from this node's own push to the neighbor's message of the same round. The wait is its
 smoothed mean plus four mean deviations (the estimator of RFC 6298, section 2, gains 1/8 and 1/4), and at
 least twice as long as this node's own rounds take: where the graph changes from round to round a healthy
-neighbor can be a round and more behind. It is at most four times as long: after trouble neighbors are some
-rounds apart, and who waits in vain for one that is further on makes itself late for others; what they learn
-from that must not feed on itself. Each round closed without a neighbor halves the wait for it until it
+neighbor can be a round and more behind. It is at most so many times as long, or LONG_S: after trouble
+neighbors are some rounds apart, and who waits in vain for one that is further on makes itself late for others;
+what they learn from that must not feed on itself. Where all go to the round of whoever is further on, and a
+late message is lost, the wait may be longer. Each round closed without a neighbor halves the wait for it until it
 is heard again, so that one that hangs costs the others a vanishing share of their time.
 """
 
@@ -19,6 +20,8 @@ FIRST_S = 5.0  # before anything is learnt; guess: a first step after importing 
 FLOOR_S = 0.5  # guess: above the 240 ms stalls of Wi-Fi power saving
 CAP_S = 120.0  # guess: beyond this a device is not slow but gone
 LEAST, MOST = 2.0, 4.0  # own rounds, which hold a slow link's acknowledgements; guesses
+MOST_IF_LATE_IS_LOST = 16.0  # own rounds; guess
+LONG_S = 3.0  # never too long to wait for a slow network; guess
 PROGRESS_S = 3.0  # bytes of a parcel moved this recently count as life
 
 
@@ -33,7 +36,8 @@ class _Link:
 class Patience:
     """Learnt waiting times of one node's in-links, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, late_is_lost: bool = False) -> None:
+        self._most = MOST_IF_LATE_IS_LOST if late_is_lost else MOST
         self._links: dict[PeerId, _Link] = {}
         self._round_s = 0.0
 
@@ -71,7 +75,7 @@ class Patience:
             wait = min(FIRST_S, 4 * self._round_s) if self._round_s else FIRST_S
         else:
             wait = max(LEAST * self._round_s, link.mean_s + 4 * link.deviation_s)
-            wait = min(wait, MOST * self._round_s or CAP_S)
+            wait = min(wait, max(LONG_S, self._most * self._round_s) if self._round_s else CAP_S)
         wait = max(FLOOR_S, wait)
         return max(pushed_at + min(CAP_S, wait) * 0.5**link.misses, link.progress_at + PROGRESS_S)
 
