@@ -3,11 +3,11 @@
 Lateness is the time from this node's own push to the neighbor's message of the same round. The wait is its
 smoothed mean plus four mean deviations (the estimator of RFC 6298, section 2, gains 1/8 and 1/4), and at
 least twice as long as this node's own rounds take: where the graph changes from round to round a healthy
-neighbor can be a round and more behind. It is at most so many times as long, or LONG_S: after trouble
-neighbors are some rounds apart, and who waits in vain for one that is further on makes itself late for others;
-what they learn from that must not feed on itself. Where all go to the round of whoever is further on, and a
-late message is lost, the wait may be longer. Each round closed without a neighbor halves the wait for it until it
-is heard again, so that one that hangs costs the others a vanishing share of their time.
+neighbor can be a round and more behind. It is at most LONG_S, or so many times as long: after trouble
+neighbors are some rounds apart, and who waits in vain for one that is further on makes itself late for
+others; what they learn from that must not feed on itself. Where all go to the round of whoever is further on,
+and a late message is lost, the wait may be longer. Each round closed without a neighbor halves the wait for
+it until it is heard again, so that one that hangs costs the others a vanishing share of their time.
 """
 
 from __future__ import annotations
