@@ -65,7 +65,6 @@ bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
 	.venv/bin/python -P bench/rehearsal.py
 	.venv/bin/python -P bench/heterogeneity.py
-	.venv/bin/python -P bench/unlike_data.py
 
 soak: venv
 	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal/test_faults.py
