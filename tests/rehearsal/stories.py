@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from peer import catalogue
 from peer.algorithms import make
 from peer.compression.bodies import Layout
 from peer.learner.exchange import Exchange
@@ -34,6 +36,11 @@ class Kind:
 
 
 KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.0), Kind("difference-push", rest=0.3)]
+WHOLE = [  # of these nothing is conserved; RelaySum/Grad repairs nothing either
+    Kind("relay-sum", topologies=catalogue.TREES, conserves=False),
+    Kind("d-psgd", topologies=("ring", "grid", "complete", "binary-tree"), conserves=False),
+    Kind("relay-sum-grad", topologies=catalogue.TREES, conserves=False, rest=math.inf),
+]
 
 
 def name(i: int) -> str:
@@ -55,7 +62,12 @@ def home(
         return -rate * (z - minimisers[int(peer[1:])])
 
     r = Rehearsal(
-        Terms(topology, seed), make_exchange, train, weather=weather, seed=seed, keep_checkpoints=64
+        Terms(topology, seed, graph=catalogue.algorithm(kind.algorithm).graph),
+        make_exchange,
+        train,
+        weather=weather,
+        seed=seed,
+        keep_checkpoints=64,
     )
     return r, Accountant(r, dim, conserves=kind.conserves)
 
@@ -160,6 +172,9 @@ class Story:
         assert [d.node.phase for d in devices] == ["training"] * len(devices), views(self.r)
         assert all(sorted(d.node.members.view()) == sorted(alive) for d in devices), views(self.r)
         assert len({known(d) for d in devices}) == 1, "\n".join(map(str, map(known, devices)))
+        for d in (d for d in devices if d.node.generations is not None):
+            assert d.node.generations.current == devices[0].node.generations.current, d.peer
+            assert sorted(d.node.generations.current.view) == sorted(alive), d.node.generations.current
         done = {d.peer: d.node.key.round - rounds[d] for d in devices}
         assert min(done.values()) >= 4, f"rounds in {MEASURED_S} s: {done}"
         assert all(bool(d.exchange.estimate().isfinite().all()) for d in devices)
