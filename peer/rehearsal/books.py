@@ -1,8 +1,8 @@
 """What the push-sum weights of a rehearsal ought to sum up to, so that what they do sum up to can be judged.
 
 Crashes may take weight along, learners that start over, and who leaves while cut off; nothing else may. Where
-a life ends, the sum afterwards is what it ought to be from then on. What that life had sent is booked apart: it
-counts again if it arrives after all, and else is lost with it.
+a life ends, the sum afterwards is what it ought to be from then on. What that life had sent is booked apart:
+it counts again if it arrives after all, and else is lost with it.
 """
 
 from __future__ import annotations
