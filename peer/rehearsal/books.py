@@ -1,8 +1,8 @@
 """What the push-sum weights of a rehearsal ought to sum up to, so that what they do sum up to can be judged.
 
-Crashes may take weight along, and learners that start over; nothing else may. Where a life ends, the sum
-afterwards is what it ought to be from then on. What that life had sent is booked apart: it counts again if it
-arrives after all, and else is lost with it.
+Crashes may take weight along, learners that start over, and who leaves while cut off; nothing else may. Where
+a life ends, the sum afterwards is what it ought to be from then on. What that life had sent is booked apart:
+it counts again if it arrives after all, and else is lost with it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from peer.algorithms.push_sum import PushSum
 from peer.events import PeerId, Taken
 from peer.rehearsal.driver import Device, Rehearsal
+
+UNCONFIRMED = "leaves without confirmation"  # what a node notes that could not hand over (mesh/node.py)
 
 
 class Books:
@@ -32,12 +34,7 @@ class Books:
 
     def ends(self, device: Device, action: Callable[[], None]) -> None:
         """`action` ends the life of a device."""
-        sent = {
-            (device.peer, parcel.dst, parcel.epoch, parcel.number): message.weight
-            for parcel in device.node.links.ledger()
-            if parcel.number and (message := device.exchange.unacknowledged().get(parcel.dst)) is not None
-            if not self._rehearsal.is_applied(device, parcel.dst)
-        }
+        sent = self._sent_by(device)
         self._changes(action)
         self._on_the_way |= sent
 
@@ -48,14 +45,32 @@ class Books:
         self._changes(action)
 
     def left(self, device: Device) -> None:
-        """A device has left. What it could not take back from neighbors that crashed is lost with them."""
+        """A device has left. What neighbors that crashed did not give back is lost with them; so is the rest
+        of what it had when it says that nobody has confirmed it, as where a cut lies between."""
+        unsure = any(
+            peer == device.peer and at == self._rehearsal.now and note.text.startswith(UNCONFIRMED)
+            for at, peer, note in self._rehearsal.notes
+        )
         for dst, message in device.exchange.unacknowledged().items():
-            if not self._rehearsal.devices[dst].alive and not self._rehearsal.is_applied(device, dst):
+            gone = unsure or not self._rehearsal.devices[dst].alive
+            if gone and not self._rehearsal.is_applied(device, dst):
                 self._sum -= message.weight
+        if unsure:
+            self._sum -= device.exchange.algorithm.mass()[1]
+            self._on_the_way |= self._sent_by(device)
 
     def took(self, device: Device, event: Taken) -> None:
         """A device takes a parcel over."""
         self._sum += self._on_the_way.pop((event.src, device.peer, event.epoch, event.number), 0.0)
+
+    def _sent_by(self, device: Device) -> dict[tuple[PeerId, PeerId, int, int], float]:
+        """What is on its way from it, by receiver, epoch and number."""
+        return {
+            (device.peer, parcel.dst, parcel.epoch, parcel.number): message.weight
+            for parcel in device.node.links.ledger()
+            if parcel.number and (message := device.exchange.unacknowledged().get(parcel.dst)) is not None
+            if not self._rehearsal.is_applied(device, parcel.dst)
+        }
 
     def _changes(self, action: Callable[[], None]) -> None:
         before = self._weights()
