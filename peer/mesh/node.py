@@ -648,7 +648,7 @@ class Node:
         generation = parcel.key.generation
         if generation == self.key.generation:
             return False
-        if generation > self.generations.number:
+        if generation > self.generations.number and self.phase == "training":
             self._early = [early for early in self._early if early.src != parcel.src]
             self._early.append(parcel)
         else:
@@ -656,6 +656,15 @@ class Node:
         if generation != number(self.generations.latest):
             self._correct(parcel.src, now)
         return True
+
+    def _drop_early(self, now: float) -> None:
+        """Answer what is kept and is not of the generation to be taken up: nothing else gets past it."""
+        assert self.generations is not None
+        coming = number(self.generations.latest) if self.generations.pending else 0
+        kept = self.phase == "training"
+        for parcel in [p for p in self._early if not kept or p.key.generation != coming]:
+            self._early.remove(parcel)
+            self._absorb(self.links.taken(parcel.src, parcel.epoch, parcel.number), now)
 
     def _sent_back(self, parcel: Deliver, now: float) -> bool:
         """Is this mass of one that trained apart, and nobody has said yet that it may be mixed?"""
@@ -831,8 +840,10 @@ class Node:
         self._effects += self.gossip.tick(now)
         if self.phase == "seeking":
             self._seek(now)
-        if self.generations is not None and self.phase == "training" and self.key.phase != FINAL:
-            self._agree(self.generations, now)
+        if self.generations is not None:
+            self._drop_early(now)
+            if self.phase == "training" and self.key.phase != FINAL:
+                self._agree(self.generations, now)
         self._meet_again(now)
         self._check_held(now)
         self._check_deadline(now)
