@@ -338,7 +338,7 @@ class Exchange:
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
         answers += [self._push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:
-            self.key = message.key
+            self.key = replace(message.key, generation=0)  # the first round here may be of any
             answers.insert(0, self._now_training())
         return [*answers, *self._try_close(now)]
 
