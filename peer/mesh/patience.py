@@ -9,6 +9,7 @@ is heard again, so that one that hangs costs the others a vanishing share of the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from peer.events import PeerId
@@ -17,6 +18,7 @@ FIRST_S = 5.0  # before anything is learnt; guess: a first step after importing 
 FLOOR_S = 0.5  # guess: above the 240 ms stalls of Wi-Fi power saving
 CAP_S = 120.0  # guess: beyond this a device is not slow but gone
 PROGRESS_S = 3.0  # bytes of a parcel moved this recently count as life
+NEVER = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class _Link:
     mean_s: float | None = None
     deviation_s: float = 0.0
     misses: int = 0
-    progress_at: float = float("-inf")
+    progress_at: float = NEVER
 
 
 class Patience:
@@ -46,11 +48,12 @@ class Patience:
         else:
             deviation = 0.75 * link.deviation_s + 0.25 * abs(link.mean_s - lateness_s)
             mean = 0.875 * link.mean_s + 0.125 * lateness_s
-        self._links[src] = replace(link, mean_s=mean, deviation_s=deviation, misses=0)
+        moved = replace(link, progress_at=NEVER)  # what was on its way is here
+        self._links[src] = replace(moved, mean_s=mean, deviation_s=deviation, misses=0)
 
     def early(self, src: PeerId) -> None:
         """A message of a round this node has not reached yet: it lives, and says nothing about lateness."""
-        self._links[src] = replace(self._links.get(src, _Link()), misses=0)
+        self._links[src] = replace(self._links.get(src, _Link()), misses=0, progress_at=NEVER)
 
     def missed(self, src: PeerId) -> None:
         """A round closed without this neighbor."""
