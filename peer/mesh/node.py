@@ -499,7 +499,8 @@ class Node:
                 if not self.links.unacked(dst):
                     self._acks.came(dst, now - self._held_at)
         self._held = None
-        self.patience.worked(now - self._opened_at - self._stood_s)
+        for patience in (self.patience, self._acks):
+            patience.worked(now - self._opened_at - self._stood_s)
         self._pushed_at = self._pushes[key] = now
         self._pushes = dict(list(self._pushes.items())[-32:])
         self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view
@@ -516,7 +517,9 @@ class Node:
             return
         extra = FINAL_S if self.key.phase == FINAL else 0.0
         late = [dst for dst in self._held.dsts if self.links.unacked(dst)]
-        if now >= max((extra + self._acks.until(dst, self._held_at) for dst in late), default=math.inf):
+        alive = {record.peer for record in self.members.alive()}  # of the others nothing will come
+        waits = [extra + self._acks.until(dst, self._held_at) for dst in late if dst in alive]
+        if late and now >= max(waits, default=now):
             for dst in late:
                 self._acks.missed(dst)
             self._held = None

@@ -12,6 +12,7 @@ it until it is heard again, so that one that hangs costs the others a vanishing 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from peer.events import PeerId
@@ -23,6 +24,7 @@ LEAST, MOST = 2.0, 4.0  # own rounds, which hold a slow link's acknowledgements;
 MOST_IF_LATE_IS_LOST = 16.0  # own rounds; guess
 LONG_S = 3.0  # never too long to wait for a slow network; guess
 PROGRESS_S = 3.0  # bytes of a parcel moved this recently count as life
+NEVER = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class _Link:
     mean_s: float | None = None
     deviation_s: float = 0.0
     misses: int = 0
-    progress_at: float = float("-inf")
+    progress_at: float = NEVER
 
 
 class Patience:
@@ -53,11 +55,12 @@ class Patience:
         else:
             deviation = 0.75 * link.deviation_s + 0.25 * abs(link.mean_s - lateness_s)
             mean = 0.875 * link.mean_s + 0.125 * lateness_s
-        self._links[src] = replace(link, mean_s=mean, deviation_s=deviation, misses=0)
+        moved = replace(link, progress_at=NEVER)  # what was on its way is here
+        self._links[src] = replace(moved, mean_s=mean, deviation_s=deviation, misses=0)
 
     def early(self, src: PeerId) -> None:
         """A message of a round this node has not reached yet: it lives, and says nothing about lateness."""
-        self._links[src] = replace(self._links.get(src, _Link()), misses=0)
+        self._links[src] = replace(self._links.get(src, _Link()), misses=0, progress_at=NEVER)
 
     def missed(self, src: PeerId) -> None:
         """A round closed without this neighbor."""

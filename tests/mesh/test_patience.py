@@ -57,6 +57,15 @@ def test_bytes_on_their_way_count_as_life() -> None:
     assert patience.until("a", 10.0) == 50.0 + PROGRESS_S
 
 
+def test_what_has_arrived_is_on_its_way_no_more() -> None:
+    for arrived in (lambda p: p.came("a", 0.0), lambda p: p.early("a")):
+        patience = Patience()
+        patience.came("a", 0.0)
+        patience.moving("a", 50.0)
+        arrived(patience)
+        assert patience.until("a", 50.0) == 50.0 + FLOOR_S
+
+
 def test_nothing_is_waited_for_longer_than_the_cap() -> None:
     patience = Patience()
     patience.came("a", 1e6)
