@@ -23,6 +23,7 @@ PURE = [
     "peer/mesh/gossip.py",
     "peer/mesh/copies.py",
     "peer/mesh/topology.py",
+    "peer/mesh/agreement.py",
     "peer/mesh/generations.py",
     "peer/mesh/graphs.py",
     "peer/mesh/reunion.py",

@@ -77,8 +77,9 @@ from peer.events import (
     Told,
     Vouch,
 )
-from peer.mesh import graphs, topology
-from peer.mesh.generations import Generations, number
+from peer.mesh import topology
+from peer.mesh.agreement import Agreement
+from peer.mesh.generations import Generations
 from peer.mesh.gossip import Gossip
 from peer.mesh.links import Links
 from peer.mesh.patience import Patience
@@ -94,7 +95,6 @@ HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; gu
 CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
-CORRECT_S = 1.0  # a peer in another generation is told of the newest at most this often; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
@@ -143,9 +143,9 @@ class Node:
         self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
         self._held: Held | None = None
         self._held_at = 0.0
-        self.generations = None
+        self.agreement = None
         if terms.graph != "directed":
-            self.generations = Generations(me.peer, terms.topology, terms.graph)
+            self.agreement = Agreement(me.peer, terms.topology, terms.graph)
         self.reunions = Reunions(me.peer)
         self.life = 0  # of the learner, or of the last one
         self.key = Key()  # the round being worked on, or to be opened next
@@ -190,10 +190,12 @@ class Node:
         self._finished_at: float | None = None
         self._gone = False
         self._ticked_at = math.inf
-        self._early: list[Deliver] = []  # of a generation that is not taken up yet
-        self._classes: dict[PeerId, int] = {}  # of the costs of links measured from here
-        self._corrected: dict[PeerId, float] = {}  # when a peer was last told of the latest generation
         self._effects: list[Effect] = []
+
+    @property
+    def generations(self) -> Generations | None:
+        """What is known of the graph that all agree on; None where the algorithm needs none."""
+        return self.agreement.generations if self.agreement is not None else None
 
     def farewells(self) -> dict[PeerId, Farewell]:
         """After Gone: what the next node here is to be made with."""
@@ -253,8 +255,8 @@ class Node:
                 self._leave(event, now)
             case Moved(addresses):
                 self._publish(addresses=addresses)
-            case Measured(peer, rtt_s):
-                self._measured(peer, rtt_s)
+            case Measured():
+                self._measured(event)
             case _:
                 self._from_learner(event, now)
 
@@ -330,7 +332,8 @@ class Node:
         self._has_mass, self._handing_to, self._handed, self._held = False, None, False, None
         self._at_learner.clear()
         self._earlier.clear()
-        self._early.clear()
+        if self.agreement is not None:
+            self.agreement.early()  # they went with their links
         if self._leaving is None:
             self._publish(phase="idle", life=0, weight=0.0)
 
@@ -397,10 +400,9 @@ class Node:
         if len(self._view) < 2 and not self.company:
             return
         final = 0 < self.terms.rounds <= self.key.round
-        if self.generations is not None:
-            if not final:
-                self._take_up(self.generations)
-            if self.generations.current is None:
+        if self.agreement is not None:
+            self._effects += [] if final else self.agreement.take_up()
+            if self.agreement.generations.current is None:
                 return
         if final:
             self._final_view = self._final_view or self._view  # who finishes first must not change the graph
@@ -473,19 +475,18 @@ class Node:
 
     def _next_key(self) -> Key:
         """The round after this one; when far behind the others, the one they are at."""
-        if (
-            self.generations is not None
-        ):  # a message of another round is of no use: go where the neighbors are
-            theirs = [key.round for key in self._heard.values() if key.generation == self.key.generation]
+        if self.generations is not None:
+            # a message of another round is of no use: go where the neighbor is that is furthest on, by what
+            # the learner has taken over and by what it has put off
+            keys = [*self._heard.values(), *self._at_learner.values()]
+            theirs = [key.round for key in keys if key.generation == self.key.generation]
             return Key(self.key.generation, max([self.key.round + 1, *theirs]))
         cycle = self._cycle()
         since = self._openings[-cycle:][0]  # what is older says where they were, not where they are
         heard = sorted(self._heard[p].round for p in self._view if self._heard_at.get(p, -math.inf) >= since)
         ahead = heard[(len(heard) - 1) // 2] if heard else 0  # the median: no single member sets the pace
         round_ = self.key.round + 1
-        far = (
-            3 + cycle
-        )  # guess: one parcel is taken ahead on each link, and a cycle of links leads to everybody
+        far = 3 + cycle  # guess: one parcel is taken ahead on each link, a cycle of links leads to everybody
         return Key(self.key.generation, ahead if ahead > round_ + far else round_)
 
     def _cycle(self) -> int:
@@ -573,114 +574,61 @@ class Node:
 
     # --- generations -----------------------------------------------------------------------------
 
-    def _take_up(self, generations: Generations) -> None:
-        """At a round boundary: the newest generation, if there is a newer one."""
-        if generations.install():
-            assert generations.current is not None
-            self._note(
-                "takes up a generation",
-                epoch=generations.current.epoch,
-                members=len(generations.current.view),
-            )
+    def _agree(self, agreement: Agreement, now: float) -> None:
+        """Answer what came too early, and propose a generation when the members have changed."""
+        for parcel in agreement.overdue(self.phase == "training"):
+            self._refuse(parcel, now)
+        if self.phase == "training" and self.key.phase != FINAL:
+            self._effects += agreement.propose(self.members.alive(), self._view, now)
+            if not self._open:
+                self._open_next(now)
 
-    def _agree(self, generations: Generations, now: float) -> None:
-        """Propose the next generation, if the members have changed."""
-        proposed = generations.propose(self._costs(), now)
-        if proposed is not None:
-            self._note("proposes a generation", epoch=proposed.epoch, members=len(proposed.view))
-            self._spread_generation(proposed, proposed.view, now)
-
-    def _measured(self, peer: PeerId, rtt_s: float) -> None:
-        """What the link costs, for a tree of least costs; told to the others when its class is another."""
-        cost = graphs.cost_class(rtt_s)
-        if self.terms.topology == "spanning-tree" and self._classes.get(peer) != cost:
-            self._classes[peer] = cost
-            known = {record.peer for record in self.members.records()}
-            self._classes = {other: cost for other, cost in self._classes.items() if other in known}
-            self._publish(costs=graphs.pack_costs(self._classes))
-
-    def _costs(self) -> dict[PeerId, dict[PeerId, int]]:
-        """What the members say of their links; whoever says nonsense is taken to have said nothing."""
-        costs: dict[PeerId, dict[PeerId, int]] = {}
-        for record in self.members.alive():
-            try:
-                costs[record.peer] = graphs.unpack_costs(record.costs, self._view)
-            except RemoteError as error:
-                self._note("link costs refused", "debug", peer=record.peer, reason=str(error))
-        return costs
+    def _measured(self, event: Measured) -> None:
+        if self.agreement is not None:
+            known = (record.peer for record in self.members.records())
+            if (costs := self.agreement.measured(event.peer, event.rtt_s, known)) is not None:
+                self._publish(costs=costs)
 
     def _hear_generation(self, peer: PeerId, generation: Generation, now: float) -> None:
-        known = self.generations
-        if known is None:
+        if self.agreement is None:
             return
         try:
-            newer = known.take(generation, now)
+            self._effects += self.agreement.hear(peer, generation, now)
         except RemoteError as error:
             self.faults[peer] = self.faults.get(peer, 0) + 1
             self._note("generation refused", "warning", peer=peer, reason=str(error))
-            return
-        if newer:
-            beside = known.beside(generation)
-            self._spread_generation(generation, beside, now)
-        elif number(generation) < number(known.latest):
-            self._correct(peer, now)
-
-    def _spread_generation(self, generation: Generation, peers: Iterable[PeerId], now: float) -> None:
-        """Tell it to others, and go on with it at once if no round is open."""
-        for peer in peers:
-            if peer != self.me:
-                self._corrected[peer] = now
-                self._effects.append(Tell(peer, generation))
         if not self._open:
             self._open_next(now)
 
     def _correct(self, peer: PeerId, now: float) -> None:
-        """Tell a peer that is, or may be, in another generation of the newest."""
-        latest = self.generations.latest if self.generations is not None else None
-        if latest is not None and now - self._corrected.get(peer, -math.inf) >= CORRECT_S:
-            self._corrected[peer] = now
-            self._effects.append(Tell(peer, latest))
+        if self.agreement is not None:
+            self._effects += self.agreement.correct(peer, now)
 
     def _sorted_out(self, parcel: Deliver, now: float) -> bool:
-        """Is this message of another generation than the open round's? One of a newer is kept until that is
-        taken up, any other is refused: acknowledged, not delivered, its sender told of the current one."""
+        """Is this parcel not for the learner, or not yet? Mass goes back to one that trained apart while
+        nobody has said that it may be mixed; whole models are of their generation."""
         if parcel.delivery == "mass":
-            return self._sent_back(parcel, now)
-        if self.generations is None:
+            if not self.reunions.refuses(parcel.src):
+                return False
+            name = parcel.src, parcel.epoch, parcel.number
+            self._absorb(self.links.rejected(*name, "we trained apart", fault=False), now)
+            return True
+        if self.agreement is None:
             return False
-        generation = parcel.key.generation
-        if generation == self.key.generation:
-            return False
-        if generation > self.generations.number and self.phase == "training":
-            self._early = [early for early in self._early if early.src != parcel.src]
-            self._early.append(parcel)
-        else:
-            self._absorb(self.links.taken(parcel.src, parcel.epoch, parcel.number), now)
-        if generation != number(self.generations.latest):
+        verdict = self.agreement.judge(parcel, self.key, self.phase == "training")
+        if verdict == "refuse":
+            self._refuse(parcel, now)
+        if verdict != "deliver" and self.agreement.is_news(parcel):
             self._correct(parcel.src, now)
-        return True
+        return verdict != "deliver"
 
-    def _drop_early(self, now: float) -> None:
-        """Answer what is kept and is not of the generation to be taken up: nothing else gets past it."""
-        assert self.generations is not None
-        coming = number(self.generations.latest) if self.generations.pending else 0
-        kept = self.phase == "training"
-        for parcel in [p for p in self._early if not kept or p.key.generation != coming]:
-            self._early.remove(parcel)
-            self._absorb(self.links.taken(parcel.src, parcel.epoch, parcel.number), now)
-
-    def _sent_back(self, parcel: Deliver, now: float) -> bool:
-        """Is this mass of one that trained apart, and nobody has said yet that it may be mixed?"""
-        if not self.reunions.refuses(parcel.src):
-            return False
-        name = parcel.src, parcel.epoch, parcel.number
-        self._absorb(self.links.rejected(*name, "we trained apart", fault=False), now)
-        return True
+    def _refuse(self, parcel: Deliver, now: float) -> None:
+        """A whole model is acknowledged and not delivered; the next one may come."""
+        self._absorb(self.links.taken(parcel.src, parcel.epoch, parcel.number), now)
 
     def _deliver_early(self, now: float) -> None:
-        """The open round's generation is a new one: what came of it before goes to the learner now."""
-        early, self._early = self._early, []
-        for parcel in early:
+        """The open round's generation may be a new one: what came of it before goes to the learner now."""
+        for parcel in self.agreement.early() if self.agreement is not None else ():
             if not self._sorted_out(parcel, now):
                 self._at_learner[parcel.src, parcel.epoch, parcel.number] = parcel.key
                 self._learner(parcel)
@@ -843,10 +791,8 @@ class Node:
         self._effects += self.gossip.tick(now)
         if self.phase == "seeking":
             self._seek(now)
-        if self.generations is not None:
-            self._drop_early(now)
-            if self.phase == "training" and self.key.phase != FINAL:
-                self._agree(self.generations, now)
+        if self.agreement is not None:
+            self._agree(self.agreement, now)
         self._meet_again(now)
         self._check_held(now)
         self._check_deadline(now)

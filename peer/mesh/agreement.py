@@ -1,0 +1,130 @@
+"""What a node does to be on the same generation as the others: tells of it, corrects who is behind, proposes.
+
+    Generation heard      newer: taken over and passed on to its neighbors on the graph; older: corrected
+    a message             of the open round's generation: to the learner. Of a newer one: kept until that is
+                          taken up, or answered soon. Of any other: refused, which for a whole model means
+                          acknowledged and dropped, and its sender is told of the newest
+    members changed       a proposal, when generations.py finds one due
+
+So an edge is live only while both its ends are on one generation. Link costs are measured here, told in
+records, and read from the others'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from peer.errors import RemoteError
+from peer.events import Deliver, Effect, Generation, Key, Note, PeerId, Record, Tell
+from peer.mesh import graphs
+from peer.mesh.generations import Generations, Kind, number
+
+CORRECT_S = 1.0  # a peer in another generation is told of the newest at most this often; guess
+
+Verdict = Literal["deliver", "keep", "refuse"]
+
+
+class Agreement:
+    """One node's part. `generations` holds what it knows; messages that came early are held here."""
+
+    def __init__(self, me: PeerId, topology: str, kind: Kind) -> None:
+        self.me, self.topology = me, topology
+        self.generations = Generations(me, topology, kind)
+        self._early: list[Deliver] = []
+        self._told: dict[PeerId, float] = {}  # when a peer was last told of the latest generation
+        self._classes: dict[PeerId, int] = {}  # of the costs of links measured from here
+
+    # --- generations ---------------------------------------------------------------------------------
+
+    def take_up(self) -> list[Effect]:
+        """At a round boundary: the newest generation, if there is a newer one with a place for this node."""
+        if not self.generations.install():
+            return []
+        current = self.generations.current
+        assert current is not None
+        return [Note("takes up a generation", {"epoch": current.epoch, "members": len(current.view)})]
+
+    def propose(self, records: Iterable[Record], view: tuple[PeerId, ...], now: float) -> list[Effect]:
+        """The next generation, told to all its members, if one is due. records: of the living."""
+        costs, effects = self._costs(records, view)
+        proposed = self.generations.propose(costs, now)
+        if proposed is not None:
+            fields: dict[str, object] = {"epoch": proposed.epoch, "members": len(proposed.view)}
+            effects += [Note("proposes a generation", fields), *self._tell(proposed, proposed.view, now)]
+        return effects
+
+    def hear(self, peer: PeerId, generation: Generation, now: float) -> list[Effect]:
+        """A peer tells of a generation. Raises RemoteError if it makes no graph."""
+        known = self.generations
+        if known.take(generation, now):
+            return self._tell(generation, known.beside(generation), now)
+        return self.correct(peer, now) if number(generation) < number(known.latest) else []
+
+    def correct(self, peer: PeerId, now: float) -> list[Effect]:
+        """Tell a peer that is, or may be, in another generation of the newest."""
+        latest = self.generations.latest
+        if latest is None or now - self._told.get(peer, -math.inf) < CORRECT_S:
+            return []
+        return self._tell(latest, (peer,), now)
+
+    def _tell(self, generation: Generation, peers: Iterable[PeerId], now: float) -> list[Effect]:
+        peers = [peer for peer in peers if peer != self.me]
+        self._told.update(dict.fromkeys(peers, now))
+        return [Tell(peer, generation) for peer in peers]
+
+    # --- messages ------------------------------------------------------------------------------------
+
+    def judge(self, parcel: Deliver, key: Key, trains: bool) -> Verdict:
+        """What becomes of a whole model. key: of the open round. What is to be kept is kept."""
+        generation = parcel.key.generation
+        if generation == key.generation:
+            return "deliver"
+        if generation <= self.generations.number or not trains:
+            return "refuse"
+        self._early = [early for early in self._early if early.src != parcel.src]
+        self._early.append(parcel)
+        return "keep"
+
+    def is_news(self, parcel: Deliver) -> bool:
+        """Is it of another generation than the newest known here?"""
+        return parcel.key.generation != number(self.generations.latest)
+
+    def early(self) -> list[Deliver]:
+        """What was kept, to be judged again: the open round's generation is a new one."""
+        early, self._early = self._early, []
+        return early
+
+    def overdue(self, trains: bool) -> list[Deliver]:
+        """What is kept for a generation that is not about to be taken up: nothing else gets past it on its
+        link, so it is to be refused."""
+        coming = number(self.generations.latest) if self.generations.pending and trains else 0
+        overdue = [parcel for parcel in self._early if parcel.key.generation != coming]
+        self._early = [parcel for parcel in self._early if parcel.key.generation == coming]
+        return overdue
+
+    # --- costs of links ------------------------------------------------------------------------------
+
+    def measured(self, peer: PeerId, rtt_s: float, known: Iterable[PeerId]) -> bytes | None:
+        """What this node's record is to say of its links, if that has changed. known: the members."""
+        cost = graphs.cost_class(rtt_s)
+        if self.topology != "spanning-tree" or self._classes.get(peer) == cost:
+            return None
+        members = set(known)
+        self._classes = {other: c for other, c in {**self._classes, peer: cost}.items() if other in members}
+        return graphs.pack_costs(self._classes)
+
+    def _costs(
+        self, records: Iterable[Record], view: tuple[PeerId, ...]
+    ) -> tuple[dict[PeerId, dict[PeerId, int]], list[Effect]]:
+        """What the members say of their links; whoever says nonsense is taken to have said nothing."""
+        costs: dict[PeerId, dict[PeerId, int]] = {}
+        effects: list[Effect] = []
+        for record in records if self.topology == "spanning-tree" else ():
+            try:
+                costs[record.peer] = graphs.unpack_costs(record.costs, view)
+            except RemoteError as error:
+                fields: dict[str, object] = {"peer": record.peer, "reason": str(error)}
+                effects.append(Note("link costs refused", fields, "debug"))
+        return costs, effects
