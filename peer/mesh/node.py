@@ -305,6 +305,7 @@ class Node:
         self._absorb(self.links.learner_started(event.life), now)
         self._seeking_since, self._asked, self.key, self.life = now, {}, Key(), event.life
         self._heard, self._heard_at = {}, {}  # rounds may go backwards
+        self.reunions.settle()  # without a model there is nothing to be kept apart
         if self.generations is not None:
             self.generations.trains(None)
         self._publish(phase="seeking", life=event.life, round=event.round)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from peer.events import PeerId, Reunion
 
 APART_S = 10.0  # from the verdict "dead" on; shorter absences leave models close to each other (guess)
-SETTLE_S = 2.0  # after the first is back: the others of its half are, too (guess)
+SETTLE_S = 5.0  # after the first is back: the others of its half are, too (4.6 s at most, measured with 4+4)
 SECOND_S = 5.0  # so much later the other half looks, if no verdict has come (guess)
 REUNION_S = 30.0  # without a verdict by now they just mix (guess)
 OBEY_S = 60.0  # this node starts over at most this often (guess)
