@@ -496,13 +496,15 @@ class Node:
     def _pushed(self, key: Key, now: float) -> None:
         if key != self.key or not self._open:
             return
+        done_at = now  # with the local steps: what it was held up after them says nothing of this device
         if self._held is not None and self._held.key == key:
+            done_at = self._held_at
             for dst in self._held.dsts:
                 if not self.links.unacked(dst):
                     self._acks.came(dst, now - self._held_at)
         self._held = None
         for patience in (self.patience, self._acks):
-            patience.worked(now - self._opened_at - self._stood_s)
+            patience.worked(done_at - self._opened_at - self._stood_s)
         self._pushed_at = self._pushes[key] = now
         self._pushes = dict(list(self._pushes.items())[-32:])
         self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view

@@ -20,8 +20,8 @@ from peer.events import PeerId
 FIRST_S = 5.0  # before anything is learnt; guess: a first step after importing torch on a busy Pi
 FLOOR_S = 0.5  # guess: above the 240 ms stalls of Wi-Fi power saving
 CAP_S = 120.0  # guess: beyond this a device is not slow but gone
-LEAST, MOST = 2.0, 4.0  # own rounds, which hold a slow link's acknowledgements; guesses
-MOST_IF_LATE_IS_LOST = 16.0  # own rounds; guess
+LEAST, MOST = 2.0, 4.0  # times as long as the local steps of a round; guesses
+MOST_IF_LATE_IS_LOST = 16.0  # as above; guess
 LONG_S = 3.0  # never too long to wait for a slow network; guess
 PROGRESS_S = 3.0  # bytes of a parcel moved this recently count as life
 NEVER = -math.inf
