@@ -23,6 +23,7 @@ from peer.events import (
     Direction,
     Frame,
     FrameHeard,
+    Measured,
     Parcel,
     PeerId,
     Probe,
@@ -46,7 +47,7 @@ PROGRESS_S = 1.0  # a parcel longer on its way than this shows that it moves
 
 OTHER_END: dict[Direction, Direction] = {"out": "in", "in": "out"}
 Link = tuple[PeerId, PeerId, Direction]  # this end, the other, and which way the link goes for this end
-Event = StreamUp | StreamDown | FrameHeard | Progress | Told
+Event = StreamUp | StreamDown | FrameHeard | Measured | Progress | Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +270,7 @@ class Network:
     def _answered(self, caller: PeerId, by: PeerId, answer: Control | None, since: float) -> None:
         in_time = self._timeline.now - since <= CALL_S
         if in_time and self._hosts.is_on(caller) and self.passes(by, caller):
+            self._hosts.feed(caller, Measured(by, self._timeline.now - since))
             self._hosts.feed(caller, Told(by, answer) if answer is not None else Progress(by, "out"))
 
     # --- streams -------------------------------------------------------------------------------------
