@@ -324,8 +324,9 @@ class Exchange:
             if message.meaning == SNAPSHOT and message.weight == 0:
                 self._look = Look(src, message.key.round, message.body.dense())
                 return [Taken(*name)]
-            late = late or self._leaving or self.state != "training" or message.meaning == ESTATE
-            if not late and self._is_ahead(src, message.key):
+            at_once = late or self._leaving or self.state != "training" or message.meaning == ESTATE
+            at_once = at_once or message.delivery == "latest"  # the newest counts, wherever this node is
+            if not at_once and self._is_ahead(src, message.key):
                 self._later.append(replace(command, payload=bytes(_bytes(command.payload))))
                 return []
             replies = self.algorithm.receive(src, message, now)

@@ -22,6 +22,8 @@ from peer.mesh import graphs
 from peer.mesh.generations import Generations, Kind, number
 
 CORRECT_S = 1.0  # a peer in another generation is told of the newest at most this often; guess
+RTT_GAIN = 0.125  # RFC 6298, section 2
+WEIGHED_S = 10.0  # so often at most a record says something new of its links; guess
 
 Verdict = Literal["deliver", "keep", "refuse"]
 
@@ -34,7 +36,9 @@ class Agreement:
         self.generations = Generations(me, topology, kind)
         self._early: list[Deliver] = []
         self._told: dict[PeerId, float] = {}  # when a peer was last told of the latest generation
-        self._classes: dict[PeerId, int] = {}  # of the costs of links measured from here
+        self._rtts: dict[PeerId, float] = {}  # measured from here, smoothed, s
+        self._classes: dict[PeerId, int] = {}  # what this node's record says of them
+        self._weighed_at = -math.inf
 
     # --- generations ---------------------------------------------------------------------------------
 
@@ -106,14 +110,22 @@ class Agreement:
 
     # --- costs of links ------------------------------------------------------------------------------
 
-    def measured(self, peer: PeerId, rtt_s: float, known: Iterable[PeerId]) -> bytes | None:
+    def measured(self, peer: PeerId, rtt_s: float, known: Iterable[PeerId], now: float) -> bytes | None:
         """What this node's record is to say of its links, if that has changed. known: the members."""
-        cost = graphs.cost_class(rtt_s)
-        if self.topology != "spanning-tree" or self._classes.get(peer) == cost:
+        if self.topology != "spanning-tree":
             return None
+        before = self._rtts.get(peer, rtt_s)
+        self._rtts[peer] = before + RTT_GAIN * (rtt_s - before)
+        if now - self._weighed_at < WEIGHED_S:
+            return None
+        self._weighed_at = now
         members = set(known)
-        self._classes = {other: c for other, c in {**self._classes, peer: cost}.items() if other in members}
-        return graphs.pack_costs(self._classes)
+        self._rtts = {other: rtt for other, rtt in self._rtts.items() if other in members}
+        classes = {other: graphs.cost_class(rtt) for other, rtt in self._rtts.items()}
+        if classes == self._classes:
+            return None
+        self._classes = classes
+        return graphs.pack_costs(classes)
 
     def _costs(
         self, records: Iterable[Record], view: tuple[PeerId, ...]

@@ -94,6 +94,7 @@ REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed;
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
 CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
+LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
@@ -256,7 +257,7 @@ class Node:
             case Moved(addresses):
                 self._publish(addresses=addresses)
             case Measured():
-                self._measured(event)
+                self._measured(event, now)
             case _:
                 self._from_learner(event, now)
 
@@ -477,10 +478,8 @@ class Node:
     def _next_key(self) -> Key:
         """The round after this one; when far behind the others, the one they are at."""
         if self.generations is not None:
-            # a message of another round is of no use: go where the neighbor is that is furthest on, by what
-            # the learner has taken over and by what it has put off
-            keys = [*self._heard.values(), *self._at_learner.values()]
-            theirs = [key.round for key in keys if key.generation == self.key.generation]
+            # a message of another round is of no use: go where the neighbor is that is furthest on
+            theirs = [key.round for key in self._heard.values() if key.generation == self.key.generation]
             return Key(self.key.generation, max([self.key.round + 1, *theirs]))
         cycle = self._cycle()
         since = self._openings[-cycle:][0]  # what is older says where they were, not where they are
@@ -586,10 +585,10 @@ class Node:
             if not self._open:
                 self._open_next(now)
 
-    def _measured(self, event: Measured) -> None:
+    def _measured(self, event: Measured, now: float) -> None:
         if self.agreement is not None:
             known = (record.peer for record in self.members.records())
-            if (costs := self.agreement.measured(event.peer, event.rtt_s, known)) is not None:
+            if (costs := self.agreement.measured(event.peer, event.rtt_s, known, now)) is not None:
                 self._publish(costs=costs)
 
     def _hear_generation(self, peer: PeerId, generation: Generation, now: float) -> None:
@@ -740,9 +739,8 @@ class Node:
         if key <= self.key:
             pushed = self._pushes.get(key)
             if pushed is not None:
-                if (
-                    key.round >= self.key.round - self._cycle()
-                ):  # one further behind is not worth so long a wait
+                behind = self._cycle() if self.generations is None else LATE_ROUNDS
+                if key.round >= self.key.round - behind:  # one further behind is not worth so long a wait
                     self.patience.came(src, now - pushed)
             elif key == self.key:
                 self.patience.came(src, 0.0)

@@ -5,7 +5,7 @@ import pytest
 from peer.errors import RemoteError
 from peer.events import Deliver, Generation, Key, Note, Record, Tell
 from peer.mesh import graphs
-from peer.mesh.agreement import CORRECT_S, Agreement
+from peer.mesh.agreement import CORRECT_S, WEIGHED_S, Agreement
 from peer.mesh.generations import BETTER_S, STABLE_S, TURN_S, TURNS, number
 
 VIEW = ("a", "b", "c", "d")
@@ -87,12 +87,13 @@ def test_one_of_a_generation_that_is_not_known_is_answered_soon_and_one_on_a_nod
 
 def test_link_costs_are_published_when_their_class_changes_and_only_for_a_tree_made_of_them() -> None:
     agreement = trained(topology="spanning-tree")
-    first = agreement.measured("b", 0.001, VIEW)
+    first = agreement.measured("b", 0.001, VIEW, 0.0)
     assert first is not None and graphs.unpack_costs(first, VIEW) == {"b": 0}
-    assert agreement.measured("b", 0.002, VIEW) is None
-    second = agreement.measured("c", 0.5, VIEW)
+    assert agreement.measured("c", 0.5, VIEW, 1.0) is None  # not too often
+    second = agreement.measured("b", 0.002, VIEW, WEIGHED_S)
     assert second is not None and graphs.unpack_costs(second, VIEW) == {"b": 0, "c": 3}
-    assert trained().measured("b", 0.001, VIEW) is None
+    assert agreement.measured("b", 0.001, VIEW, 3 * WEIGHED_S) is None
+    assert trained().measured("b", 0.001, VIEW, 0.0) is None
 
 
 def test_a_spanning_tree_is_made_of_what_the_records_say_and_made_anew_when_another_costs_less() -> None:
