@@ -35,7 +35,7 @@ class Kind:
     rest: float = 0.0  # spread that compression leaves
 
 
-KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.0), Kind("difference-push", rest=0.3)]
+KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.5), Kind("difference-push", rest=0.3)]
 WHOLE = [  # of these nothing is conserved; RelaySum/Grad repairs nothing either
     Kind("relay-sum", topologies=catalogue.TREES, conserves=False),
     Kind("d-psgd", topologies=("ring", "grid", "complete", "binary-tree"), conserves=False),
