@@ -24,7 +24,6 @@ HELPERS = 3  # same
 NEW_AT_ONCE = 3  # members never heard that are asked in one go: memberlist's gossip fan-out
 LOST_S, LOST_AGAIN_S = 1.0, 5.0  # between any two probes of the lost, and of the same one; guess
 ASKERS = 16  # that are answered about one member; whoever asks later asks somebody else
-VOUCH_S = 3.0  # who has heard a member since then vouches for it, for it may not be to be dialed; guess
 
 
 @dataclass(slots=True)
@@ -101,7 +100,7 @@ class Probing:
         """Somebody does not hear a member: what to answer, and whether to send it a Probe."""
         if target == asker or self._members.record(target) is None:
             return [], False
-        if now - self._members.heard_at(target) <= VOUCH_S:
+        if now - self._members.heard_at(target) <= TIMEOUT_S:
             return [Tell(asker, Vouch(target))], False
         askers = self._askers.setdefault(target, {})
         if len(askers) >= ASKERS and asker not in askers:
