@@ -26,6 +26,7 @@ from peer.daemon.clocks import SuspendWatch
 from peer.daemon.effects import perform
 from peer.daemon.figures import Figures
 from peer.daemon.finding import Finder
+from peer.daemon.health import ALONE_ROUNDS
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.learning import Learning
 from peer.daemon.logs import session_name
@@ -67,7 +68,6 @@ log = logging.getLogger(__name__)
 GONE_S = 30.0  # for leaving politely: the node gives up on the hand-over by itself after 10 s
 DRIVER_BITS = 24  # changes of its record that one driver may tell: a change a second for half a year (guess)
 MEASURED_TICKS = 20  # round-trip times are told to the node every 5 s (guess)
-ALONE_ROUNDS = 3  # closed alone in a row: shown as "alone"
 PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel taken (fp64, twice over)
 
 

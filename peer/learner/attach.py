@@ -35,7 +35,7 @@ from peer.event_frames import to_frame
 from peer.events import Looked
 from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
 from peer.learner.dial import Attachment, dial
-from peer.learner.exchange import Exchange, is_near
+from peer.learner.exchange import Exchange, mixes
 from peer.learner.export import exported
 from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.link import Duties, Link, Resume
@@ -257,22 +257,22 @@ class Swarm:
         with self._link.met:
             look = self._link.take_look()
         if look is not None:
-            near = self._is_near(look.model)
+            near = self._mixes_with(look.model)
             self._link.post(to_frame(Looked(look.peer, look.round, near)))
 
-    def _is_near(self, theirs: Tensor) -> bool:
-        """By distance and, where losses can be had, by the loss half way (reliability note, section c)."""
-        mine = self._flat.read()
-        if not is_near(mine, theirs):
-            return False
-        if self.loss_now is None:
-            return True
-        losses = []
-        for model in (mine, theirs, (mine + theirs) / 2):
+    def _mixes_with(self, theirs: Tensor) -> bool:
+        """By distance and, where losses can be had, by the loss half way."""
+        mine, loss_now = self._flat.read(), self.loss_now
+
+        def loss(model: Tensor) -> float:
+            assert loss_now is not None
             self._flat.write(model)
-            losses.append(self.loss_now())
-        self._flat.write(mine)
-        return losses[2] <= MIDPOINT * max(losses[:2])
+            return loss_now()
+
+        try:
+            return mixes(mine, theirs, loss if loss_now is not None else None)
+        finally:
+            self._flat.write(mine)
 
     def _is_finite(self, here: Tensor) -> bool:
         """May this model be handed over? If not, the model is rolled back."""

@@ -70,12 +70,16 @@ class Look:
     model: Tensor
 
 
-NEAR = 0.5  # relative distance of two models that may be mixed: reliability note, section c
+# relative distance of two models that may be mixed, and the loss half way between them by that of the worse:
+# reliability note, section c
+NEAR, MIDPOINT = 0.5, 1.2
 
 
-def is_near(mine: Tensor, theirs: Tensor) -> bool:
-    """Are two flat models so close that they may be averaged, as far as their distance tells?"""
-    return float((mine - theirs).norm()) < NEAR * max(float(mine.norm()), float(theirs.norm()))
+def mixes(mine: Tensor, theirs: Tensor, loss: Callable[[Tensor], float] | None = None) -> bool:
+    """May two flat models be averaged, as far as their distance tells and, where it can be had, the loss?"""
+    if not float((mine - theirs).norm()) < NEAR * max(float(mine.norm()), float(theirs.norm())):
+        return False
+    return loss is None or loss((mine + theirs) / 2) <= MIDPOINT * max(loss(mine), loss(theirs))
 
 
 class Exchange:

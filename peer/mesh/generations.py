@@ -58,7 +58,6 @@ class Generations:
         self.me, self.spec, self.kind = me, spec, kind
         self.current: Generation | None = None
         self.latest: Generation | None = None
-        self.installed = 0  # generations taken up so far
         self._trains_since = float("inf")  # this life of the learner; s
         self._view: tuple[PeerId, ...] = ()
         self._changed_at = 0.0  # of the view
@@ -80,9 +79,8 @@ class Generations:
         """This node's place in the current generation's graph, or in that of the final rounds."""
         if self.current is None:
             return None
-        if (
-            final and self.kind != "tree"
-        ):  # gossip would take long to agree; everybody with everybody is exact
+        if final and self.kind != "tree":
+            # gossip would take long to agree; everybody with everybody is exact
             return graphs.graph_of("complete", self.current.view, self.me)
         return graphs.graph_of(self.spec, self.current.view, self.me, self.current.parents)
 
@@ -114,7 +112,6 @@ class Generations:
         if not self.pending:
             return False
         self.current = self.latest
-        self.installed += 1
         return True
 
     def watch(self, view: Sequence[PeerId], now: float) -> None:

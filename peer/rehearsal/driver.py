@@ -41,7 +41,7 @@ from peer.events import (
     Tell,
     Tick,
 )
-from peer.learner.exchange import Exchange, is_near
+from peer.learner.exchange import Exchange, mixes
 from peer.mesh.node import Node, NodeEvent, Terms
 from peer.rehearsal.network import Network
 from peer.rehearsal.network import Weather as Weather
@@ -337,7 +337,7 @@ class Rehearsal:
     def _look(self, device: Device) -> None:
         look = device.exchange.take_look()
         if look is not None:
-            near = is_near(device.exchange.estimate(), look.model)
+            near = mixes(device.exchange.estimate(), look.model)
             self._locally(device, lambda: self._feed(device, Looked(look.peer, look.round, near)))
 
     def _answer(self, device: Device, events: Iterable[FromLearner]) -> None:

@@ -373,6 +373,7 @@ class Network:
             return
         if not self.passes(src, dst):
             stream.broken = True  # what comes behind it cannot arrive; the cut ends the stream
+            self.frames_lost += 1
             return
         self._hosts.feed(dst, FrameHeard(src, stream.direction(dst), frame))
 

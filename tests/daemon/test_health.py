@@ -199,3 +199,18 @@ def test_time_for_which_the_whole_device_stood_still_is_nobodys(first: Tick | To
     node.handle(Closed(node.key, (), 1.0), 600.75)
     node.handle(Pushed(node.key), 601.75)
     assert node.patience._round_s == pytest.approx(1.0)
+
+
+async def test_rounds_closed_alone_are_said_after_three(home: Callable[[str], Home]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, _, first, second = await pair(home)
+        await asyncio.gather(first.until(3), second.until(3))
+    driver = a.daemon.sessions["home"]
+    node = driver.node
+    assert node is not None
+    node.rounds_alone = health.ALONE_ROUNDS - 1
+    assert driver.state == "training" and said(a) == []
+    node.rounds_alone = health.ALONE_ROUNDS
+    assert driver.state == "alone"
+    [sentence] = said(a)
+    assert "the last 3 rounds were closed alone: none of 1 other device(s) was heard in time" in sentence

@@ -417,3 +417,19 @@ def test_alone_without_a_daemon_nothing_is_corrected(tmp_path: Path, monkeypatch
     before = script.x[0]
     script.steps(2)
     assert script.x == [before - 2 * 0.125] * 4
+
+
+def test_another_models_loss_is_looked_at_without_changing_this_one(tmp_path: Path) -> None:
+    script = Script(tmp_path, StandIn(descriptor()))
+    script.swarm.begin()
+    FlatModel(script.model).write(torch.ones(4))
+    seen: list[list[float]] = []
+
+    def loss_now() -> float:
+        seen.append(script.x)
+        return 1.0 + 0.5 * (script.x[0] == 1.25)
+
+    script.swarm.loss_now = loss_now
+    assert not script.swarm._mixes_with(torch.full((4,), 1.5))
+    assert sorted(x[0] for x in seen) == [1.0, 1.25, 1.5]
+    assert script.x == [1.0] * 4

@@ -36,7 +36,7 @@ from peer.events import (
     Taken,
     ToLearner,
 )
-from peer.learner.exchange import Exchange
+from peer.learner.exchange import Exchange, mixes
 from reference.relay_sum import relay_sum_round
 
 LAYOUT = Layout((5, 4))
@@ -177,7 +177,7 @@ def test_a_leavers_model_is_taken_over_and_changes_nothing_where_there_is_one() 
 
 
 def test_a_node_that_stood_still_hears_the_round_it_goes_on_with() -> None:
-    """Of what came meanwhile one parcel is taken ahead; the rest is looked at again when a round opens."""
+    """Whole models that come meanwhile are all taken over, and the newest counts when its round opens."""
     home = Home(2)
     for t in range(4):
         home.open(0, t)
@@ -185,7 +185,7 @@ def test_a_node_that_stood_still_hears_the_round_it_goes_on_with() -> None:
         home.tell(0, Deadline(Key(GENERATION, t)))
         home.deliver()
     taken = [answer for answer in home.said[1] if isinstance(answer, Taken)]
-    assert len(taken) == 1
+    assert len(taken) == 4
     home.open(1, 3)
     home.hear(1, home.devices[1].submit(ZEROS, 0.1, 0.0))
     home.deliver()
@@ -208,3 +208,24 @@ def test_with_pace_free_nobody_waits_and_models_meet(algorithm: str) -> None:
     models = torch.stack([device.estimate() for device in home.devices])
     torch.testing.assert_close(models, models.mean(0).expand(3, -1), rtol=1e-3, atol=0)
     assert float(models.min()) > 1
+
+
+@pytest.mark.parametrize(
+    ("theirs", "midpoint", "may_be"),
+    [
+        (ONES, None, True),
+        (1.4 * ONES, None, True),
+        (2.1 * ONES, None, False),
+        (-ONES, None, False),
+        (1.4 * ONES, 1.1, True),
+        (1.4 * ONES, 1.3, False),
+        (2.1 * ONES, 0.1, False),
+    ],
+)
+def test_models_mix_if_they_are_near_and_the_loss_half_way_is_not_much_worse(
+    theirs: Tensor, midpoint: float | None, may_be: bool
+) -> None:
+    def loss(model: Tensor) -> float:
+        return 1.0 if torch.equal(model, ONES) or torch.equal(model, theirs) else midpoint or 0.0
+
+    assert mixes(ONES, theirs, loss if midpoint is not None else None) == may_be
