@@ -21,6 +21,8 @@ from rehearsal.accountant import Accountant
 QUIET_S = 60.0
 MEASURED_S = 30.0
 CALM = Weather()
+FAR = -20.0  # an initial model so far off that one that moves towards it shows
+BEGINS = "nobody has mass: this device has the best checkpoint and begins"
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Kind:
     topologies: tuple[str, ...] = ("exponential", "ring", "random-2", "complete")
     conserves: bool = True
     rest: float = 0.0  # spread that compression leaves
+    start: float = 0.0  # every coordinate of the initial model
 
 
 KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.5), Kind("difference-push", rest=0.3)]
 WHOLE = [  # of these nothing is conserved; RelaySum/Grad repairs nothing either
-    Kind("relay-sum", topologies=catalogue.TREES, conserves=False),
-    Kind("d-psgd", topologies=("ring", "grid", "complete", "binary-tree"), conserves=False),
+    Kind("relay-sum", topologies=catalogue.TREES, conserves=False, start=FAR),
+    Kind("d-psgd", topologies=("ring", "grid", "complete", "binary-tree"), conserves=False, start=FAR),
     Kind("relay-sum-grad", topologies=catalogue.TREES, conserves=False, rest=math.inf),
 ]
 
@@ -51,7 +54,7 @@ def home(
     kind: Kind, topology: str, dim: int, *, weather: Weather = CALM, seed: int = 0, rate: float = 0.05
 ) -> tuple[Rehearsal, Accountant]:
     """A session without devices yet, where each pulls the model to a minimiser of its own."""
-    layout, initial = Layout((dim - 1, 1)), torch.zeros(dim, dtype=torch.float64)
+    layout, initial = Layout((dim - 1, 1)), torch.full((dim,), kind.start, dtype=torch.float64)
     minimisers, _ = quadratics(64, dim, seed=seed)
 
     def make_exchange(peer: str, resume: tuple[Tensor, int] | None) -> Exchange:
@@ -116,6 +119,7 @@ class Story:
         self.r, self.books = home(kind, topology, dice.randint(3, 8), weather=weather, seed=seed)
         self.told: list[str] = []
         self.paused_until = 0.0
+        self.begun, self.nearest = 0, 0.0  # elections so far; how near to the initial model anybody has been
         if dice.random() < 0.5:
             self.r.network.undialable.add(name(dice.randrange(self.n)))
         pace = {name(i): dice.choice([1.0, 1.0, dice.uniform(0.5, 2.0)]) for i in range(64)}
@@ -151,6 +155,23 @@ class Story:
     def pass_time(self, seconds: float) -> None:
         self.r.run(seconds)
         self.books.check()
+        if self.kind.start:
+            self.check_start()
+
+    def check_start(self) -> None:
+        """No change of tree or members moves anybody back towards the initial model; only who begins from an
+        old checkpoint, since nobody else has a model, is nearer to it."""
+        begun = sum(note.text == BEGINS for _, _, note in self.r.notes)
+        far = [
+            float((d.exchange.estimate() - self.kind.start).norm())
+            for d in self.r.alive()
+            if d.node.phase == "training"
+        ]
+        if begun == self.begun and far:
+            assert min(far) >= 0.9 * self.nearest, f"from {self.nearest} away to {min(far)}"
+        if begun != self.begun or not far:
+            self.nearest = 0.0
+        self.begun, self.nearest = begun, min(far, default=0.0)
 
     def settle(self) -> None:
         """The end of trouble: what is off comes back, most of it."""

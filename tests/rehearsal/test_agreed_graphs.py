@@ -9,6 +9,7 @@ from torch import Tensor
 from peer import catalogue
 from peer.algorithms import make
 from peer.compression.bodies import Layout
+from peer.events import Generation, Told
 from peer.learner.exchange import Exchange
 from peer.mesh.node import Terms
 from peer.rehearsal.driver import Rehearsal, Weather, quadratics
@@ -235,3 +236,23 @@ def test_one_device_alone_goes_on_in_a_tree_of_its_own_at_its_full_rate() -> Non
     assert alone.node.generations.current.view == (name(0),)
     assert float((alone.exchange.estimate() - MINIMISERS[0]).norm()) < 0.3
     assert alone.node.rounds_alone > 3
+
+
+@pytest.mark.parametrize("topology", ["binary-tree", "double-tree", "chain"])
+def test_a_rebuilt_tree_moves_the_mean_model_by_a_part_of_the_spread(topology: str) -> None:
+    """Without local steps nothing else moves it; the first rounds on a new tree do not average exactly."""
+    r = together(home(topology=topology), 8)
+    r.run(60.0)
+    steps = {d.peer: MINIMISERS[i] for i, d in enumerate(r.alive())}  # one more each, to set them apart
+    r._train = lambda peer, z, round_: steps.pop(peer, torch.zeros_like(z))
+    r.run(1.2)
+    for _ in range(3):
+        mean, before = models(r).mean(0), spread(r)
+        current = r.devices[name(0)].node.generations.current
+        anew = Generation(current.epoch + 1, name(0), tuple(reversed(current.view)))
+        for device in r.alive():
+            r.feed(device.peer, Told(name(0), anew))
+        r.run(20.0)
+        assert {d.node.generations.current.epoch for d in r.alive()} == {anew.epoch}
+        assert float((models(r).mean(0) - mean).norm()) < 0.5 * before
+        assert spread(r) < 0.1 * before
