@@ -244,6 +244,8 @@ class Swarm:
             return False
         self._rate.scale = scale
         z, anew = taken
+        if anew and self._mass and not self.finished:
+            self._optimizer.state.clear()  # it was of a model that is given up
         if anew or self.terms.pace == "lockstep":
             self._flat.write(z)
             self._since = 0
@@ -313,7 +315,10 @@ class Swarm:
         self._link.post({"op": "report", **self._pulse.report(), **kept})
 
     def _checkpoint(self) -> None:
-        model, round_ = self._link.estimate()
+        kept = self._link.kept()
+        if kept is None:
+            return  # there never was a model here: an earlier checkpoint stays the newest
+        model, round_ = kept
         before = self._keeper.problem
         self._keeper.save(
             Checkpoint(

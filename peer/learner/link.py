@@ -72,6 +72,7 @@ class Link:
         self._exchange = duties.exchange(duties.resume)
         self._resume = duties.resume
         self._mixed: Tensor | None = None
+        self._last: Resume | None = None  # mixed last, with its round
         self._anew = False  # `_mixed` is the first model of a life: it replaces, whatever came before
         self._handed: tuple[Tensor, float] | None = None
         self._outbox: deque[dict[str, Any]] = deque()
@@ -130,6 +131,10 @@ class Link:
         mixed, self._mixed = self._mixed, None
         return None if mixed is None else (mixed, self._anew)
 
+    def kept(self) -> tuple[Tensor, int] | None:
+        """What a checkpoint is to hold: the model, or the last there was, if it is handed over already."""
+        return self.estimate() or self._last
+
     def take_look(self) -> Look | None:
         """A model shown by a neighbor, once; `met` held."""
         return self._exchange.take_look()
@@ -139,10 +144,11 @@ class Link:
         """What the local steps' learning rate is to be multiplied with, as things stand; `met` held."""
         return self._exchange.lr_scale
 
-    def estimate(self) -> tuple[Tensor, int]:
-        """The model a user would deploy now, flat, and its round."""
+    def estimate(self) -> tuple[Tensor, int] | None:
+        """The model a user would deploy now, flat, and its round; None while this life has none."""
         with self.met:
-            return self._exchange.estimate(), self.round
+            has_one = self._exchange.algorithm.model is not None
+            return (self._exchange.estimate(), self.round) if has_one else None
 
     def post(self, frame: dict[str, Any]) -> None:
         """Send a frame to the daemon; dropped while there is none."""
@@ -193,9 +199,9 @@ class Link:
             except _AnewError:
                 log.warning("this model is given up for that of the other devices, as a new life")
                 with self.met:
-                    self.connected, self._handed, self._resume = False, None, None
+                    self.connected, self._handed = False, None
                     self._outbox.clear()
-                if not self._redial(first_s=0.0, keep=False):
+                if not self._redial(first_s=0.0):  # the model is kept for the case that nobody has another
                     return
                 continue
             except NoDaemonError as error:
@@ -283,6 +289,7 @@ class Link:
                 self.round, self.heard, self.weight = answer.key.round, answer.heard, answer.weight
         mixed = self._exchange.take()
         if mixed is not None:
+            self._last = mixed, self.round
             self._mixed, self._anew = mixed, anew or self.state == "finished"
             if anew:
                 self.round = self._exchange.key.round if self.resumed or self._exchange.key.round else -1
@@ -293,13 +300,12 @@ class Link:
             self._attached.client.send_event(answer)
 
     def _export(self) -> None:
-        model, round_ = self.estimate()
+        model, round_ = self.estimate() or self._last or (self._exchange.estimate(), -1)
         with SharedBuffer.of(self._duties.export(model, round_)) as buffer:
             self._attached.client.send({"op": "exported", "size": len(buffer)}, buffer.fileno())
 
-    def _redial(self, first_s: float = REDIAL_S[0], *, keep: bool = True) -> bool:
-        """Attach again, as a new life that could, to `keep` it, resume from the model it has. False: told to
-        close."""
+    def _redial(self, first_s: float = REDIAL_S[0]) -> bool:
+        """Attach again, as a new life that could resume from the model it has. False: told to close."""
         self._attached.client.close()
         self._assembler.close()
         wait_s, longest_s = first_s, REDIAL_S[1]
@@ -320,7 +326,7 @@ class Link:
                 log.info("not attached yet: %s", error)
                 continue
             with self.met:
-                if keep and self._exchange.algorithm.model is not None:
+                if self._exchange.algorithm.model is not None:
                     self._resume = self._exchange.estimate(), self.round
                 self._attached, self._assembler = attached, EventAssembler()
                 self._exchange = self._duties.exchange(self._resume)

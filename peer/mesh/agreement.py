@@ -23,6 +23,7 @@ from peer.mesh.generations import Generations, Kind, number
 
 CORRECT_S = 1.0  # a peer in another generation is told of the newest at most this often; guess
 RTT_GAIN = 0.125  # RFC 6298, section 2
+READ_S = 1.0  # so often at most all records are looked through for costs: 5 ms for 256 of them
 WEIGHED_S = 10.0  # so often at most a record says something new of its links; guess
 
 Verdict = Literal["deliver", "keep", "refuse"]
@@ -39,6 +40,8 @@ class Agreement:
         self._rtts: dict[PeerId, float] = {}  # measured from here, smoothed, s
         self._classes: dict[PeerId, int] = {}  # what this node's record says of them
         self._weighed_at = -math.inf
+        self._costs: dict[PeerId, dict[PeerId, int]] = {}  # what the members' records say
+        self._read_at = -math.inf
 
     # --- generations ---------------------------------------------------------------------------------
 
@@ -52,7 +55,7 @@ class Agreement:
 
     def propose(self, records: Iterable[Record], view: tuple[PeerId, ...], now: float) -> list[Effect]:
         """The next generation, told to all its members, if one is due. records: of the living."""
-        costs, effects = self._costs(records, view)
+        costs, effects = self._read_costs(records, view, now)
         proposed = self.generations.propose(costs, now)
         if proposed is not None:
             fields: dict[str, object] = {"epoch": proposed.epoch, "members": len(proposed.view)}
@@ -127,16 +130,18 @@ class Agreement:
         self._classes = classes
         return graphs.pack_costs(classes)
 
-    def _costs(
-        self, records: Iterable[Record], view: tuple[PeerId, ...]
+    def _read_costs(
+        self, records: Iterable[Record], view: tuple[PeerId, ...], now: float
     ) -> tuple[dict[PeerId, dict[PeerId, int]], list[Effect]]:
         """What the members say of their links; whoever says nonsense is taken to have said nothing."""
-        costs: dict[PeerId, dict[PeerId, int]] = {}
         effects: list[Effect] = []
-        for record in records if self.topology == "spanning-tree" else ():
+        if self.topology != "spanning-tree" or now - self._read_at < READ_S:
+            return self._costs, effects
+        self._costs, self._read_at = {}, now
+        for record in records:
             try:
-                costs[record.peer] = graphs.unpack_costs(record.costs, view)
+                self._costs[record.peer] = graphs.unpack_costs(record.costs, view)
             except RemoteError as error:
                 fields: dict[str, object] = {"peer": record.peer, "reason": str(error)}
                 effects.append(Note("link costs refused", fields, "debug"))
-        return costs, effects
+        return self._costs, effects

@@ -95,6 +95,7 @@ HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; gu
 CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
 LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
+MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
@@ -188,6 +189,7 @@ class Node:
         self._handing_to: PeerId | None = None
         self._handed = False  # has the learner given everything to it?
         self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
+        self._final_spent = False  # a final round has waited that much longer
         self._finished_at: float | None = None
         self._gone = False
         self._ticked_at = math.inf
@@ -361,13 +363,13 @@ class Node:
             self._note("nobody has mass: this device has the best checkpoint and begins", round=best.round)
             self._trainer_at = now
             self._found(resume=True)
-        elif best is None and self._founder:
+        elif best is None and self._founder and not self.company:
             self._found(resume=False)
 
     def _sponsor(self, peer: PeerId, life: int, now: float) -> None:
         record = next((r for r in self.members.alive() if r.peer == peer), None)
-        if self.phase != "training" or record is None:
-            return
+        if self.phase != "training" or record is None or self.reunions.estranged:
+            return  # or it is not settled yet whose model is to be given
         if record.phase == "training" and record.life == life:
             return  # somebody else was faster
         self._sponsoring.add(peer)
@@ -403,7 +405,8 @@ class Node:
             return
         final = 0 < self.terms.rounds <= self.key.round
         if self.agreement is not None:
-            self._effects += [] if final else self.agreement.take_up()
+            if not final or self.agreement.generations.current is None:
+                self._effects += self.agreement.take_up()
             if self.agreement.generations.current is None:
                 return
         if final:
@@ -479,8 +482,11 @@ class Node:
         """The round after this one; when far behind the others, the one they are at."""
         if self.generations is not None:
             # a message of another round is of no use: go where the neighbor is that is furthest on
-            theirs = [key.round for key in self._heard.values() if key.generation == self.key.generation]
-            return Key(self.key.generation, max([self.key.round + 1, *theirs]))
+            theirs = sorted(k.round for k in self._heard.values() if k.generation == self.key.generation)
+            near = [round_ for round_ in theirs if round_ <= self.key.round + LATE_ROUNDS]
+            median = theirs[(len(theirs) - 1) // 2] if theirs else 0  # beyond, no single one sets the pace
+            ahead = min(max([median, *near], default=0), self.key.round + MAX_JUMP)
+            return Key(self.key.generation, max(self.key.round + 1, ahead))
         cycle = self._cycle()
         since = self._openings[-cycle:][0]  # what is older says where they were, not where they are
         heard = sorted(self._heard[p].round for p in self._view if self._heard_at.get(p, -math.inf) >= since)
@@ -518,7 +524,7 @@ class Node:
         """A round that waits for acknowledgements is pushed without those that take too long."""
         if self._held is None or not self._open:
             return
-        extra = FINAL_S if self.key.phase == FINAL else 0.0
+        extra = FINAL_S if self.key.phase == FINAL and not self._final_spent else 0.0
         late = [dst for dst in self._held.dsts if self.links.unacked(dst)]
         alive = {record.peer for record in self.members.alive()}  # of the others nothing will come
         waits = [extra + self._acks.until(dst, self._held_at) for dst in late if dst in alive]
@@ -532,13 +538,14 @@ class Node:
         if not self._open or self._pushed_at is None or not self.terms.lockstep or self._overdue:
             return
         late = [src for src in self._expected if self._heard.get(src, Key(-1)) < self.key]
-        extra = FINAL_S if self.key.phase == FINAL else 0.0
+        extra = FINAL_S if self.key.phase == FINAL and not self._final_spent else 0.0
         waits = [extra + self.patience.until(src, self._pushed_at) for src in late]
         if now >= max(waits, default=self._pushed_at + CLOSE_S):
             for src in late:
                 self.patience.missed(src)
             self._note("closes without", "debug", peers=",".join(sorted(late)), round=self.key.round)
             self._overdue = True
+            self._final_spent = self._final_spent or self.key.phase == FINAL
             self._learner(Deadline(self.key))
 
     # --- reunions --------------------------------------------------------------------------------
@@ -580,7 +587,8 @@ class Node:
         """Answer what came too early, and propose a generation when the members have changed."""
         for parcel in agreement.overdue(self.phase == "training"):
             self._refuse(parcel, now)
-        if self.phase == "training" and self.key.phase != FINAL:
+        final = self.key.phase == FINAL and agreement.generations.current is not None
+        if self.phase == "training" and not final:
             self._effects += agreement.propose(self.members.alive(), self._view, now)
             if not self._open:
                 self._open_next(now)

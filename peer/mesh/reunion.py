@@ -51,6 +51,8 @@ class Reunions:
             self._since, self._asked = now, None
         still = {peer for peer in self.estranged if lives.get(peer) == self._lives.get(peer)}
         self.estranged, self._lives = frozenset(still | back), dict(lives)
+        if self._asked is not None and self._asked not in self.estranged:
+            self._asked, self._since = None, now  # it starts over, or is gone: there may be another half
 
     def due(self, own: Sequence[PeerId], now: float) -> PeerId | None:
         """Whose model this node is to look at now, if it is its turn. own: the half it is in, itself too."""
@@ -85,8 +87,8 @@ class Reunions:
         self.estranged = frozenset()
 
     def obeys(self, verdict: Reunion, now: float) -> bool:
-        """Is this node to start over? Not again and again, whoever says so."""
-        if self.me not in verdict.yields or now - self._obeyed_at < OBEY_S:
+        """Is this node to start over? Only if it was parted, and not again and again, whoever says so."""
+        if not self.estranged or self.me not in verdict.yields or now - self._obeyed_at < OBEY_S:
             return False
         self._obeyed_at = now
         return True

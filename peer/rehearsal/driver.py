@@ -327,12 +327,13 @@ class Rehearsal:
                 self._off(device)
 
     def _start_over(self, device: Device) -> None:
-        """The learner begins a new life, without its model; the node stays."""
+        """The learner begins a new life; the node stays."""
         device.lives += 1
-        device.exchange, device.model = self._make_exchange(device.peer, None), None
+        device.exchange, device.model = self._make_exchange(device.peer, device.checkpoint), None
         self._feed(device, LearnerGone("it starts over"))
         life = (device.boot << 20) + device.lives
-        self._feed(device, Ready(life, -1, device.exchange.algorithm.bases))
+        round_ = device.checkpoint[1] if device.checkpoint else -1  # kept if nobody has another model
+        self._feed(device, Ready(life, round_, device.exchange.algorithm.bases))
 
     def _look(self, device: Device) -> None:
         look = device.exchange.take_look()

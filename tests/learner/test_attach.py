@@ -15,7 +15,7 @@ from peer.errors import DataError, DivergedError, StateError
 from peer.events import Closed, Found, Holds, Key, OpenRound, Ready
 from peer.learner import attach, checkpoint, link
 from peer.learner.attach import Pace, Swarm, Terms
-from peer.learner.checkpoint import CheckpointFolder
+from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
 from peer.learner.flat import FlatModel
 
 opened: list[tuple[StandIn, Swarm]] = []
@@ -433,3 +433,36 @@ def test_another_models_loss_is_looked_at_without_changing_this_one(tmp_path: Pa
     assert not script.swarm._mixes_with(torch.full((4,), 1.5))
     assert sorted(x[0] for x in seen) == [1.0, 1.25, 1.5]
     assert script.x == [1.0] * 4
+
+
+def test_the_checkpoint_of_one_that_left_holds_the_model_it_had(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(local_steps=1))
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    script.steps(3)
+    here = script.x
+    with script.swarm._link.met:
+        script.swarm._link._exchange.algorithm.hand_over(Key())  # to a neighbor: nothing is left here
+    script.swarm.close()
+    found = CheckpointKeeper(tmp_path, daemon.session.id, FlatModel(script.model).signature).found
+    assert found is not None
+    assert found.model.tolist() == here
+
+
+def test_one_that_never_had_a_model_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
+    trained = Script(tmp_path, StandIn(descriptor(local_steps=1)))
+    trained.swarm.begin()
+    trained.steps(3)
+    here = trained.x
+    trained.swarm.close()
+
+    class Silent(StandIn):
+        def _on_event(self, event: object) -> None:
+            """Nobody seats it."""
+
+    daemon = Silent(descriptor(local_steps=1))
+    again = Script(tmp_path, daemon)
+    again.swarm._checkpoint()
+    found = CheckpointKeeper(tmp_path, daemon.session.id, FlatModel(again.model).signature).found
+    assert found is not None
+    assert found.model.tolist() == here

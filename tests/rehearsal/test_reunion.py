@@ -8,6 +8,7 @@ from torch import Tensor
 
 from peer.algorithms import make
 from peer.compression.bodies import Layout
+from peer.events import Reunion, Told
 from peer.learner.exchange import Exchange
 from peer.mesh.node import Terms
 from peer.rehearsal.driver import Rehearsal
@@ -90,3 +91,39 @@ def test_who_only_slept_is_trained_with_at_once() -> None:
     r.run(40.0)
     assert said(r, "looks at the model of one it was parted from") == set()
     assert all(len(d.node.members.view()) == 8 for d in r.alive())
+
+
+def test_a_half_that_was_to_start_over_goes_on_with_its_own_model_if_the_other_is_gone_again() -> None:
+    r = home(dict.fromkeys(HERE, 1.0) | dict.fromkeys(THERE, 30.0))
+    r.run(20.0)
+    part(r, 90.0)
+    r.run(25.0, until=lambda: said(r, STARTS_OVER) == THERE)
+    r.network.partition([HERE, THERE])
+    for peer in HERE:
+        r.crash(peer, silent=True)
+    r.run(120.0)
+    assert all(r.devices[p].node.phase == "training" for p in THERE)
+    assert all(float(r.devices[p].exchange.estimate().mean()) > 15 for p in THERE)
+
+
+def test_three_islands_are_settled_one_after_the_other() -> None:
+    islands = [set(PEERS[:2]), set(PEERS[2:5]), set(PEERS[5:])]
+    pulls = (
+        dict.fromkeys(islands[0], -30.0) | dict.fromkeys(islands[1], 1.0) | dict.fromkeys(islands[2], 30.0)
+    )
+    r = home(pulls)
+    r.network.partition(islands)
+    r.run(100.0)
+    r.network.heal()
+    r.run(60.0)
+    assert all(d.node.phase == "training" and len(d.node.members.view()) == 8 for d in r.alive())
+    assert all(not d.node.reunions.estranged for d in r.alive())
+    assert len(said(r, STARTS_OVER)) >= 4  # two of the three islands
+
+
+def test_nobody_starts_over_on_anybodys_word_who_was_not_parted() -> None:
+    r = home(dict.fromkeys(PEERS, 1.0))
+    for peer in PEERS[1:]:
+        r.feed(peer, Told("p0", Reunion(tuple(PEERS))))
+    r.run(10.0)
+    assert said(r, STARTS_OVER) == set()
