@@ -482,10 +482,8 @@ class Node:
         """The round after this one; when far behind the others, the one they are at."""
         if self.generations is not None:
             # a message of another round is of no use: go where the neighbor is that is furthest on
-            theirs = sorted(k.round for k in self._heard.values() if k.generation == self.key.generation)
-            near = [round_ for round_ in theirs if round_ <= self.key.round + LATE_ROUNDS]
-            median = theirs[(len(theirs) - 1) // 2] if theirs else 0  # beyond, no single one sets the pace
-            ahead = min(max([median, *near], default=0), self.key.round + MAX_JUMP)
+            theirs = [k.round for k in self._heard.values() if k.generation == self.key.generation]
+            ahead = min(max(theirs, default=0), self.key.round + MAX_JUMP)
             return Key(self.key.generation, max(self.key.round + 1, ahead))
         cycle = self._cycle()
         since = self._openings[-cycle:][0]  # what is older says where they were, not where they are
