@@ -47,9 +47,6 @@ log = logging.getLogger("peerd.learner")
 Pace = Literal["lockstep", "free"]
 PATIENCE = 3  # losses in a row that are not finite before training counts as diverged (guess)
 LEAVE_S = 12.0  # for the hand-over of a script that ends: its node gives up on it after 10 s
-MIDPOINT = (
-    1.2  # the loss half way between two models that mix, by that of the worse: reliability note, section c
-)
 SIGNATURE_MAX = 256 * 1024  # bytes of the list that devices show each other; of a longer one only the digest
 
 

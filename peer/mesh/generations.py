@@ -65,6 +65,7 @@ class Generations:
         self._adopted_at = self._measured_at = float("-inf")
         self._known: set[PeerId] = set()
         self._changes: dict[PeerId, list[float]] = {}
+        self._entered: dict[PeerId, float] = {}  # when each was last seen to come into the view
 
     @property
     def number(self) -> int:
@@ -121,6 +122,7 @@ class Generations:
             recent = [at for at in self._changes.get(peer, []) if now - at < FLAPPING_S]
             if recent or peer in self._known:  # the first time it comes is no change
                 self._changes[peer] = [*recent, now]
+        self._entered |= dict.fromkeys(set(view) - set(self._view), now)
         self._view, self._changed_at = view, now
 
     def flapping(self, now: float) -> set[PeerId]:
@@ -176,10 +178,14 @@ class Generations:
         return self._next(view, parents, now) if new < (1 - BETTER_PART) * old else None
 
     def _returning(self, now: float) -> bool:
-        """Is the only difference that known devices are back, and none of them one that comes and goes?"""
+        """Is the only difference that known devices are back, and none of them one that comes and goes?
+
+        Back is who came since the latest generation. One that this node never missed, and the others did, is
+        more likely one that it has yet to miss."""
         was, is_ = set(self.latest.view if self.latest else ()), set(self._view)
         back = is_ - was
-        return was < is_ and back <= self._known and not back & self.flapping(now)
+        came = all(self._entered[peer] >= self._adopted_at for peer in back)
+        return was < is_ and came and back <= self._known and not back & self.flapping(now)
 
     def _graph(self, costs: graphs.Costs, now: float) -> tuple[tuple[PeerId, ...], graphs.Parents]:
         """The view in order, and parents where the tree is made of costs. Who comes and goes stands where the

@@ -236,3 +236,17 @@ def test_a_spanning_tree_follows_the_costs_and_leaves_a_flapping_device_out_of_t
     assert proposed.parents == (0, 0, 1, 1)
     node.install()
     assert node.place().trees == (("b",),)
+
+
+def test_one_that_only_this_node_still_sees_is_not_one_that_returns() -> None:
+    """Else whoever misses a crash proposes the dead device again and again, each time at once."""
+    home = Home("abcd")
+    home.run(20)
+    for peer in "abc":
+        home.nodes[peer].watch(("a", "b", "c") if peer != "c" else tuple("abcd"), home.now)
+    home.groups = [set("abc")]
+    epochs = [home.epoch("a")]
+    for _ in range(60):
+        home.run(1)
+        epochs.append(home.epoch("a"))
+    assert epochs[-1] - epochs[0] <= 1 + 60 / AGAIN_S
