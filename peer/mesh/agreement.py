@@ -53,10 +53,13 @@ class Agreement:
         assert current is not None
         return [Note("takes up a generation", {"epoch": current.epoch, "members": len(current.view)})]
 
-    def propose(self, records: Iterable[Record], view: tuple[PeerId, ...], now: float) -> list[Effect]:
-        """The next generation, told to all its members, if one is due. records: of the living."""
+    def propose(
+        self, records: Iterable[Record], view: tuple[PeerId, ...], now: float, *, doubt: bool = False
+    ) -> list[Effect]:
+        """The next generation, told to all its members, if one is due. records: of the living. doubt: is one
+        of the view suspected?"""
         costs, effects = self._read_costs(records, view, now)
-        proposed = self.generations.propose(costs, now)
+        proposed = self.generations.propose(costs, now, doubt=doubt)
         if proposed is not None:
             fields: dict[str, object] = {"epoch": proposed.epoch, "members": len(proposed.view)}
             effects += [Note("proposes a generation", fields), *self._tell(proposed, proposed.view, now)]

@@ -133,10 +133,11 @@ class Generations:
             if sum(now - at < FLAPPING_S for at in changes) >= FLAPS
         }
 
-    def propose(self, costs: graphs.Costs, now: float) -> Generation | None:
+    def propose(self, costs: graphs.Costs, now: float, *, doubt: bool = False) -> Generation | None:
         """The next generation, if one is due; it is taken over here, and to be told to its members.
 
-        costs: classes of the links that each member has measured, for a spanning tree.
+        costs: classes of the links that each member has measured, for a spanning tree. doubt: is one of the
+        view suspected? Then it may change again in a moment.
         """
         if (
             self._trains_since > now
@@ -151,7 +152,7 @@ class Generations:
                 return self._better(costs, now)
             return self._next(self.latest.view, self.latest.parents, now)  # back in the old seat, at once
         self._differs_at = now if self._differs_at is None else self._differs_at
-        if not self._due(now):
+        if not self._due(now) or (doubt and now - self._differs_at < STABLE_MOST_S):
             return None
         return self._next(*self._graph(costs, now), now)
 

@@ -98,6 +98,17 @@ class Gossip:
                 self.members.heard(target, now)
         return self._take()
 
+    def missing(self, peer: PeerId, now: float, *, quiet_s: float) -> list[Effect]:
+        """A round waits for this member; if it has been quiet for so long, ask whether it is there."""
+        if now - max(self.members.heard_at(peer), self._probing.probed_at(peer)) >= quiet_s:
+            self._probing.probed(peer, now)
+            self._say(peer, own=True)
+        return self._take()
+
+    def absent(self, peer: PeerId, now: float) -> bool:
+        """Is nothing to be expected of this member for now? It does not answer, or others say so too."""
+        return self._probing.unanswered(peer, now) or self.members.suspicion(peer) is not None
+
     def merge(self, records: Iterable[Record], now: float) -> list[Effect]:
         self._merge(records, now)
         return self._take()

@@ -94,6 +94,7 @@ REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed;
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
 CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
+UNSETTLED_S = 3.0  # members' views may differ for so long after a change; guess
 LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
 MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
@@ -173,10 +174,13 @@ class Node:
         self._heard_at: dict[PeerId, float] = {}
         self._openings: list[float] = []  # of the last rounds, s
         self._view: tuple[PeerId, ...] = ()
+        self._changed_at = -math.inf  # the view
         self._seen = -1  # the members' version that _view is of
         self._seeking_since = math.inf
         self._trainer_at = -math.inf
         self._asked: dict[PeerId, float] = {}
+        self._awaited: dict[PeerId, float] = {}  # of those asked, when each gave its last sign of life
+        self._outdated: dict[PeerId, tuple[int, int]] = {}  # links of theirs that were open before a silence
         self._sponsoring: set[PeerId] = set()
         self._given_up: dict[PeerId, int] = {}  # lives that start over, as this one's last did: no sponsors
         self._showing: set[PeerId] = set()  # who wants to look at this device's model
@@ -222,6 +226,8 @@ class Node:
         self._notice_gap(now)
         self._dispatch(event, now)
         self._watch_view(now)
+        self._check_held(now)
+        self._check_deadline(now)
         if self._leaving is not None:
             self._hand_over(now)
         effects, self._effects = self._effects, []
@@ -307,6 +313,7 @@ class Node:
         self.links.holds(event.bases, event.replicas)
         self._absorb(self.links.learner_started(event.life), now)
         self._seeking_since, self._asked, self.key, self.life = now, {}, Key(), event.life
+        self._awaited, self._outdated = {}, {}
         self._heard, self._heard_at = {}, {}  # rounds may go backwards
         self.reunions.settle()  # without a model there is nothing to be kept apart
         if self.generations is not None:
@@ -351,7 +358,7 @@ class Node:
             if any(now - at < ASK_AGAIN_S for at in self._asked.values()):
                 return
             sponsor = min(trainers, key=lambda r: (self._asked.get(r.peer, -math.inf), -r.weight, r.peer))
-            self._asked[sponsor.peer] = now
+            self._asked[sponsor.peer] = self._awaited[sponsor.peer] = now
             self._due.setdefault(sponsor.peer, now)
             self._effects.append(Tell(sponsor.peer, SponsorMe(self.members.me.life)))
             return
@@ -389,6 +396,17 @@ class Node:
         for peer in sorted(peer for peer in self._showing if self.links.clear(peer)):
             self._showing.discard(peer)
             self._learner(Sponsor(peer, show=True))
+
+    def _in_epoch(self, src: PeerId) -> tuple[int, int]:
+        """The newest life and epoch of the link from `src`."""
+        return self.links.applied(src)[:2]
+
+    def _is_outdated(self, sponsor: PeerId) -> bool:
+        """Is what this member sends to a newcomer what it was asked for before a long silence? By now it has
+        a newer model to give; one that leaves has not."""
+        record = self.members.record(sponsor)
+        before = self._in_epoch(sponsor) <= self._outdated.get(sponsor, (-1, -1))
+        return before and record is not None and record.phase == "training"
 
     def _grant(self, peer: PeerId) -> None:
         self._sponsoring.discard(peer)
@@ -511,7 +529,6 @@ class Node:
         self._pushed_at = self._pushes[key] = now
         self._pushes = dict(list(self._pushes.items())[-32:])
         self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view
-        self._check_deadline(now)
 
     def _hold(self, event: Held, now: float) -> None:
         if event.key == self.key and self._open:
@@ -525,7 +542,10 @@ class Node:
         extra = FINAL_S if self.key.phase == FINAL and not self._final_spent else 0.0
         late = [dst for dst in self._held.dsts if self.links.unacked(dst)]
         alive = {record.peer for record in self.members.alive()}  # of the others nothing will come
-        waits = [extra + self._acks.until(dst, self._held_at) for dst in late if dst in alive]
+        late_here = [
+            dst for dst in late if dst in alive and not self._absent(dst, self._acks, self._held_at, now)
+        ]
+        waits = [extra + self._acks.until(dst, self._held_at) for dst in late_here]
         if late and now >= max(waits, default=now):
             for dst in late:
                 self._acks.missed(dst)
@@ -537,14 +557,35 @@ class Node:
             return
         late = [src for src in self._expected if self._heard.get(src, Key(-1)) < self.key]
         extra = FINAL_S if self.key.phase == FINAL and not self._final_spent else 0.0
-        waits = [extra + self.patience.until(src, self._pushed_at) for src in late]
-        if now >= max(waits, default=self._pushed_at + CLOSE_S):
+        waits = [
+            extra + self._until(src, self._pushed_at, now)
+            for src in late
+            if not self._absent(src, self.patience, self._pushed_at, now)
+        ]
+        if now >= max(waits, default=now if late else self._pushed_at + CLOSE_S):
             for src in late:
                 self.patience.missed(src)
             self._note("closes without", "debug", peers=",".join(sorted(late)), round=self.key.round)
             self._overdue = True
             self._final_spent = self._final_spent or self.key.phase == FINAL
             self._learner(Deadline(self.key))
+
+    def _until(self, src: PeerId, since: float, now: float) -> float:
+        """Until when this neighbor is waited for. While members still learn who is there, it may send this
+        round's message to somebody else: then for no longer than it is usually late."""
+        until = self.patience.until(src, since)
+        if self.key.phase == FINAL or now - self._changed_at > UNSETTLED_S or not self.patience.knows(src):
+            return until
+        return min(until, self.patience.late(src, since))
+
+    def _absent(self, peer: PeerId, patience: Patience, since: float, now: float) -> bool:
+        """Need this neighbor not be waited for, since it gives no sign of life? Asks it for one when it is
+        later than usual. In final rounds everybody is worth the wait."""
+        if self.key.phase == FINAL:
+            return False
+        if now >= patience.late(peer, since):
+            self._effects += self.gossip.missing(peer, now, quiet_s=patience.quiet_s())
+        return self.gossip.absent(peer, now)
 
     # --- reunions --------------------------------------------------------------------------------
 
@@ -587,7 +628,8 @@ class Node:
             self._refuse(parcel, now)
         final = self.key.phase == FINAL and agreement.generations.current is not None
         if self.phase == "training" and not final:
-            self._effects += agreement.propose(self.members.alive(), self._view, now)
+            doubt = any(self.members.suspicion(peer) is not None for peer in self._view)
+            self._effects += agreement.propose(self.members.alive(), self._view, now, doubt=doubt)
             if not self._open:
                 self._open_next(now)
 
@@ -616,11 +658,13 @@ class Node:
         """Is this parcel not for the learner, or not yet? Mass goes back to one that trained apart while
         nobody has said that it may be mixed; whole models are of their generation."""
         if parcel.delivery == "mass":
-            if not self.reunions.refuses(parcel.src):
-                return False
+            reason = "we trained apart" if self.reunions.refuses(parcel.src) else ""
+            if self.phase == "seeking" and self._is_outdated(parcel.src):
+                reason = "asked for long ago"
             name = parcel.src, parcel.epoch, parcel.number
-            self._absorb(self.links.rejected(*name, "we trained apart", fault=False), now)
-            return True
+            if reason:
+                self._absorb(self.links.rejected(*name, reason, fault=False), now)
+            return bool(reason)
         if self.agreement is None:
             return False
         verdict = self.agreement.judge(parcel, self.key, self.phase == "training")
@@ -650,6 +694,10 @@ class Node:
     # --- membership ------------------------------------------------------------------------------
 
     def _alive(self, peer: PeerId, now: float) -> None:
+        if peer in self._awaited:
+            if now - self._awaited[peer] > ASK_AGAIN_S:
+                self._outdated[peer] = self._in_epoch(peer)
+            self._awaited[peer] = now
         self._effects += self.gossip.heard(peer, now)
 
     def _control(self, peer: PeerId, message: Control, now: float) -> None:
@@ -686,11 +734,15 @@ class Node:
         self._seen = self.members.version
         lives = {r.peer: r.life for r in self.members.alive() if r.phase == "training"}
         self.reunions.watch(lives, now)
+        if self.phase in ("idle", "seeking"):
+            self.reunions.settle()
         view, before = tuple(sorted(lives.keys() - self.reunions.estranged)), self._view
         self._view = view
         if self.generations is not None and view != before:
             self.generations.watch(view, now)
         self.company = self.company or len(view) > 1
+        if view != before:
+            self._changed_at = now
         for peer in set(before) - set(view):
             self.patience.forget(peer)
             self._acks.forget(peer)
@@ -791,6 +843,7 @@ class Node:
 
     def _stood(self, seconds: float, now: float, *, clock_ran: bool) -> None:
         self._effects += self.gossip.stood(seconds, now, clock_ran=clock_ran)
+        self._outdated |= {peer: self._in_epoch(peer) for peer in self._awaited}
         self._note("this device stood still", "warning", seconds=round(seconds, 1))
 
     def _tick(self, now: float) -> None:
@@ -801,8 +854,6 @@ class Node:
         if self.agreement is not None:
             self._agree(self.agreement, now)
         self._meet_again(now)
-        self._check_held(now)
-        self._check_deadline(now)
         self._reverse_dial(now)
         self._drop_idle(now)
         if self._finished_at is not None and (not self.links.pending() or now - self._finished_at > LINGER_S):

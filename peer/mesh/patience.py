@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from peer.events import PeerId
 
 FIRST_S = 5.0  # before anything is learnt; guess: a first step after importing torch on a busy Pi
-FLOOR_S = 0.5  # guess: above the 240 ms stalls of Wi-Fi power saving
+STALL_S = 0.25  # Wi-Fi power saving: measured 240 ms
+FLOOR_S = 0.5  # guess: above these
 CAP_S = 120.0  # guess: beyond this a device is not slow but gone
 LEAST, MOST = 2.0, 4.0  # times as long as the local steps of a round; guesses
 MOST_IF_LATE_IS_LOST = 16.0  # as above; guess
@@ -46,6 +47,19 @@ class Patience:
     def worked(self, round_s: float) -> None:
         """From the opening of a round to this node's push it took this long."""
         self._round_s = round_s if not self._round_s else 0.875 * self._round_s + 0.125 * round_s
+
+    def knows(self, src: PeerId) -> bool:
+        """Is anything learnt of this neighbor yet?"""
+        return src in self._links and self._links[src].mean_s is not None
+
+    def quiet_s(self) -> float:
+        """A neighbor that has said nothing for so long may be asked whether it is there."""
+        return max(FLOOR_S, self._round_s)
+
+    def late(self, src: PeerId, pushed_at: float) -> float:
+        """From when on its message of the round pushed at `pushed_at` is later than usual."""
+        link = self._links.get(src, _Link())
+        return pushed_at + max(STALL_S, (link.mean_s or 0.0) + link.deviation_s)
 
     def came(self, src: PeerId, lateness_s: float) -> None:
         """The message of a round came this long after this node's own push (0 when it came before)."""
@@ -75,7 +89,7 @@ class Patience:
         """When to stop waiting for this neighbor's message of the round pushed at `pushed_at`."""
         link = self._links.get(src, _Link())
         if link.mean_s is None:
-            wait = min(FIRST_S, 4 * self._round_s) if self._round_s else FIRST_S
+            wait = min(FIRST_S, LEAST * self._round_s) if self._round_s else FIRST_S
         else:
             wait = max(LEAST * self._round_s, link.mean_s + 4 * link.deviation_s)
             wait = min(wait, max(LONG_S, self._most * self._round_s) if self._round_s else CAP_S)

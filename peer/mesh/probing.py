@@ -20,6 +20,7 @@ from peer.mesh.membership import Membership
 from peer.mesh.suspicion import INTERVAL_S
 
 TIMEOUT_S = 1.0  # reliability note, section e: Wi-Fi power save, and stalls of 240 ms
+ANSWER_S = 0.5  # who does not answer for so long is not waited for in a round: above those stalls; guess
 HELPERS = 3  # same
 NEW_AT_ONCE = 3  # members never heard that are asked in one go: memberlist's gossip fan-out
 LOST_S, LOST_AGAIN_S = 1.0, 5.0  # between any two probes of the lost, and of the same one; guess
@@ -43,6 +44,7 @@ class Probing:
         self._members = members
         self._asked: dict[PeerId, _Asked] = {}
         self._probed: dict[PeerId, float] = {}
+        self._unanswered: dict[PeerId, float] = {}  # since the first probe after the last sign of life
         self._round: list[PeerId] = []  # who is still to come in this one
         self._rounds = 0
         self._next_at = self._suspect_at = self._lost_at = -math.inf
@@ -57,14 +59,23 @@ class Probing:
 
     def probed(self, peer: PeerId, now: float) -> None:
         """A Probe goes out to this member."""
-        self._probed[peer] = now
+        self._sent(peer, now)
         asked = self._asked.get(peer)
         if asked is None or asked.failed:
             self._asked[peer] = _Asked(now)
 
+    def probed_at(self, peer: PeerId) -> float:
+        """When this member was last sent a Probe, s; -inf if never."""
+        return self._probed.get(peer, -math.inf)
+
+    def unanswered(self, peer: PeerId, now: float) -> bool:
+        """Has it been asked, and given no sign of life since, for longer than a member that runs takes?"""
+        return now - self._unanswered.get(peer, now) >= ANSWER_S * (1 + self._members.awareness.score)
+
     def stood(self) -> None:
         """This device did not run: what was not answered meanwhile may have been, and not heard."""
         self._asked.clear()
+        self._unanswered.clear()
 
     def check(self, now: float) -> tuple[list[Tell], list[PeerId]]:
         """Whom to ask about those who have not answered; and whom nobody that was asked has heard."""
@@ -87,6 +98,7 @@ class Probing:
     def heard(self, peer: PeerId, now: float) -> list[Tell]:
         """A sign of life: whoever asked about it is told."""
         self.vouched(peer)
+        self._unanswered.pop(peer, None)
         askers = self._askers.pop(peer, None) or {}
         return [Tell(asker, Vouch(peer)) for asker, until in askers.items() if now <= until]
 
@@ -106,9 +118,9 @@ class Probing:
         if len(askers) >= ASKERS and asker not in askers:
             return [], False
         askers[asker] = now + 2 * TIMEOUT_S
-        again = now - self._probed.get(target, -math.inf) >= TIMEOUT_S
+        again = now - self.probed_at(target) >= TIMEOUT_S
         if again:
-            self._probed[target] = now
+            self._sent(target, now)
         return [], again
 
     def is_asked(self, helper: PeerId, target: PeerId) -> bool:
@@ -117,6 +129,10 @@ class Probing:
         return asked is not None and helper in asked.helpers
 
     # --- inside --------------------------------------------------------------------------------------
+
+    def _sent(self, peer: PeerId, now: float) -> None:
+        self._probed[peer] = now
+        self._unanswered.setdefault(peer, now)
 
     def _living(self, now: float) -> list[PeerId]:
         if now - self._next_at < INTERVAL_S:
@@ -174,6 +190,7 @@ class Probing:
                 del self._askers[target]
         for peer in [p for p in self._probed if self._members.record(p) is None]:
             del self._probed[peer]
+            self._unanswered.pop(peer, None)
             self._asked.pop(peer, None)
 
 

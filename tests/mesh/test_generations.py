@@ -87,6 +87,17 @@ def test_a_view_that_never_stands_still_is_used_after_ten_seconds():
     assert STABLE_MOST_S <= now <= STABLE_MOST_S + LATE_S + 1
 
 
+def test_no_generation_is_proposed_with_one_that_is_suspected_until_ten_seconds_have_passed() -> None:
+    """It may be gone from the view in a moment."""
+    node = Generations("a", "chain", "tree")
+    node.trains(0.0)
+    node.watch(("a", "b"), 0.0)
+    assert node.propose({}, 0.0) is None
+    assert node.propose({}, STABLE_MOST_S - 0.5, doubt=True) is None
+    proposed = node.propose({}, STABLE_MOST_S + LATE_S, doubt=True)
+    assert proposed is not None and proposed.view == ("a", "b")
+
+
 def test_newcomers_wait_until_fifteen_seconds_after_the_last_generation():
     home = Home("abc")
     home.run(STABLE_S + LATE_S)

@@ -20,7 +20,7 @@ from peer.mesh.gossip import (
     Gossip,
 )
 from peer.mesh.membership import MAX_DRIVEN
-from peer.mesh.probing import LOST_AGAIN_S, TIMEOUT_S
+from peer.mesh.probing import ANSWER_S, LOST_AGAIN_S, TIMEOUT_S
 from peer.mesh.suspicion import INTERVAL_S, bounds
 
 TICK_S = 0.25
@@ -451,6 +451,42 @@ def replace_calls(net: Network, copy: Gossip) -> Network:
 
     seen._call = call  # type: ignore[method-assign]
     return seen
+
+
+# --- who is not waited for in a round ------------------------------------------------------------------
+
+
+def test_who_is_missed_is_asked_and_absent_when_it_does_not_answer_until_it_is_heard() -> None:
+    net = Network().home(4)
+    net.run(20.0)
+    me, silent = net.nodes[name(0)], name(1)
+    net.off.add(silent)
+    net.run(0.5)
+    assert not me.absent(silent, net.now)
+    effects = me.missing(silent, net.now, quiet_s=0.5)
+    assert [effect.peer for effect in effects if isinstance(effect, Tell)] == [silent]
+    assert me.missing(silent, net.now, quiet_s=0.5) == [], "it has just been asked"
+    net.perform(name(0), effects)
+    net.run(ANSWER_S - 0.01)
+    assert not me.absent(silent, net.now)
+    net.run(0.02)
+    assert me.absent(silent, net.now)
+    net.run(6.0)
+    others = [net.nodes[peer].absent(silent, net.now) for peer in (name(2), name(3))]
+    assert all(others), "what one suspects, all have heard of"
+    assert not any(me.absent(peer, net.now) for peer in (name(2), name(3)))
+    net.off.discard(silent)
+    me.heard(silent, net.now)
+    assert not me.absent(silent, net.now)
+
+
+def test_who_was_heard_a_moment_ago_is_not_asked() -> None:
+    net = Network().home(2)
+    net.run(20.0)
+    me = net.nodes[name(0)]
+    me.heard(name(1), net.now)
+    assert me.missing(name(1), net.now + 0.4, quiet_s=0.5) == []
+    assert me.missing(name(1), net.now + 0.5, quiet_s=0.5) != []
 
 
 # --- what it costs -------------------------------------------------------------------------------------

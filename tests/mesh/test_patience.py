@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peer.mesh.patience import CAP_S, FIRST_S, FLOOR_S, PROGRESS_S, Patience
+from peer.mesh.patience import CAP_S, FIRST_S, FLOOR_S, LEAST, PROGRESS_S, STALL_S, Patience
 
 
 def test_before_anything_is_learnt_it_waits_a_first_while() -> None:
@@ -12,7 +12,7 @@ def test_before_anything_is_learnt_it_waits_a_first_while() -> None:
 def test_a_new_link_is_waited_for_as_long_as_own_rounds_suggest() -> None:
     patience = Patience()
     patience.worked(0.5)
-    assert patience.until("a", 0.0) == 2.0
+    assert patience.until("a", 0.0) == LEAST * 0.5
 
 
 def test_lateness_is_learnt_link_by_link() -> None:
@@ -70,3 +70,13 @@ def test_nothing_is_waited_for_longer_than_the_cap() -> None:
     patience = Patience()
     patience.came("a", 1e6)
     assert patience.until("a", 0.0) == CAP_S
+
+
+def test_later_than_usual_is_later_than_it_has_been_and_than_a_stall_of_the_network() -> None:
+    patience = Patience()
+    assert not patience.knows("a") and patience.late("a", 10.0) == 10.0 + STALL_S
+    for _ in range(50):
+        patience.came("a", 2.0)
+    assert patience.knows("a") and 12.0 < patience.late("a", 10.0) < patience.until("a", 10.0) + 0.1
+    patience.worked(3.0)
+    assert patience.quiet_s() == 3.0

@@ -1,0 +1,138 @@
+"""What one that falls silent costs the others: rounds of eight devices, in virtual time, around a fault."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from peer.rehearsal.driver import Device, Rehearsal, Weather
+from rehearsal.stories import KINDS, WHOLE, Kind, home, name, together
+
+SPONSORS = "sponsors a newcomer"
+STEP_S, LOOK_S, WINDOW_S = 0.3, 0.25, 15.0
+EACH = pytest.mark.parametrize(
+    ("kind", "topology"),
+    [(KINDS[0], "exponential"), (WHOLE[0], "binary-tree"), (WHOLE[1], "ring")],
+    ids=lambda part: getattr(part, "algorithm", part),
+)
+
+
+@dataclass
+class Eight:
+    """A session of eight with paced learners. `others` are counted."""
+
+    r: Rehearsal
+    victim: str
+    others: list[Device]
+
+    @classmethod
+    def at_work(cls, kind: Kind, topology: str, seed: int) -> Eight:
+        r, _ = home(kind, topology, 4, weather=Weather(latency_s=(0.002, 0.02), local_s=0.005), seed=seed)
+        dice = random.Random(seed)
+        r._step_s = lambda peer: STEP_S * dice.uniform(0.9, 1.3)
+        together(r, 8)
+        r.run(30.0)
+        victim = name(1 + seed % 7)
+        return cls(r, victim, [d for d in r.alive() if d.peer != victim])
+
+    def rounds(self) -> int:
+        return sum(device.rounds for device in self.others)
+
+    def worst(self, fault: Callable[[], object], seconds: float) -> float:
+        """The fewest rounds in any WINDOW_S after the fault, as a share of those before it."""
+        before = self.rounds()
+        self.r.run(WINDOW_S)
+        usual, counts = self.rounds() - before, [self.rounds()]
+        fault()
+        for _ in range(int(seconds / LOOK_S)):
+            self.r.run(LOOK_S)
+            counts.append(self.rounds())
+        window = int(WINDOW_S / LOOK_S)
+        return min(b - a for a, b in zip(counts, counts[window:], strict=False)) / usual
+
+
+@EACH
+@pytest.mark.parametrize("seed", range(3))
+def test_one_that_loses_its_power_costs_the_others_no_more_than_a_few_rounds(
+    kind: Kind, topology: str, seed: int
+) -> None:
+    session = Eight.at_work(kind, topology, seed)
+    assert session.worst(lambda: session.r.crash(session.victim, silent=True), 40.0) > 0.75
+    assert all(len(device.node.members.view()) == 7 for device in session.others)
+
+
+@EACH
+def test_one_that_stands_still_and_goes_on_costs_the_others_no_more_than_a_few_rounds(
+    kind: Kind, topology: str
+) -> None:
+    session = Eight.at_work(kind, topology, seed=0)
+    assert session.worst(lambda: session.r.pause(session.victim, 10.0), 25.0) > 0.75
+    assert all(len(device.node.members.view()) == 8 for device in session.r.alive())
+
+
+@EACH
+def test_one_that_returns_costs_the_others_no_more_than_a_few_rounds(kind: Kind, topology: str) -> None:
+    session = Eight.at_work(kind, topology, seed=1)
+    session.r.crash(session.victim)
+    session.r.run(30.0)
+    assert session.worst(lambda: session.r.add(session.victim), 30.0) > 0.75
+    assert all(len(device.node.members.view()) == 8 for device in session.r.alive())
+
+
+@EACH
+@pytest.mark.parametrize("seed", range(2))
+def test_a_cut_through_the_middle_and_its_end_leave_both_halves_most_of_their_rounds(
+    kind: Kind, topology: str, seed: int
+) -> None:
+    """Four of everybody's seven neighbors are gone at once, and come back one by one."""
+    session = Eight.at_work(kind, topology, seed)
+    session.others = session.r.alive()
+    peers = [device.peer for device in session.others]
+    halves = [set(peers[:4]), set(peers[4:])]
+    assert session.worst(lambda: session.r.partition(halves), 40.0) > 0.6
+    assert session.worst(session.r.heal, 40.0) > 0.5
+
+
+def test_one_that_is_slow_and_answers_is_waited_for_as_before() -> None:
+    """Its rounds take twice as long as the others'; they ask it whether it is there, and wait."""
+    session = Eight.at_work(KINDS[0], "ring", seed=2)
+    slow = session.victim
+    session.r._step_s = lambda peer: 2 * STEP_S if peer == slow else STEP_S
+    session.r.run(30.0)
+    before = {device: device.node.key.round for device in session.r.alive()}
+    missed = 0
+    for _ in range(120):
+        session.r.run(LOOK_S)
+        missed += sum(slow in device.node.missed for device in session.others)
+    done = {device.node.key.round - round_ for device, round_ in before.items()}
+    assert max(done) - min(done) <= 8 and min(done) > 0.8 * 120 * LOOK_S / (2 * STEP_S)
+    assert missed <= 3
+
+
+# --- a sponsor that was cut off while it answered --------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], WHOLE[1]], ids=lambda kind: kind.algorithm)
+def test_what_a_newcomer_was_sent_before_a_long_cut_is_not_what_it_begins_with(kind: Kind) -> None:
+    r, books = home(kind, "ring", 4, weather=Weather(latency_s=(0.4, 0.5)), seed=5)
+    together(r, 2)
+    r.run(10.0)
+    newcomer = r.add(name(2))
+    r.run(
+        30.0,
+        until=lambda: any(n.text == SPONSORS and n.fields["peer"] == newcomer.peer for _, _, n in r.notes),
+    )
+    r.run(0.1)  # the model is on its way
+    r.partition([{name(0), name(1)}, {newcomer.peer}])
+    r.run(40.0)
+    assert newcomer.node.phase == "seeking"
+    r.heal()
+    r.run(30.0, until=lambda: newcomer.node.phase == "training")
+    sponsor = r.devices[name(0)]
+    away = float((newcomer.exchange.estimate() - sponsor.exchange.estimate()).norm())
+    assert away < 0.2 * float((sponsor.exchange.estimate() - kind.start).norm()), away
+    r.run(20.0)
+    books.check()
