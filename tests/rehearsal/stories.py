@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -44,6 +45,7 @@ WHOLE = [  # of these nothing is conserved; RelaySum/Grad repairs nothing either
     Kind("d-psgd", topologies=("ring", "grid", "complete", "binary-tree"), conserves=False, start=FAR),
     Kind("relay-sum-grad", topologies=catalogue.TREES, conserves=False, rest=math.inf),
 ]
+EVERY = pytest.mark.parametrize("kind", [*KINDS, *WHOLE[:2]], ids=lambda kind: kind.algorithm)
 
 
 def name(i: int) -> str:
@@ -94,10 +96,39 @@ def known(device: Device) -> tuple[object, ...]:
     return tuple((m.peer, m.boot, m.life, m.state, m.phase) for m in device.node.members.members())
 
 
+def mean(r: Rehearsal) -> Tensor:
+    """Of all mass, also on its way; whole models weigh 1 each."""
+    x, w = r.mass()
+    return x / w
+
+
+def rounds(r: Rehearsal) -> dict[str, int]:
+    return {d.peer: d.node.key.round for d in r.alive()}
+
+
+def still(peer: str, z: Tensor, round_: int) -> Tensor:
+    """No local steps."""
+    return torch.zeros_like(z)
+
+
 def spread(r: Rehearsal) -> float:
     """The largest distance of a model from their mean."""
     models = torch.stack([d.exchange.estimate() for d in r.alive()])
     return float((models - models.mean(0)).norm(dim=1).max())
+
+
+def apart(r: Rehearsal) -> str:
+    """What keeps the devices from being one session; "" when they are."""
+    devices = r.alive()
+    alive = sorted(d.peer for d in devices)
+    if any(d.node.phase != "training" or sorted(d.node.members.view()) != alive for d in devices):
+        return views(r)
+    if len({known(d) for d in devices}) > 1:
+        return "\n".join(map(str, map(known, devices)))
+    for generations in (d.node.generations for d in devices if d.node.generations is not None):
+        if generations.current is None or sorted(generations.current.view) != alive:
+            return f"{generations.me} is on {generations.current}"
+    return "" if len({d.node.key.generation for d in devices}) == 1 else "several generations"
 
 
 class Story:
@@ -186,32 +217,19 @@ class Story:
     def quiet(self) -> None:
         """One view, everybody trains, rounds go on, and without local steps the models come together."""
         end = self.r.now + QUIET_S
-        while self.r.now < end and self.apart():
+        while self.r.now < end and apart(self.r):
             self.pass_time(1.0)
-        assert not self.apart(), self.apart()
+        assert not apart(self.r), apart(self.r)
         devices = self.r.alive()
-        rounds = {d: d.node.key.round for d in devices}
+        earlier = rounds(self.r)
         self.pass_time(MEASURED_S)
-        done = {d.peer: d.node.key.round - rounds[d] for d in devices}
+        done = {d.peer: d.node.key.round - earlier[d.peer] for d in devices}
         assert min(done.values()) >= 2, f"rounds in {MEASURED_S} s: {done}"
         assert all(bool(d.exchange.estimate().isfinite().all()) for d in devices)
         before = spread(self.r)
-        self.r._train = lambda peer, z, round_: torch.zeros_like(z)
+        self.r._train = still
         self.pass_time(MEASURED_S)
         assert spread(self.r) <= max(0.9 * before, self.kind.rest, 1e-9), f"{before} -> {spread(self.r)}"
-
-    def apart(self) -> str:
-        """What keeps the devices from being one session; "" when they are."""
-        devices = self.r.alive()
-        alive = sorted(d.peer for d in devices)
-        if any(d.node.phase != "training" or sorted(d.node.members.view()) != alive for d in devices):
-            return views(self.r)
-        if len({known(d) for d in devices}) > 1:
-            return "\n".join(map(str, map(known, devices)))
-        for generations in (d.node.generations for d in devices if d.node.generations is not None):
-            if generations.current is None or sorted(generations.current.view) != alive:
-                return f"{generations.me} is on {generations.current}"
-        return "" if len({d.node.key.generation for d in devices}) == 1 else "several generations"
 
     # --- what may happen -------------------------------------------------------------------------------
 

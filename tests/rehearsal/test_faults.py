@@ -15,7 +15,21 @@ from peer.mesh.links import Unacked
 from peer.mesh.node import WRITE_OFF_S
 from peer.rehearsal.driver import Rehearsal, Weather
 from rehearsal.accountant import Accountant
-from rehearsal.stories import KINDS, WHOLE, Kind, Story, home, name, together
+from rehearsal.stories import (
+    EVERY,
+    KINDS,
+    WHOLE,
+    Kind,
+    Story,
+    apart,
+    home,
+    mean,
+    name,
+    rounds,
+    spread,
+    still,
+    together,
+)
 
 BATCH = 10
 ONE_SEED = os.environ.get("PEERD_FAULT_SEED")
@@ -135,18 +149,18 @@ def test_a_parcel_to_one_that_never_returns_is_written_off_after_a_day() -> None
 # --- who cannot be dialed, old checkpoints, halves -------------------------------------------------------
 
 
-@EACH
+@EVERY
 @pytest.mark.parametrize("at", [0, 2])
 def test_one_that_cannot_be_dialed_trains_like_the_others(kind: Kind, at: int) -> None:
     """Founder or newcomer: parcels go both ways over streams that it opened."""
-    r, books = home(kind, "exponential", 4)
+    r, books = home(kind, kind.topologies[0], 4)
     r.network.undialable.add(name(at))
     together(r, 5)
     r.run(20.0)
-    rounds = {d.peer: d.node.key.round for d in r.alive()}
+    before = rounds(r)
     r.run(40.0)
     books.check()
-    done = {d.peer: d.node.key.round - rounds[d.peer] for d in r.alive()}
+    done = {peer: after - before[peer] for peer, after in rounds(r).items()}
     assert min(done.values()) >= 0.9 * max(done.values()) > 27, done
     shut = r.devices[name(at)]
     assert shut.node.missed == frozenset()
@@ -162,14 +176,18 @@ def test_one_that_cannot_be_dialed_trains_like_the_others(kind: Kind, at: int) -
     r.crash(name(1))
     r.add(name(1))
     r.run(20.0)
-    assert all(len(d.node.members.view()) == 5 for d in r.alive())
+    assert not apart(r), apart(r)
     books.check()
 
 
-@EACH
+@EVERY
 def test_one_with_an_old_checkpoint_does_not_drag_the_model_back(kind: Kind) -> None:
-    """Its model of fifty rounds ago is far away, its weight of then void: a sponsor gives it the present."""
-    r, books = home(kind, "exponential", 4, rate=0.05)
+    """Its model of fifty rounds ago is far away, its weight of then void: a sponsor gives it the present.
+
+    Of whole models the newcomer's, near one of the others, then counts in the mean, and the first rounds on
+    the new graph do not average exactly: both move the mean by a part of the spread.
+    """
+    r, books = home(kind, kind.topologies[0], 4, rate=0.05)
     together(r, 5)
     r.run(80.0)
     device = r.devices[name(3)]
@@ -177,41 +195,34 @@ def test_one_with_an_old_checkpoint_does_not_drag_the_model_back(kind: Kind) -> 
     r.crash(device.peer)
     r.run(15.0)
 
-    def mean() -> torch.Tensor:
-        x, w = r.mass()
-        return x / w
-
     weight = r.mass()[1]
-    r._train = lambda peer, z, round_: torch.zeros_like(z)
+    r._train = still
     r.run(3.0)  # steps under way
-    before = mean()
+    before, most = mean(r), 0.02 if kind.conserves else 0.5 * spread(r)
     r.add(device.peer, checkpoint_age=50)
     assert r.devices[device.peer].checkpoint is not None
     assert torch.equal(r.devices[device.peer].checkpoint[0], old)
     r.run(20.0)
     assert r.devices[device.peer].node.phase == "training"
-    assert r.mass()[1] == pytest.approx(weight, rel=0.3)
+    assert r.mass()[1] == (pytest.approx(weight, rel=0.3) if kind.conserves else 5)
     assert float((old - before).norm()) > 0.3
-    assert float((mean() - before).norm()) < 0.02
+    assert float((mean(r) - before).norm()) < most
     books.check()
 
 
-@EACH
+@EVERY
 @pytest.mark.parametrize("cut_s", [30.0, 120.0])
 def test_both_halves_of_a_cut_train_on_and_come_together(kind: Kind, cut_s: float) -> None:
-    r, books = home(kind, "exponential", 6, seed=3)
+    r, books = home(kind, kind.topologies[0], 6, seed=3)
     together(r, 8)
     r.run(60.0)
     halves = [{name(i) for i in range(0, 8, 2)}, {name(i) for i in range(1, 8, 2)}]
 
-    def rounds() -> dict[str, int]:
-        return {d.peer: d.node.key.round for d in r.alive()}
-
     def rate(seconds: float) -> float:
         """Rounds per second of the slowest."""
-        before = rounds()
+        before = rounds(r)
         r.run(seconds)
-        return min(after - before[peer] for peer, after in rounds().items()) / seconds
+        return min(after - before[peer] for peer, after in rounds(r).items()) / seconds
 
     def views_are(*groups: set[str]) -> bool:
         return all(
@@ -232,6 +243,7 @@ def test_both_halves_of_a_cut_train_on_and_come_together(kind: Kind, cut_s: floa
     r.run(20.0, until=lambda: views_are(set(r.devices)))
     assert views_are(set(r.devices)), "one view within 20 s"
     r.run(50.0)
+    assert not apart(r), apart(r)
     assert loss(r, set(r.devices)) <= 1.2 * better
     books.check()
 
