@@ -472,17 +472,22 @@ class Node:
         )
 
     def _announce_place(self, generations: Generations, now: float) -> None:
-        """As above, on the generation's graph: the same neighbors both ways. The dead are not waited for."""
+        """As above, on the generation's graph: the same neighbors both ways."""
         place = generations.place(final=self.key.phase == FINAL)
         assert place is not None, "a round is opened in a generation with a place for this node"
-        alive = {record.peer for record in self.members.alive()}
-        self._expected = frozenset(place.out) & alive
+        self._expected = frozenset(place.out) & self._senders()
         for peer in place.out:
             self._need(peer, now)
             if not self.links.has_stream(peer, "in"):
                 self._due.setdefault(peer, now)
         expected, delay = tuple(sorted(self._expected)), place.mean_delay
         self._learner(OpenRound(self.key, dict(place.out), expected, place.n, 1.0, place.trees, delay))
+
+    def _senders(self) -> frozenset[PeerId]:
+        """Whose message of this round is on its way or will be: who is leaving sends none any more, who has
+        finished has sent its last."""
+        final = self.key.phase == FINAL
+        return frozenset(record.peer for record in self.members.alive()) if final else frozenset(self._view)
 
     def _closed(self, event: Closed, now: float) -> None:
         self._weigh(event.weight)
@@ -749,8 +754,7 @@ class Node:
         if not self._open:
             self._open_next(now)
         elif self._pushed_at is not None or self.key.phase == FINAL:
-            alive = {record.peer for record in self.members.alive()}  # who has finished has sent its last
-            still = self._expected & (alive if self.key.phase == FINAL else set(view))
+            still = self._expected & self._senders()
             if still != self._expected:
                 self._expected = still
                 self._learner(Expect(self.key, tuple(sorted(still))))
