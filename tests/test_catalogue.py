@@ -9,6 +9,7 @@ from peer.compression.bodies import Layout
 from peer.errors import UsageError
 from peer.grammar import Shard, parse_shard
 from peer.learner.schedule import Schedule
+from peer.mesh import graphs, topology
 
 
 @pytest.mark.parametrize(
@@ -267,3 +268,37 @@ def test_what_the_catalogue_allows_the_algorithms_take() -> None:
         assert vars(made).keys() == vars(plain).keys()
         for attribute in ("guard", "budget", "gamma", "reference", "fill", "correction"):
             assert getattr(made, attribute, None) == getattr(plain, attribute, None), (name, attribute)
+
+
+# --- topologies and the rooms that build them ----------------------------------------------------------
+
+ROOMS = {"directed": topology.KNOWN, "undirected": graphs.KNOWN, "tree": graphs.TREES}
+OFFERED = [(entry, name) for entry in catalogue.ALGORITHMS.values() for name in entry.topologies]
+
+
+def test_every_topology_is_offered_by_an_algorithm_and_known_where_it_is_built() -> None:
+    for entry, name in OFFERED:
+        assert name in ROOMS[entry.graph], f"{entry.name} on {name}"
+    assert {name for _, name in OFFERED} == set(catalogue.TOPOLOGIES)
+    assert set(catalogue.DIRECTED) == set(topology.KNOWN)
+    assert set(catalogue.TREES) == set(graphs.TREES)
+    assert set(catalogue.TOPOLOGIES) == set(topology.KNOWN) | set(graphs.KNOWN)
+
+
+@pytest.mark.parametrize(("entry", "name"), OFFERED, ids=lambda it: getattr(it, "name", it))
+def test_what_is_offered_can_be_built_for_two_to_nine_devices(
+    entry: catalogue.AlgorithmEntry, name: str
+) -> None:
+    spec = catalogue.check_topology(name.replace("K", "2"), entry.name)
+    for n in range(2, 10):
+        view = tuple(f"p{i}" for i in range(n))
+        parents = graphs.spanning_tree(view, {}) if spec == "spanning-tree" else ()
+        for me in view:
+            if entry.graph == "directed":
+                out = topology.out_neighbors(spec, view, me, 0, 0)
+            else:
+                graphs.check_graph(spec, view, parents)
+                place = graphs.graph_of(spec, view, me, parents)
+                out = dict(place.out)
+                assert entry.graph != "tree" or place.trees
+            assert out and out.keys() <= set(view) - {me} and sum(out.values()) < 1
