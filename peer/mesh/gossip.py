@@ -120,10 +120,10 @@ class Gossip:
                 self._say(peer)
         return self._take()
 
-    def stood(self, seconds: float, now: float, *, clock_ran: bool) -> list[Effect]:
+    def stood(self, seconds: float, *, clock_ran: bool) -> list[Effect]:
         """This device was suspended or stopped, which is nobody's silence; what it knows may be old.
 
-        clock_ran: did `now` count that time?
+        clock_ran: did the clock count that time?
         """
         if clock_ran:
             self.members.stalled(seconds)

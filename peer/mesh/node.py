@@ -257,7 +257,7 @@ class Node:
                 self._alive(peer, now)
                 self._control(peer, message, now)
             case Resumed(seconds):
-                self._stood(seconds, now, clock_ran=False)
+                self._stood(seconds, clock_ran=False)
             case LearnerGone(reason):
                 self._learner_gone(reason, now)
             case Leave():
@@ -843,10 +843,10 @@ class Node:
         if gap > STALL_S and math.isfinite(gap):
             self._ticked_at = now
             self._stood_s += gap
-            self._stood(gap, now, clock_ran=True)
+            self._stood(gap, clock_ran=True)
 
-    def _stood(self, seconds: float, now: float, *, clock_ran: bool) -> None:
-        self._effects += self.gossip.stood(seconds, now, clock_ran=clock_ran)
+    def _stood(self, seconds: float, *, clock_ran: bool) -> None:
+        self._effects += self.gossip.stood(seconds, clock_ran=clock_ran)
         self._outdated |= {peer: self._in_epoch(peer) for peer in self._awaited}
         self._note("this device stood still", "warning", seconds=round(seconds, 1))
 

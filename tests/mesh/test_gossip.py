@@ -326,7 +326,7 @@ def test_who_stood_still_speaks_anew_and_asks_what_has_happened(clock_ran: bool)
         node.met(record(peer), 0.0)
     before = node.members.me.incarnation
     now = 600.0 if clock_ran else 1.0
-    effects = node.stood(599.0, now, clock_ran=clock_ran)
+    effects = node.stood(599.0, clock_ran=clock_ran)
     assert node.members.me.incarnation == before + 1
     assert node.members.awareness.score == 1
     assert len(effects) == 3
@@ -349,7 +349,7 @@ def test_who_was_stopped_knows_within_seconds_what_has_happened_meanwhile() -> N
     net.perform(name(1), net.nodes[name(1)].publish(weight=5.0))
     net.run(30.0)
     net.paused.clear()
-    net.perform(name(0), net.nodes[name(0)].stood(50.0, net.now, clock_ran=True))
+    net.perform(name(0), net.nodes[name(0)].stood(50.0, clock_ran=True))
     net.run(1.0)
     known = net.nodes[name(0)].members.record(name(1))
     assert known is not None
