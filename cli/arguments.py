@@ -51,7 +51,7 @@ def at_place(command: Callable[..., Any]) -> Callable[..., Any]:
 _DEFAULTS = JoinOptions()
 _JOIN_OPTIONS = (
     click.option("--task", metavar="TASK", help=f"One of {', '.join(catalogue.TASKS)}, or a Python file."),
-    click.option("--data", metavar="DIR", help="Folder with this device's data; a text for characters."),
+    click.option("--data", metavar="PATH", help="Folder with this device's data; a text for characters."),
     click.option("--shard", metavar="SHARD", help="Part of it: 3/8, dirichlet=0.1:3/8, speaker=jackson."),
     click.option("--peer", "peers", multiple=True, metavar="HOST:PORT", help="A member; repeatable."),
     click.option(

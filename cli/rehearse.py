@@ -128,7 +128,7 @@ _TRAINING = ("schedule", "warmup", "lr_decay")
     metavar="S",
     help="Of everything random.",
 )
-@click.option("--data", metavar="DIR", help="Folder with the task's data.")
+@click.option("--data", metavar="PATH", help="Folder with the task's data; a text for characters.")
 @click.option(
     "--json", "json_file", metavar="FILE", help="Write the figures for programs; - is standard output."
 )
