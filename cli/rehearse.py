@@ -13,6 +13,7 @@ import click
 from cli.arguments import check_data, choose_task
 from cli.create import describe
 from peer import catalogue
+from peer.config import MAX_MEMBERS
 from peer.errors import UsageError
 
 WARMUP = 20  # steps; all runs of the comparisons on Fashion-MNIST were made so
@@ -44,7 +45,7 @@ _TRAINING = ("schedule", "warmup", "lr_decay")
 )
 @click.option(
     "--peers",
-    type=click.IntRange(2, 256),
+    type=click.IntRange(2, MAX_MEMBERS),
     default=8,
     show_default=True,
     metavar="N",
@@ -167,7 +168,8 @@ def request_of(arguments: dict[str, Any]) -> dict[str, Any]:
         "task_file": str(Path(arguments["task"]).absolute()) if task.name == "file" else None,
         "data": arguments["data"],
         "json": arguments["json_file"],
-        **{name: arguments[name] for name in ("peers", "split", "plot", *_WORDS)},
+        **{name: arguments[name] for name in ("peers", "split", "plot")},
+        "words": {name: arguments[name] for name in _WORDS},
     }
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 from peer import catalogue
 from peer.errors import ConfigError, UsageError
 
+MAX_MEMBERS = 256  # of a session: architecture, section 9
 MAX_NAME = 63  # letters: as a DNS label (RFC 1035, 2.3.4)
 MAX_TASK_TEXT = 60 * 1024  # bytes of a task file: it travels to the daemon in one frame
 NONCE_BYTES = 16

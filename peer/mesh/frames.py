@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from peer.config import MAX_MEMBERS
 from peer.errors import RemoteError
 from peer.events import (
     Ack,
@@ -46,7 +47,6 @@ PEER_ID = re.compile(r"p-[a-z2-7]{26}")
 ADDRESS = re.compile(
     r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]{1,15})?\]):([1-9][0-9]{0,4})"
 )
-MAX_RECORDS = 256  # members of a session, architecture section 9
 MAX_ADDRESSES = 8
 MAX_BASES = 64
 MAX_SUSPICIONS = 64
@@ -292,7 +292,7 @@ def control_from_wire(message: pb.ControlMessage, src: PeerId, seal: Seal) -> Co
         case "show_me":
             return ShowMe()
         case "reunion":
-            if len(message.reunion.yields) > MAX_RECORDS:
+            if len(message.reunion.yields) > MAX_MEMBERS:
                 raise RemoteError(f"{len(message.reunion.yields)} members are to start over")
             return Reunion(tuple(map(peer_id, message.reunion.yields)))
         case "nothing":
@@ -302,10 +302,10 @@ def control_from_wire(message: pb.ControlMessage, src: PeerId, seal: Seal) -> Co
 
 
 def _probe(said: pb.Probe, seal: Seal) -> Probe:
-    if len(said.records) > MAX_RECORDS or len(said.suspicions) > MAX_SUSPICIONS:
+    if len(said.records) > MAX_MEMBERS or len(said.suspicions) > MAX_SUSPICIONS:
         raise RemoteError(
             f"a probe with {len(said.records)} records and {len(said.suspicions)} suspicions; at most "
-            f"{MAX_RECORDS} and {MAX_SUSPICIONS}"
+            f"{MAX_MEMBERS} and {MAX_SUSPICIONS}"
         )
     records = tuple(record_from_wire(record, seal) for record in said.records)
     suspicions = tuple(
@@ -317,7 +317,7 @@ def _probe(said: pb.Probe, seal: Seal) -> Probe:
 
 def _probe_to_wire(probe: Probe, seal: Seal) -> pb.Probe:
     message = pb.Probe(view=probe.view, pull=probe.pull)
-    message.records.extend(record_to_wire(record, seal) for record in probe.records[:MAX_RECORDS])
+    message.records.extend(record_to_wire(record, seal) for record in probe.records[:MAX_MEMBERS])
     for rumor in probe.suspicions[:MAX_SUSPICIONS]:
         message.suspicions.add(peer=rumor.peer, incarnation=rumor.incarnation, by=rumor.by)
     return message
@@ -326,7 +326,7 @@ def _probe_to_wire(probe: Probe, seal: Seal) -> pb.Probe:
 def _generation(said: pb.Generation) -> Generation:
     """Whether its parents make a tree is seen where the tree is made (mesh/graphs.py)."""
     view, parents = tuple(map(peer_id, said.view)), tuple(said.parents)
-    if not 0 < len(view) <= MAX_RECORDS or len(set(view)) < len(view):
+    if not 0 < len(view) <= MAX_MEMBERS or len(set(view)) < len(view):
         raise RemoteError(f"a generation of {len(view)} members, or one of them twice")
     if parents and (len(parents) != len(view) or max(parents) >= len(view)):
         raise RemoteError("a generation whose parents are not members")

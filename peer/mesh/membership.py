@@ -18,12 +18,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
+from peer.config import MAX_MEMBERS
 from peer.errors import RemoteError
 from peer.events import MemberState, PeerId, Record
 from peer.mesh.copies import Copies, differ
 from peer.mesh.suspicion import INTERVAL_S, Awareness, Suspicion
 
-MAX_MEMBERS = 256  # architecture, section 9
 KEPT_S = 24 * 3600.0  # a dead member's record, as memberlist keeps it
 REFUTE_S = 0.5  # a member refutes at most once in this time: no faster than news is spread
 WEIGHT_STEP = 0.2  # relative change of a push-sum weight that is worth telling: w̄ to 20 %, few records; guess

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from peer import catalogue
-from peer.config import Descriptor
+from peer.config import MAX_MEMBERS, Descriptor
 from peer.errors import UsageError
 
-MAX_PEERS = 256  # members of a session (mesh/membership.py)
 MAX_LOSS = 0.9  # beyond this no frame gets through in a reasonable time (guess)
 SPLITS = ("iid", "dirichlet=ALPHA", "natural")
 
@@ -69,7 +68,7 @@ class Plan:
     @classmethod
     def from_request(cls, request: Mapping[str, Any]) -> Plan:
         """Raises UsageError."""
-        words = {key: request[key] for key in ("latency", "bandwidth", "loss", "churn", "slow", "partition")}
+        words = request["words"]
         plan = cls(
             session=Descriptor.from_dict(request["session"]),
             peers=request["peers"],
@@ -89,8 +88,8 @@ class Plan:
 
     def check(self) -> None:
         """Raises UsageError for what does not go together."""
-        if not 2 <= self.peers <= MAX_PEERS:
-            raise UsageError(f"--peers is 2 to {MAX_PEERS}, not {self.peers}")
+        if not 2 <= self.peers <= MAX_MEMBERS:
+            raise UsageError(f"--peers is 2 to {MAX_MEMBERS}, not {self.peers}")
         catalogue.check_shard(self.session.task, self.shard(self.peers - 1))
         if sum(slow.count for slow in self.slow) > self.peers:
             raise UsageError(f"--slow names more than the {self.peers} peers there are")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peer.config import MAX_MEMBERS
 from peer.errors import RemoteError
 from peer.events import MemberState, Record
 from peer.mesh.membership import (
@@ -17,7 +18,6 @@ from peer.mesh.membership import (
     MAX_AHEAD,
     MAX_COUNTER,
     MAX_DRIVEN,
-    MAX_MEMBERS,
     Membership,
     check,
 )
