@@ -101,6 +101,10 @@ class Agreement:
         """Is it of another generation than the newest known here?"""
         return parcel.key.generation != number(self.generations.latest)
 
+    def gone_on(self, key: Key) -> frozenset[PeerId]:
+        """Those whose messages of a later generation than this round's are kept: a link keeps order."""
+        return frozenset(parcel.src for parcel in self._early if parcel.key.generation > key.generation)
+
     def early(self) -> list[Deliver]:
         """What was kept, to be judged again: the open round's generation is a new one."""
         early, self._early = self._early, []

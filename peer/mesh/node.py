@@ -484,10 +484,19 @@ class Node:
         self._learner(OpenRound(self.key, dict(place.out), expected, place.n, 1.0, place.trees, delay))
 
     def _senders(self) -> frozenset[PeerId]:
-        """Whose message of this round is on its way or will be: who is leaving sends none any more, who has
-        finished has sent its last."""
+        """Whose message of this round is on its way or will be: who is leaving, or in a later generation,
+        sends none any more; who has finished has sent its last."""
         final = self.key.phase == FINAL
-        return frozenset(record.peer for record in self.members.alive()) if final else frozenset(self._view)
+        senders = (
+            frozenset(record.peer for record in self.members.alive()) if final else frozenset(self._view)
+        )
+        return senders - self.agreement.gone_on(self.key) if self.agreement is not None else senders
+
+    def _expect_senders(self) -> None:
+        still = self._expected & self._senders()
+        if still != self._expected:
+            self._expected = still
+            self._learner(Expect(self.key, tuple(sorted(still))))
 
     def _closed(self, event: Closed, now: float) -> None:
         self._weigh(event.weight)
@@ -675,6 +684,8 @@ class Node:
         verdict = self.agreement.judge(parcel, self.key, self.phase == "training")
         if verdict == "refuse":
             self._refuse(parcel, now)
+        elif verdict == "keep" and self._open:
+            self._expect_senders()
         if verdict != "deliver" and self.agreement.is_news(parcel):
             self._correct(parcel.src, now)
         return verdict != "deliver"
@@ -754,10 +765,7 @@ class Node:
         if not self._open:
             self._open_next(now)
         elif self._pushed_at is not None or self.key.phase == FINAL:
-            still = self._expected & self._senders()
-            if still != self._expected:
-                self._expected = still
-                self._learner(Expect(self.key, tuple(sorted(still))))
+            self._expect_senders()
         elif view != before:
             self._announce_round(now)
 

@@ -258,6 +258,18 @@ def test_a_rebuilt_tree_moves_the_mean_model_by_a_part_of_the_spread(topology: s
         assert spread(r) < 0.1 * before
 
 
+def test_nobody_waits_for_a_neighbor_that_is_in_the_next_generation_already() -> None:
+    for tenth in range(10):
+        r = together(home("d-psgd", "ring", weather=Weather(latency_s=(0.05, 0.4))), 5)
+        r.run(20.0 + tenth / 10)
+        current, noted = r.devices[name(0)].node.generations.current, len(r.notes)
+        anew = Generation(current.epoch + 1, name(0), tuple(reversed(current.view)))
+        r.feed(name(0), Told(name(1), anew))
+        r.run(12.0)
+        assert {d.node.generations.current for d in r.alive()} == {anew}
+        assert not [note for _, _, note in r.notes[noted:] if note.text == "closes without"], f"{tenth=}"
+
+
 def test_who_is_seated_in_the_final_rounds_comes_to_an_end_too() -> None:
     r = together(home(rounds=30), 5)
     r.run(100.0, until=lambda: r.devices[name(0)].node.key.round >= 29)
