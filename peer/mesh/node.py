@@ -152,7 +152,7 @@ class Node:
         self.reunions = Reunions(me.peer)
         self.life = 0  # of the learner, or of the last one
         self.key = Key()  # the round being worked on, or to be opened next
-        self.rounds_alone = 0  # closed with nobody heard, in a row
+        self.rounds_alone = 0  # closed with nobody heard though somebody was to send, in a row
         self.rounds_alone_total = 0
         self.company = False  # has another member with mass ever been in view?
         self.weight = 0.0
@@ -170,6 +170,7 @@ class Node:
         )  # those of them that came before their link's epoch
         self._pushes: dict[Key, float] = {}
         self._expected: frozenset[PeerId] = frozenset()
+        self._has_senders = False  # on the open round's graph; where it is drawn at random there may be none
         self._heard: dict[PeerId, Key] = {}
         self._heard_at: dict[PeerId, float] = {}
         self._openings: list[float] = []  # of the last rounds, s
@@ -455,6 +456,7 @@ class Node:
             spec, view = topology.final_spec(spec), self._final_view
         out = topology.out_neighbors(spec, view, self.me, key.round, seed)
         self._expected = frozenset(topology.in_neighbors(spec, view, self.me, key.round, seed))
+        self._has_senders = bool(self._expected)
         for round_ in range(key.round, key.round + topology.cycle(spec, len(view))):
             for dst in topology.out_neighbors(spec, view, self.me, round_, seed):
                 self._need(dst, now)
@@ -475,7 +477,7 @@ class Node:
         """As above, on the generation's graph: the same neighbors both ways."""
         place = generations.place(final=self.key.phase == FINAL)
         assert place is not None, "a round is opened in a generation with a place for this node"
-        self._expected = frozenset(place.out) & self._senders()
+        self._expected, self._has_senders = frozenset(place.out) & self._senders(), True
         for peer in place.out:
             self._need(peer, now)
             if not self.links.has_stream(peer, "in"):
@@ -503,7 +505,7 @@ class Node:
         if event.key != self.key or not self._open:
             return
         self._open, self._pushed_at = False, None
-        alone = not event.heard
+        alone = not event.heard and (self._has_senders or len(self._view) < 2)
         self.rounds_alone = self.rounds_alone + 1 if alone else 0
         self.rounds_alone_total += alone
         self.missed = self._expected - set(event.heard)
@@ -522,7 +524,9 @@ class Node:
         heard = sorted(self._heard[p].round for p in self._view if self._heard_at.get(p, -math.inf) >= since)
         ahead = heard[(len(heard) - 1) // 2] if heard else 0  # the median: no single member sets the pace
         round_ = self.key.round + 1
-        far = 3 + cycle  # guess: one parcel is taken ahead on each link, a cycle of links leads to everybody
+        # A cycle of links leads to everybody, so that a neighbor in step is no further ahead. What comes from
+        # further ahead would wait here, and round a ring the waits add up until models hardly mix.
+        far = cycle - 1
         return Key(self.key.generation, ahead if ahead > round_ + far else round_)
 
     def _cycle(self) -> int:

@@ -39,7 +39,7 @@ class Kind:
     start: float = 0.0  # every coordinate of the initial model
 
 
-KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.5), Kind("difference-push", rest=0.3)]
+KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.0), Kind("difference-push", rest=0.3)]
 WHOLE = [  # of these nothing is conserved; RelaySum/Grad repairs nothing either
     Kind("relay-sum", topologies=catalogue.TREES, conserves=False, start=FAR),
     Kind("d-psgd", topologies=("ring", "grid", "complete", "binary-tree"), conserves=False, start=FAR),
@@ -221,15 +221,15 @@ class Story:
             self.pass_time(1.0)
         assert not apart(self.r), apart(self.r)
         devices = self.r.alive()
-        earlier = rounds(self.r)
+        earlier = {device: device.rounds for device in devices}
         self.pass_time(MEASURED_S)
-        done = {d.peer: d.node.key.round - earlier[d.peer] for d in devices}
-        assert min(done.values()) >= 2, f"rounds in {MEASURED_S} s: {done}"
+        done = {device.peer: device.rounds - before for device, before in earlier.items()}
+        assert min(done.values()) >= 4, f"rounds in {MEASURED_S} s: {done}"
         assert all(bool(d.exchange.estimate().isfinite().all()) for d in devices)
         before = spread(self.r)
         self.r._train = still
         self.pass_time(MEASURED_S)
-        assert spread(self.r) <= max(0.9 * before, self.kind.rest, 1e-9), f"{before} -> {spread(self.r)}"
+        assert spread(self.r) <= max(0.5 * before, self.kind.rest, 1e-9), f"{before} -> {spread(self.r)}"
 
     # --- what may happen -------------------------------------------------------------------------------
 

@@ -235,7 +235,7 @@ def test_both_halves_of_a_cut_train_on_and_come_together(kind: Kind, cut_s: floa
     cut_at = r.now
     r.run(40.0, until=lambda: views_are(*halves))
     assert views_are(*halves), "dead are declared within 40 s"
-    least = 0.8 if cut_s > 60 else 0.5  # just after the verdicts, which come one by one, some views differ
+    least = 0.8
     assert rate(cut_at + cut_s - r.now) >= least * whole
     books.check()
     better = min(loss(r, half) for half in halves)

@@ -566,3 +566,18 @@ def test_difference_push_at_one_bit_per_parameter_comes_nearly_as_close_as_whole
     alone = min(float((m - minimisers.mean(0)).norm()) for m in minimisers)
     assert errors["sgp"] < alone / 30
     assert errors["difference-push"] < alone / 15  # its rest is what 1 bit has not told yet
+
+
+def test_a_round_in_which_nobody_was_to_send_is_not_one_alone() -> None:
+    """Where out-neighbors are drawn at random some have no in-neighbor now and then."""
+    r = home("sgp", topology="random-2")
+    together(r, 8)
+    r.run(10.0)
+    before = {d: d.node.rounds_alone_total for d in r.alive()}
+    unheard = 0
+    for _ in range(60):
+        r.run(1.0)
+        unheard += sum(not d.node.missed and not d.exchange.algorithm.heard for d in r.alive())
+    assert min(d.rounds for d in r.alive()) > 50
+    assert unheard > 10
+    assert all(d.node.rounds_alone_total == alone for d, alone in before.items())
