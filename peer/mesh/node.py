@@ -907,6 +907,8 @@ class Node:
             self._handing_to = max(clear, key=lambda peer: (self.members.heard_at(peer), peer))
             self._learner(HandOver(self._handing_to))
         elif not heirs or not self._has_mass:
+            if self._has_mass:
+                self._note("leaves with its mass: nobody is there to take it over")
             self._learner(HandOver(None))
             self._say_goodbye(now)
         elif not any(heir in self._needed for heir in heirs):

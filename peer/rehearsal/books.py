@@ -1,84 +1,106 @@
 """What the push-sum weights of a rehearsal ought to sum up to, so that what they do sum up to can be judged.
 
-Crashes may take weight along, learners that start over, and who leaves while cut off; nothing else may. Where
-a life ends, the sum afterwards is what it ought to be from then on. What that life had sent is booked apart:
-it counts again if it arrives after all, and else is lost with it.
+Each parcel is known by its payload object, which goes unchanged from the sender's exchange to the receiver's,
+so nothing is taken from the links that are judged. What may change the sum:
+
+    a beginning         by 1
+    the end of a life   by what it held and had on its way; what it had applied, and a sender still keeps, is
+                        on its way again. Who leaves holds nothing, unless it says so
+    a late arrival      of what such a life had on its way
+    a late answer       from a life that is over: what it acknowledges is lost with it
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from peer.algorithms.push_sum import PushSum
-from peer.events import PeerId, Taken
+from peer.events import Acked, Deliver, Found, FromLearner, PeerId, Push, Returned, Taken, ToLearner
+from peer.learner.exchange import Exchange
 from peer.rehearsal.driver import Device, Rehearsal
 
-UNCONFIRMED = "leaves without confirmation"  # what a node notes that could not hand over (mesh/node.py)
+# what a node notes that could not hand over (mesh/node.py)
+UNCONFIRMED = "leaves without confirmation", "leaves with its mass"
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """A parcel. An exchange is one life of a learner. over: its sender's life is."""
+
+    payload: object
+    weight: float
+    over: bool = False
+    by: Exchange | None = None  # whoever has applied it
+    lost: bool = False  # with the life that had applied it
 
 
 class Books:
-    """`open` them when all have begun. Algorithms whose messages are whole models have none: `error` is
-    None."""
+    """They see all that learners are told and say. Algorithms whose messages are whole models have none:
+    `error` is None."""
 
     def __init__(self, rehearsal: Rehearsal) -> None:
         self._rehearsal = rehearsal
         self._sum = 0.0
-        self._on_the_way: dict[tuple[PeerId, PeerId, int, int], float] = {}  # from lives that are over
-
-    def open(self) -> None:
-        self._sum = self._weights()
+        self._sent: dict[int, _Sent] = {}
+        self._out: dict[tuple[Exchange, PeerId], _Sent] = {}  # of lives that go on: not answered yet
+        self._in_hand: dict[tuple[Exchange, PeerId], _Sent | None] = {}  # by receiver and sender
 
     def error(self) -> float | None:
         """How far the sum is off, relative to what it ought to be."""
-        return abs(self._weights() / self._sum - 1) if self._sum else None
+        devices = self._rehearsal.devices
+        if not isinstance(next(iter(devices.values())).exchange.algorithm, PushSum):
+            return None
+        held = sum(_weight(device.exchange) for device in self._rehearsal.alive())
+        on_the_way = sum(sent.weight for sent in self._out.values() if sent.by is None)
+        return abs((held + on_the_way) / self._sum - 1)
 
-    def ends(self, device: Device, action: Callable[[], None]) -> None:
-        """`action` ends the life of a device."""
-        sent = self._sent_by(device)
-        self._changes(action)
-        self._on_the_way |= sent
+    def told(self, device: Device, command: ToLearner) -> None:
+        """A learner is about to hear this."""
+        exchange = device.exchange
+        match command:
+            case Found() if exchange.state == "seeking":
+                self._sum += 1.0
+            case Deliver(src, payload=payload):
+                self._in_hand[exchange, src] = self._sent.get(id(payload))
+            case Acked(dst) | Returned(dst) if (exchange, dst) in self._out:
+                sent = self._out.pop((exchange, dst))
+                del self._sent[id(sent.payload)]
+                if isinstance(command, Acked) and sent.by is None and sent.lost:
+                    self._sum -= sent.weight
 
-    def begins(self, peer: PeerId, action: Callable[[], None]) -> None:
-        """`action` begins another life of a device that was off. Its neighbors take back what the last one
-        had not acknowledged; and what that one had sent has come by now, or never will."""
-        self._on_the_way = {where: w for where, w in self._on_the_way.items() if where[0] != peer}
-        self._changes(action)
+    def said(self, device: Device, event: FromLearner) -> None:
+        """A learner has said this."""
+        exchange = device.exchange
+        match event:
+            case Push(dst, payload=payload, delivery="mass"):
+                sent = _Sent(payload, exchange.unacknowledged()[dst].weight)
+                self._out[exchange, dst] = self._sent[id(payload)] = sent
+            case Taken(src) if (taken := self._in_hand.pop((exchange, src), None)) is not None:
+                if taken.over and taken.by is None:
+                    self._sum += taken.weight
+                taken.by = exchange
 
-    def left(self, device: Device) -> None:
-        """A device has left. What neighbors that crashed did not give back is lost with them; so is the rest
-        of what it had when it says that nobody has confirmed it, as where a cut lies between."""
-        unsure = any(
+    def ends(self, device: Device) -> None:
+        """A learner's life is about to end."""
+        life, left = device.exchange, bool(device.left)
+        if not left or self._is_unconfirmed(device):
+            self._sum -= _weight(life)
+        for (sender, dst), sent in list(self._out.items()):
+            if sender is life:
+                del self._out[sender, dst]
+                sent.over = True
+                self._sum -= sent.weight if sent.by is None else 0.0
+            elif sent.by is life and not left:
+                sent.by, sent.lost = None, True
+                self._sum += sent.weight
+
+    def _is_unconfirmed(self, device: Device) -> bool:
+        return any(
             peer == device.peer and at == self._rehearsal.now and note.text.startswith(UNCONFIRMED)
             for at, peer, note in self._rehearsal.notes
         )
-        for dst, message in device.exchange.unacknowledged().items():
-            gone = unsure or not self._rehearsal.devices[dst].alive
-            if gone and not self._rehearsal.is_applied(device, dst):
-                self._sum -= message.weight
-        if unsure:
-            self._sum -= device.exchange.algorithm.mass()[1]
-            self._on_the_way |= self._sent_by(device)
 
-    def took(self, device: Device, event: Taken) -> None:
-        """A device takes a parcel over."""
-        self._sum += self._on_the_way.pop((event.src, device.peer, event.epoch, event.number), 0.0)
 
-    def _sent_by(self, device: Device) -> dict[tuple[PeerId, PeerId, int, int], float]:
-        """What is on its way from it, by receiver, epoch and number."""
-        return {
-            (device.peer, parcel.dst, parcel.epoch, parcel.number): message.weight
-            for parcel in device.node.links.ledger()
-            if parcel.number and (message := device.exchange.unacknowledged().get(parcel.dst)) is not None
-            if not self._rehearsal.is_applied(device, parcel.dst)
-        }
-
-    def _changes(self, action: Callable[[], None]) -> None:
-        before = self._weights()
-        action()
-        self._sum += self._weights() - before
-
-    def _weights(self) -> float:
-        devices = self._rehearsal.devices
-        if not isinstance(next(iter(devices.values())).exchange.algorithm, PushSum):
-            return 0.0
-        return self._rehearsal.mass()[1]
+def _weight(exchange: Exchange) -> float:
+    algorithm = exchange.algorithm
+    return algorithm.mass()[1] if isinstance(algorithm, PushSum) else 0.0

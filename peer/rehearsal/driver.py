@@ -40,6 +40,7 @@ from peer.events import (
     StartOver,
     Tell,
     Tick,
+    ToLearner,
 )
 from peer.learner.exchange import Exchange, mixes
 from peer.mesh.node import Node, NodeEvent, Terms
@@ -78,6 +79,9 @@ class Device:
 
 class Witness:
     """Sees a rehearsal while it runs; override what is wanted."""
+
+    def told(self, device: Device, command: ToLearner) -> None:
+        """What the node tells its learner, before the learner hears it."""
 
     def said(self, device: Device, events: tuple[FromLearner, ...]) -> None:
         """What the learner tells its node, before the node hears it; `device.model` is the newest."""
@@ -306,7 +310,7 @@ class Rehearsal:
     def _perform(self, device: Device, effect: Effect) -> None:
         match effect:
             case ForLearner(command):
-                self._locally(device, lambda: self._answer(device, device.exchange.handle(command, self.now)))
+                self._locally(device, partial(self._tell_learner, device, command))
             case Send(peer, direction, frame):
                 if self.network.has_stream(device.peer, peer, direction):
                     self._witness.sent(device, frame)
@@ -340,6 +344,10 @@ class Rehearsal:
         if look is not None:
             near = mixes(device.exchange.estimate(), look.model)
             self._locally(device, lambda: self._feed(device, Looked(look.peer, look.round, near)))
+
+    def _tell_learner(self, device: Device, command: ToLearner) -> None:
+        self._witness.told(device, command)
+        self._answer(device, device.exchange.handle(command, self.now))
 
     def _answer(self, device: Device, events: Iterable[FromLearner]) -> None:
         events = tuple(events)

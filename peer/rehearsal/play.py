@@ -20,7 +20,7 @@ from torch import Tensor
 from peer import catalogue
 from peer.algorithms import make
 from peer.errors import PeerdError
-from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed, Taken
+from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed, ToLearner
 from peer.learner.exchange import Exchange
 from peer.mesh.node import Terms
 from peer.rehearsal.books import Books
@@ -98,7 +98,6 @@ class Play(Witness):
             r.add(name, founder=True)
         r.run(0.0)  # without latency: all have met
         r.weather = self._weather()
-        self.books.open()
         closed = -1
         while not self._over():
             due = self._scenes[0].round if self._scenes else math.inf
@@ -153,12 +152,12 @@ class Play(Witness):
                 if self.device(scene.peer).alive:  # it has not said its goodbye yet
                     self._scenes = sorted([*self._scenes, Scene(self.front + 1, "return", scene.peer)])
                 else:
-                    self.books.begins(scene.peer, lambda: self._add(scene.peer))
+                    self._add(scene.peer)
             case "leave" | "crash" if len(r.alive()) > 2:
                 if scene.what == "leave":
                     r.leave(scene.peer)
                 else:
-                    self.books.ends(self.device(scene.peer), lambda: r.crash(scene.peer))
+                    r.crash(scene.peer)
 
     def _add(self, peer: PeerId) -> None:
         self.tally.rounds_alone += self.device(peer).node.rounds_alone_total
@@ -169,13 +168,15 @@ class Play(Witness):
     def sent(self, device: Device, frame: Frame) -> None:
         self.tally.sent += frame_bytes(frame)
 
+    def told(self, device: Device, command: ToLearner) -> None:
+        self.books.told(device, command)
+
     def said(self, device: Device, events: tuple[FromLearner, ...]) -> None:
         in_round = any(isinstance(event, Pushed) for event in events)
         for event in events:
+            self.books.said(device, event)
             if isinstance(event, Push) and (in_round or event.delivery == "latest"):
                 self._used.setdefault(device.peer, set()).add(event.dst)
-            elif isinstance(event, Taken):
-                self.books.took(device, event)
             elif isinstance(event, Closed):
                 self._closed(device, event)
 
@@ -211,17 +212,17 @@ class Play(Witness):
 
 
 class _Stage(Rehearsal):
-    """Tells the books when a life ends that nobody here has ended."""
+    """Tells the books when a learner's life ends."""
 
     books: Books
 
     def _start_over(self, device: Device) -> None:
-        self.books.ends(device, lambda: Rehearsal._start_over(self, device))
+        self.books.ends(device)
+        super()._start_over(device)
 
     def _off(self, device: Device, silent: bool = False) -> None:
+        self.books.ends(device)
         super()._off(device, silent)
-        if device.left:
-            self.books.left(device)
 
 
 def _decay_round(plan: Plan, trainer: Trainer) -> int | None:

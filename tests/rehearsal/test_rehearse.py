@@ -223,6 +223,26 @@ def test_weight_is_lost_with_crashes_alone(faults: str) -> None:
         assert found["mass_error"] < 1e-9, f"seed {seed}"
 
 
+@pytest.mark.parametrize("algorithm", ["sgp", "difference-push", "sparse-push --compression topk=50%"])
+def test_weight_lost_is_booked_when_all_faults_come_together(algorithm: str) -> None:
+    """Some leave while cut off, some crash while they leave, and parcels outlive their senders."""
+    for seed in range(8):
+        text = f"--algorithm {algorithm} --peers 8 --rounds 60 --topology random-2 --seed {seed}"
+        found = figures(f"{text} --churn 40%/20 --partition 12-32:half --loss 2%")
+        assert found["mass_error"] < 1e-9, f"seed {seed}"
+
+
+def test_the_last_ones_of_a_half_leave_together_and_say_what_they_take_along() -> None:
+    faults = "--churn 40%/20 --partition 20-53:half --slow 1:10x"
+    text = f"--algorithm difference-push --peers 4 --rounds 100 --topology complete --seed 168 {faults}"
+    play = played(text)
+    notes = [note.text for _, _, note in play.rehearsal.notes]
+    assert "leaves with its mass: nobody is there to take it over" in notes
+    error = play.books.error()
+    assert error is not None
+    assert error < 1e-9
+
+
 def test_books_notice_weight_that_comes_from_nowhere() -> None:
     play = played("--algorithm sgp --peers 4 --rounds 10 --churn 25%/10")
     play.device("p001").exchange.algorithm.w += 0.1  # type: ignore[attr-defined]
