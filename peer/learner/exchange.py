@@ -198,6 +198,7 @@ class Exchange:
     def _finish(self, now: float) -> Sequence[FromLearner]:
         answers = self._take_later(now)
         self.state, self.open, self._held = "finished", False, None
+        self.key = replace(self.key, phase=FINAL)  # of what is given to those who come late
         self._mixed = self.algorithm.conclude() if self.algorithm.model is not None else None
         return answers
 
@@ -330,6 +331,7 @@ class Exchange:
                 return [Taken(*name)]
             at_once = late or self._leaving or self.state != "training" or message.meaning == ESTATE
             at_once = at_once or message.delivery == "latest"  # the newest counts, wherever this node is
+            at_once = at_once or (message.meaning, message.key.phase) == (SNAPSHOT, FINAL)  # no round follows
             if not at_once and self._is_ahead(src, message.key):
                 self._later.append(replace(command, payload=bytes(_bytes(command.payload))))
                 return []
@@ -376,7 +378,7 @@ class Exchange:
     def _sponsor(self, command: Sponsor) -> Sequence[FromLearner]:
         dst = command.dst
         link = self._epochs.get(dst)
-        if self.state != "training" or link is None or dst in self._out:
+        if self.state not in ("training", "finished") or link is None or dst in self._out:
             return []
         if command.show:
             return [self._push(dst, self.algorithm.show(self.key))]

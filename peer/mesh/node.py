@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from peer.errors import RemoteError
@@ -98,6 +98,8 @@ UNSETTLED_S = 3.0  # members' views may differ for so long after a change; guess
 LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
 MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
+GIVERS = 2  # members that give the final model to one that came too late: one may be dead (guess)
+ANSWER_S = 1.0  # for the learner's answer when a link it has a last message for is up; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
@@ -196,6 +198,7 @@ class Node:
         self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
         self._final_spent = False  # a final round has waited that much longer
         self._finished_at: float | None = None
+        self._owed_at = 0.0  # after that: a finished node still had something to send
         self._gone = False
         self._ticked_at = math.inf
         self._effects: list[Effect] = []
@@ -335,6 +338,9 @@ class Node:
         self._publish(phase="training")
         if self.generations is not None:
             self.generations.trains(now)
+        if self.agreement is not None and self.terms.rounds and self.key.phase == FINAL:
+            self._came_late(now)
+            return
         self._note("has mass and trains", round=self.key.round)
         self._open_next(now)
 
@@ -352,7 +358,8 @@ class Node:
     # --- seats: sponsor or election --------------------------------------------------------------
 
     def _seek(self, now: float) -> None:
-        trainers = [r for r in self.members.alive() if r.phase == "training" and r.peer != self.me]
+        phases = ("training",) if self.agreement is None else ("training", "finished")
+        trainers = [r for r in self.members.alive() if r.phase in phases and r.peer != self.me]
         trainers = [r for r in trainers if self._given_up.get(r.peer) != r.life]
         if trainers:
             self._trainer_at = now
@@ -376,7 +383,8 @@ class Node:
 
     def _sponsor(self, peer: PeerId, life: int, now: float) -> None:
         record = next((r for r in self.members.alive() if r.peer == peer), None)
-        if self.phase != "training" or record is None or self.reunions.estranged:
+        gives = self.phase == "training" or (self.phase == "finished" and self.agreement is not None)
+        if not gives or record is None or self.reunions.estranged:
             return  # or it is not settled yet whose model is to be given
         if record.phase == "training" and record.life == life:
             return  # somebody else was faster
@@ -410,6 +418,8 @@ class Node:
         return before and record is not None and record.phase == "training"
 
     def _grant(self, peer: PeerId) -> None:
+        if self.agreement is not None and self.key.phase == FINAL and self.phase == "training":
+            return  # who comes as late as this is given the final model, and is done
         self._sponsoring.discard(peer)
         self._learner(Sponsor(peer))
         self._note("sponsors a newcomer", peer=peer)
@@ -424,10 +434,12 @@ class Node:
             return
         final = 0 < self.terms.rounds <= self.key.round
         if self.agreement is not None:
-            if not final or self.agreement.generations.current is None:
-                self._effects += self.agreement.take_up()
+            taken_up = self.agreement.take_up()
+            self._effects += taken_up
             if self.agreement.generations.current is None:
                 return
+            if final and taken_up:  # its final rounds begin at the same one for all its members
+                self.key = replace(self.key, round=self.terms.rounds)
         if final:
             self._final_view = self._final_view or self._view  # who finishes first must not change the graph
             if self.key.round >= self.terms.rounds + self._final_rounds():
@@ -644,12 +656,19 @@ class Node:
         """Answer what came too early, and propose a generation when the members have changed."""
         for parcel in agreement.overdue(self.phase == "training"):
             self._refuse(parcel, now)
-        final = self.key.phase == FINAL and agreement.generations.current is not None
-        if self.phase == "training" and not final:
+        if self.phase == "training" and self._may_propose(agreement.generations):
             doubt = any(self.members.suspicion(peer) is not None for peer in self._view)
             self._effects += agreement.propose(self.members.alive(), self._view, now, doubt=doubt)
             if not self._open:
                 self._open_next(now)
+
+    def _may_propose(self, generations: Generations) -> bool:
+        """Who proposes in a bounded session has local steps to do on its generation: without its messages
+        that one's final rounds come to no end, so nobody finishes on it while others take up the next."""
+        if generations.current is not None:
+            return self.key.phase != FINAL
+        seated = set(generations.latest.view) if generations.latest is not None else set()
+        return not self.terms.rounds or not (seated - {self.me}) & set(self._view)
 
     def _measured(self, event: Measured, now: float) -> None:
         if self.agreement is not None:
@@ -667,6 +686,9 @@ class Node:
             self._note("generation refused", "warning", peer=peer, reason=str(error))
         if not self._open:
             self._open_next(now)
+        elif self.key.phase == FINAL and self.agreement.generations.pending and not self._overdue:
+            self._overdue = True  # the others are on their way to the next
+            self._learner(Deadline(self.key))
 
     def _correct(self, peer: PeerId, now: float) -> None:
         if self.agreement is not None:
@@ -706,10 +728,37 @@ class Node:
                 self._learner(parcel)
 
     def _finish(self, now: float) -> None:
-        self._finished_at = now
+        self._finished_at = self._owed_at = now
         self._publish(phase="finished")
         self._learner(Finish())
         self._note("session finished", round=self.key.round)
+        if self.generations is not None:
+            self._give_final(self.generations, now)
+
+    def _give_final(self, generations: Generations, now: float) -> None:
+        """The final model to whoever came too late for the last generation."""
+        alive = {r.peer: r.phase for r in self.members.alive()}
+        view = generations.current.view if generations.current is not None else ()
+        if self.me in [peer for peer in view if peer in alive][:GIVERS]:
+            self._sponsoring |= {p for p, phase in alive.items() if phase == "training" and p not in view}
+        self._sponsoring -= set(view)
+        for peer in sorted(self._sponsoring):
+            self._need(peer, now)
+            if self.links.clear(peer):
+                self._grant(peer)
+
+    def _owes(self) -> bool:
+        """Does a finished node wait for a link, to give somebody its last message or the final model?"""
+        if self.generations is None:
+            return False
+        waiting = {r.peer for r in self.members.alive() if r.phase in ("seeking", "training")}
+        place = self.generations.place(final=True)
+        last = set(place.out) if place is not None else set()
+        return bool(waiting & (self._sponsoring | {peer for peer in last if not self.links.clear(peer)}))
+
+    def _came_late(self, now: float) -> None:
+        self._note("came too late to train: is given the final model")
+        self._finish(now)
 
     # --- membership ------------------------------------------------------------------------------
 
@@ -808,6 +857,10 @@ class Node:
 
     def _took(self, src: PeerId, key: Key, now: float) -> None:
         """The learner has accepted a message of this round from `src`."""
+        unplaced = self.generations is not None and self.generations.current is None
+        if self.terms.rounds and unplaced and key.phase == FINAL and self.phase == "training":
+            self._came_late(now)
+            return
         self._heard[src] = max(key, self._heard.get(src, Key(-1)))
         self._heard_at[src] = now
         if key <= self.key:
@@ -872,8 +925,12 @@ class Node:
         self._meet_again(now)
         self._reverse_dial(now)
         self._drop_idle(now)
-        if self._finished_at is not None and (not self.links.pending() or now - self._finished_at > LINGER_S):
-            self._say_goodbye(now)
+        if self._finished_at is not None:
+            owes = self.links.pending() or self._owes()
+            self._owed_at = now if owes else self._owed_at
+            answered = self.agreement is None or now - self._owed_at >= ANSWER_S
+            if (answered and not owes) or now - self._finished_at > LINGER_S:
+                self._say_goodbye(now)
 
     # --- leaving ---------------------------------------------------------------------------------
 

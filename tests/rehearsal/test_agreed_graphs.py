@@ -270,6 +270,28 @@ def test_nobody_waits_for_a_neighbor_that_is_in_the_next_generation_already() ->
         assert not [note for _, _, note in r.notes[noted:] if note.text == "closes without"], f"{tenth=}"
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "topology"), [("relay-sum", "binary-tree"), ("relay-sum", "chain"), ("d-psgd", "ring")]
+)
+def test_whoever_joins_before_the_end_ends_with_the_model_of_all(algorithm: str, topology: str) -> None:
+    """In a generation with the others if there is time for one; else it is given what they have come to."""
+    late = 0
+    for at in range(30):
+        weather = Weather(local_s=0.05 * (at % 2))
+        r = together(home(algorithm, topology, rounds=30, weather=weather), 5)
+        r.run(100.0, until=lambda at=at, r=r: r.devices[name(0)].node.key.round >= at)
+        r.run(0.1 * (at % 5))
+        r.add(name(5))
+        r.run(0.3)
+        r.add(name(6))
+        r.run(600.0, until=lambda r=r: not r.alive())
+        assert {d.left for d in r.devices.values()} == {"finished"}, at
+        x = torch.stack([d.exchange.estimate() for d in r.devices.values()])
+        assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-9, at
+        late += sum(note.text.startswith("came too late") for _, _, note in r.notes)
+    assert 4 <= late <= 12
+
+
 def test_who_is_seated_in_the_final_rounds_comes_to_an_end_too() -> None:
     r = together(home(rounds=30), 5)
     r.run(100.0, until=lambda: r.devices[name(0)].node.key.round >= 29)
