@@ -333,6 +333,7 @@ class Rehearsal:
     def _start_over(self, device: Device) -> None:
         """The learner begins a new life; the node stays."""
         device.lives += 1
+        device.computing = False
         device.exchange, device.model = self._make_exchange(device.peer, device.checkpoint), None
         self._feed(device, LearnerGone("it starts over"))
         life = (device.boot << 20) + device.lives
@@ -361,12 +362,14 @@ class Rehearsal:
         self._look(device)
         if device.exchange.open and not device.computing and device.model is not None:
             device.computing = True
-            self._at(self._step_s(device.peer), self._computed, device)
+            self._at(self._step_s(device.peer), self._computed, device, device.exchange)
 
-    def _computed(self, device: Device) -> None:
+    def _computed(self, device: Device, exchange: Exchange) -> None:
         if device.asleep:
-            device.backlog.append(partial(self._computed, device))
+            device.backlog.append(partial(self._computed, device, exchange))
             return
+        if exchange is not device.exchange:
+            return  # the learner has started over under this step
         device.computing = False
         if not self._is_on(device) or not device.exchange.open or device.model is None:
             return
