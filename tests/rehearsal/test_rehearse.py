@@ -243,15 +243,6 @@ def test_the_last_ones_of_a_half_leave_together_and_say_what_they_take_along() -
     assert error < 1e-9
 
 
-def test_who_starts_over_after_its_last_round_trains_again() -> None:
-    faults = "--churn 25%/50 --partition 37-112:half --latency 20ms..200ms --bandwidth 100kbit"
-    play = played(f"--algorithm sgp --peers 4 --rounds 150 --seed 801 {faults}")
-    assert max(device.lives for device in play.rehearsal.devices.values()) > 1
-    error = play.books.error()
-    assert error is not None
-    assert error < 1e-9
-
-
 def test_books_notice_weight_that_comes_from_nowhere() -> None:
     play = played("--algorithm sgp --peers 4 --rounds 10 --churn 25%/10")
     play.device("p001").exchange.algorithm.w += 0.1  # type: ignore[attr-defined]

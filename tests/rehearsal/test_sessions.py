@@ -5,6 +5,7 @@ Every device pulls its model towards a minimiser of its own; only averaging brin
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -581,3 +582,17 @@ def test_a_round_in_which_nobody_was_to_send_is_not_one_alone() -> None:
     assert min(d.rounds for d in r.alive()) > 50
     assert unheard > 10
     assert all(d.node.rounds_alone_total == alone for d, alone in before.items())
+
+
+def test_who_starts_over_while_it_takes_no_more_steps_takes_steps_again() -> None:
+    """The step it was in is not the new life's."""
+    r = home("sgp")
+    together(r, 3)
+    device, pace = r.devices[name(1)], r._step_s
+    r._step_s = lambda peer: math.inf if peer == device.peer else 1.0
+    r.run(10.0)
+    before = device.rounds
+    r._start_over(device)
+    r._step_s = pace
+    r.run(30.0)
+    assert device.lives == 2 and device.rounds > before + 10
