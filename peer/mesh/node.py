@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from peer.errors import RemoteError
@@ -82,22 +83,17 @@ from peer.mesh.agreement import Agreement
 from peer.mesh.generations import Generations
 from peer.mesh.gossip import Gossip
 from peer.mesh.links import Links
-from peer.mesh.patience import Patience
+from peer.mesh.pace import Pace
 from peer.mesh.reunion import Reunions
+from peer.mesh.seats import Epoch, Seats
 
 STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
 WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up then: memberlist's dead record
-ELECTION_S = 10.0  # architecture, section 5: silence after which nobody is taken to have mass
-ASK_AGAIN_S = 5.0  # a sponsor that has not answered by now is passed over; guess
 IDLE_LINK_S = 60.0  # a link that no round has used for this long is closed; guess
 REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed; guess
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
-CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
-FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
-UNSETTLED_S = 3.0  # members' views may differ for so long after a change; guess
 LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
 MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
-OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
 GIVERS = 2  # members that give the final model to one that came too late: one may be dead (guess)
 ANSWER_S = 1.0  # for the learner's answer when a link it has a last message for is up; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
@@ -141,13 +137,9 @@ class Node:
     def __init__(self, me: Record, terms: Terms, farewells: Mapping[PeerId, Farewell] | None = None) -> None:
         """farewells: those of the node that said goodbye here last."""
         self.me, self.terms = me.peer, terms
-        self.gossip, self.links, self.patience = Gossip(me), Links(me.peer, farewells), Patience()
-        if terms.graph != "directed":
-            self.patience = Patience(late_is_lost=True)
+        self.gossip, self.links = Gossip(me), Links(me.peer, farewells)
+        self.pace, self.seats = Pace(late_is_lost=terms.graph != "directed"), Seats(me.peer)
         self.members = self.gossip.members
-        self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
-        self._held: Held | None = None
-        self._held_at = 0.0
         self.agreement = None
         if terms.graph != "directed":
             self.agreement = Agreement(me.peer, terms.topology, terms.graph)
@@ -162,30 +154,15 @@ class Node:
         self.missed: frozenset[PeerId] = frozenset()  # expected and not heard in the round closed last
         self._founder = terms.founder
         self._open = False
-        self._pushed_at: float | None = None
-        self._opened_at = 0.0
-        self._stood_s = 0.0  # of the open round, for which this device stood still
-        self._overdue = False  # the learner has been told to close this round as it is
         self._at_learner: dict[tuple[PeerId, int, int], Key] = {}  # parcels it has not answered yet
         self._earlier: set[tuple[PeerId, int, int]] = (
             set()
         )  # those of them that came before their link's epoch
-        self._pushes: dict[Key, float] = {}
         self._expected: frozenset[PeerId] = frozenset()
         self._has_senders = False  # on the open round's graph; where it is drawn at random there may be none
-        self._heard: dict[PeerId, Key] = {}
-        self._heard_at: dict[PeerId, float] = {}
-        self._openings: list[float] = []  # of the last rounds, s
         self._view: tuple[PeerId, ...] = ()
-        self._changed_at = -math.inf  # the view
         self._seen = -1  # the members' version that _view is of
-        self._seeking_since = math.inf
-        self._trainer_at = -math.inf
-        self._asked: dict[PeerId, float] = {}
-        self._awaited: dict[PeerId, float] = {}  # of those asked, when each gave its last sign of life
-        self._outdated: dict[PeerId, tuple[int, int]] = {}  # links of theirs that were open before a silence
         self._sponsoring: set[PeerId] = set()
-        self._given_up: dict[PeerId, int] = {}  # lives that start over, as this one's last did: no sponsors
         self._showing: set[PeerId] = set()  # who wants to look at this device's model
         self._needed: dict[PeerId, float] = {}  # out-links, and when a round last used them
         self._due: dict[PeerId, float] = {}  # expected senders without a stream, since when
@@ -196,7 +173,6 @@ class Node:
         self._handing_to: PeerId | None = None
         self._handed = False  # has the learner given everything to it?
         self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
-        self._final_spent = False  # a final round has waited that much longer
         self._finished_at: float | None = None
         self._owed_at = 0.0  # after that: a finished node still had something to send
         self._gone = False
@@ -214,9 +190,9 @@ class Node:
 
     def at_learner_s(self, now: float) -> float:
         """For how long the open round has waited for this device's own learner, s; 0: it does not."""
-        held = self._held is not None and any(map(self.links.unacked, self._held.dsts))
-        its_turn = self._overdue or (self._pushed_at is None and not held)
-        return now - self._opened_at - self._stood_s if self._open and its_turn else 0.0
+        held = self.pace.held is not None and any(map(self.links.unacked, self.pace.held.dsts))
+        its_turn = self.pace.overdue or (self.pace.pushed_at is None and not held)
+        return self.pace.began(now) if self._open and its_turn else 0.0
 
     @property
     def phase(self) -> str:
@@ -230,8 +206,7 @@ class Node:
         self._notice_gap(now)
         self._dispatch(event, now)
         self._watch_view(now)
-        self._check_held(now)
-        self._check_deadline(now)
+        self._check_round(now)
         if self._leaving is not None:
             self._hand_over(now)
         effects, self._effects = self._effects, []
@@ -248,7 +223,7 @@ class Node:
             case Progress(peer, direction):
                 self._alive(peer, now)
                 if direction == "in":
-                    self.patience.moving(peer, now)
+                    self.pace.patience.moving(peer, now)
             case StreamUp(peer, direction):
                 self._alive(peer, now)
                 self._absorb(self.links.stream_up(peer, direction), now)
@@ -316,9 +291,9 @@ class Node:
     def _ready(self, event: Ready, now: float) -> None:
         self.links.holds(event.bases, event.replicas)
         self._absorb(self.links.learner_started(event.life), now)
-        self._seeking_since, self._asked, self.key, self.life = now, {}, Key(), event.life
-        self._awaited, self._outdated = {}, {}
-        self._heard, self._heard_at = {}, {}  # rounds may go backwards
+        self.key, self.life = Key(), event.life
+        self.seats.seek(now)
+        self.pace.forget_rounds()
         self.reunions.settle()  # without a model there is nothing to be kept apart
         if self.generations is not None:
             self.generations.trains(None)
@@ -346,8 +321,9 @@ class Node:
 
     def _learner_gone(self, reason: str, now: float) -> None:
         self._absorb(self.links.learner_gone(), now)
-        self._open, self._pushed_at, self.weight = False, None, 0.0
-        self._has_mass, self._handing_to, self._handed, self._held = False, None, False, None
+        self._open, self.weight = False, 0.0
+        self.pace.close()
+        self._has_mass, self._handing_to, self._handed = False, None, False
         self._at_learner.clear()
         self._earlier.clear()
         if self.agreement is not None:
@@ -360,23 +336,15 @@ class Node:
     def _seek(self, now: float) -> None:
         phases = ("training",) if self.agreement is None else ("training", "finished")
         trainers = [r for r in self.members.alive() if r.phase in phases and r.peer != self.me]
-        trainers = [r for r in trainers if self._given_up.get(r.peer) != r.life]
-        if trainers:
-            self._trainer_at = now
-            if any(now - at < ASK_AGAIN_S for at in self._asked.values()):
-                return
-            sponsor = min(trainers, key=lambda r: (self._asked.get(r.peer, -math.inf), -r.weight, r.peer))
-            self._asked[sponsor.peer] = self._awaited[sponsor.peer] = now
-            self._due.setdefault(sponsor.peer, now)
-            self._effects.append(Tell(sponsor.peer, SponsorMe(self.members.me.life)))
+        sponsor = self.seats.ask(trainers, now)
+        if sponsor is not None:
+            self._due.setdefault(sponsor, now)
+            self._effects.append(Tell(sponsor, SponsorMe(self.members.me.life)))
+        if not self.seats.is_election(now):
             return
-        if now - max(self._seeking_since, self._trainer_at) < ELECTION_S:
-            return
-        seekers = [r for r in self.members.alive() if r.phase == "seeking" and r.round >= 0]
-        best = max(seekers, key=lambda r: (r.round, r.peer), default=None)
+        best = self.seats.elected((r for r in self.members.alive() if r.phase == "seeking"), now)
         if best is not None and best.peer == self.me:
             self._note("nobody has mass: this device has the best checkpoint and begins", round=best.round)
-            self._trainer_at = now
             self._found(resume=True)
         elif best is None and self._founder and not self.company:
             self._found(resume=False)
@@ -406,16 +374,15 @@ class Node:
             self._showing.discard(peer)
             self._learner(Sponsor(peer, show=True))
 
-    def _in_epoch(self, src: PeerId) -> tuple[int, int]:
+    def _in_epoch(self, src: PeerId) -> Epoch:
         """The newest life and epoch of the link from `src`."""
         return self.links.applied(src)[:2]
 
     def _is_outdated(self, sponsor: PeerId) -> bool:
-        """Is what this member sends to a newcomer what it was asked for before a long silence? By now it has
-        a newer model to give; one that leaves has not."""
+        """Is what this member sends to a newcomer a model of long ago? One that leaves has no other."""
         record = self.members.record(sponsor)
-        before = self._in_epoch(sponsor) <= self._outdated.get(sponsor, (-1, -1))
-        return before and record is not None and record.phase == "training"
+        trains = record is not None and record.phase == "training"
+        return trains and self.seats.is_outdated(sponsor, self._in_epoch(sponsor))
 
     def _grant(self, peer: PeerId) -> None:
         if self.agreement is not None and self.key.phase == FINAL and self.phase == "training":
@@ -447,9 +414,8 @@ class Node:
                 return
         generation = self.generations.number if self.generations is not None else 0
         self.key = Key(generation, self.key.round, FINAL if final else TRAIN)
-        self._open, self._pushed_at, self._opened_at, self._overdue = True, None, now, False
-        self._held, self._stood_s = None, 0.0
-        self._openings = [*self._openings[-OPENINGS + 1 :], now]
+        self._open = True
+        self.pace.open(self.key, now)
         self._announce_round(now)
         self._deliver_early(now)
 
@@ -516,7 +482,8 @@ class Node:
         self._weigh(event.weight)
         if event.key != self.key or not self._open:
             return
-        self._open, self._pushed_at = False, None
+        self._open = False
+        self.pace.close()
         alone = not event.heard and (self._has_senders or len(self._view) < 2)
         self.rounds_alone = self.rounds_alone + 1 if alone else 0
         self.rounds_alone_total += alone
@@ -528,13 +495,10 @@ class Node:
         """The round after this one; when far behind the others, the one they are at."""
         if self.generations is not None:
             # a message of another round is of no use: go where the neighbor is that is furthest on
-            theirs = [k.round for k in self._heard.values() if k.generation == self.key.generation]
-            ahead = min(max(theirs, default=0), self.key.round + MAX_JUMP)
+            ahead = min(self.pace.furthest(self.key.generation), self.key.round + MAX_JUMP)
             return Key(self.key.generation, max(self.key.round + 1, ahead))
         cycle = self._cycle()
-        since = self._openings[-cycle:][0]  # what is older says where they were, not where they are
-        heard = sorted(self._heard[p].round for p in self._view if self._heard_at.get(p, -math.inf) >= since)
-        ahead = heard[(len(heard) - 1) // 2] if heard else 0  # the median: no single member sets the pace
+        ahead = self.pace.median(self._view, cycle)  # no single member sets the pace
         round_ = self.key.round + 1
         # A cycle of links leads to everybody, so that a neighbor in step is no further ahead. What comes from
         # further ahead would wait here, and round a ring the waits add up until models hardly mix.
@@ -547,74 +511,33 @@ class Node:
     def _pushed(self, key: Key, now: float) -> None:
         if key != self.key or not self._open:
             return
-        done_at = now  # with the local steps: what it was held up after them says nothing of this device
-        if self._held is not None and self._held.key == key:
-            done_at = self._held_at
-            for dst in self._held.dsts:
-                if not self.links.unacked(dst):
-                    self._acks.came(dst, now - self._held_at)
-        self._held = None
-        for patience in (self.patience, self._acks):
-            patience.worked(done_at - self._opened_at - self._stood_s)
-        self._pushed_at = self._pushes[key] = now
-        self._pushes = dict(list(self._pushes.items())[-32:])
+        self.pace.push(key, self.links.unacked, now)
         self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view
 
     def _hold(self, event: Held, now: float) -> None:
         if event.key == self.key and self._open:
-            self._held_at = self._held_at if self._held is not None else now
-            self._held = event
+            self.pace.hold(event, now)
 
-    def _check_held(self, now: float) -> None:
-        """A round that waits for acknowledgements is pushed without those that take too long."""
-        if self._held is None or not self._open:
+    def _check_round(self, now: float) -> None:
+        """A round that waits for acknowledgements is pushed without those that take too long, and closed
+        without the neighbors that do."""
+        if not self._open:
             return
-        extra = FINAL_S if self.key.phase == FINAL and not self._final_spent else 0.0
-        late = [dst for dst in self._held.dsts if self.links.unacked(dst)]
-        alive = {record.peer for record in self.members.alive()}  # of the others nothing will come
-        late_here = [
-            dst for dst in late if dst in alive and not self._absent(dst, self._acks, self._held_at, now)
-        ]
-        waits = [extra + self._acks.until(dst, self._held_at) for dst in late_here]
-        if late and now >= max(waits, default=now):
-            for dst in late:
-                self._acks.missed(dst)
-            self._held = None
-            self._learner(Deadline(self.key))
+        if self.pace.held is not None:
+            late = [dst for dst in self.pace.held.dsts if self.links.unacked(dst)]
+            alive = {record.peer for record in self.members.alive()}
+            if self.pace.gives_up_acks(late, alive, partial(self._is_absent, now), now):
+                self._learner(Deadline(self.key))
+        if self.terms.lockstep:
+            without = self.pace.gives_up(self._expected, partial(self._is_absent, now), now)
+            if without is not None:
+                self._note("closes without", "debug", peers=",".join(without), round=self.key.round)
+                self._learner(Deadline(self.key))
 
-    def _check_deadline(self, now: float) -> None:
-        if not self._open or self._pushed_at is None or not self.terms.lockstep or self._overdue:
-            return
-        late = [src for src in self._expected if self._heard.get(src, Key(-1)) < self.key]
-        extra = FINAL_S if self.key.phase == FINAL and not self._final_spent else 0.0
-        waits = [
-            extra + self._until(src, self._pushed_at, now)
-            for src in late
-            if not self._absent(src, self.patience, self._pushed_at, now)
-        ]
-        if now >= max(waits, default=now if late else self._pushed_at + CLOSE_S):
-            for src in late:
-                self.patience.missed(src)
-            self._note("closes without", "debug", peers=",".join(sorted(late)), round=self.key.round)
-            self._overdue = True
-            self._final_spent = self._final_spent or self.key.phase == FINAL
-            self._learner(Deadline(self.key))
-
-    def _until(self, src: PeerId, since: float, now: float) -> float:
-        """Until when this neighbor is waited for. While members still learn who is there, it may send this
-        round's message to somebody else: then for no longer than it is usually late."""
-        until = self.patience.until(src, since)
-        if self.key.phase == FINAL or now - self._changed_at > UNSETTLED_S or not self.patience.knows(src):
-            return until
-        return min(until, self.patience.late(src, since))
-
-    def _absent(self, peer: PeerId, patience: Patience, since: float, now: float) -> bool:
-        """Need this neighbor not be waited for, since it gives no sign of life? Asks it for one when it is
-        later than usual. In final rounds everybody is worth the wait."""
-        if self.key.phase == FINAL:
-            return False
-        if now >= patience.late(peer, since):
-            self._effects += self.gossip.missing(peer, now, quiet_s=patience.quiet_s())
+    def _is_absent(self, now: float, peer: PeerId, ask: bool, quiet_s: float) -> bool:
+        """Does this neighbor give no sign of life? ask: for one, if it has been quiet for so long."""
+        if ask:
+            self._effects += self.gossip.missing(peer, now, quiet_s=quiet_s)
         return self.gossip.absent(peer, now)
 
     # --- reunions --------------------------------------------------------------------------------
@@ -643,7 +566,7 @@ class Node:
         """Train with all again; or start over, when the two halves' models do not mix."""
         if self.phase == "training" and self.reunions.obeys(verdict, now):
             self._note("starts over with the model of the other half", "warning", members=len(verdict.yields))
-            self._given_up = {r.peer: r.life for r in self.members.alive() if r.peer in verdict.yields}
+            self.seats.give_up({r.peer: r.life for r in self.members.alive() if r.peer in verdict.yields})
             self._effects.append(StartOver())
         elif not verdict.yields:
             self._note("trains with those again that it was parted from")
@@ -686,8 +609,8 @@ class Node:
             self._note("generation refused", "warning", peer=peer, reason=str(error))
         if not self._open:
             self._open_next(now)
-        elif self.key.phase == FINAL and self.agreement.generations.pending and not self._overdue:
-            self._overdue = True  # the others are on their way to the next
+        elif self.key.phase == FINAL and self.agreement.generations.pending and not self.pace.overdue:
+            self.pace.overdue = True  # the others are on their way to the next
             self._learner(Deadline(self.key))
 
     def _correct(self, peer: PeerId, now: float) -> None:
@@ -763,10 +686,7 @@ class Node:
     # --- membership ------------------------------------------------------------------------------
 
     def _alive(self, peer: PeerId, now: float) -> None:
-        if peer in self._awaited:
-            if now - self._awaited[peer] > ASK_AGAIN_S:
-                self._outdated[peer] = self._in_epoch(peer)
-            self._awaited[peer] = now
+        self.seats.heard(peer, self._in_epoch, now)
         self._effects += self.gossip.heard(peer, now)
 
     def _control(self, peer: PeerId, message: Control, now: float) -> None:
@@ -811,13 +731,10 @@ class Node:
             self.generations.watch(view, now)
         self.company = self.company or len(view) > 1
         if view != before:
-            self._changed_at = now
-        for peer in set(before) - set(view):
-            self.patience.forget(peer)
-            self._acks.forget(peer)
+            self.pace.view_changed(set(before) - set(view), now)
         if not self._open:
             self._open_next(now)
-        elif self._pushed_at is not None or self.key.phase == FINAL:
+        elif self.pace.pushed_at is not None or self.key.phase == FINAL:
             self._expect_senders()
         elif view != before:
             self._announce_round(now)
@@ -851,8 +768,7 @@ class Node:
     def _forget_heard(self, src: PeerId) -> None:
         """Its link begins anew, in a new life perhaps: how far it has been says nothing any more, and what is
         still at the learner is of then."""
-        self._heard.pop(src, None)
-        self._heard_at.pop(src, None)
+        self.pace.forget_rounds(src)
         self._earlier |= {name for name in self._at_learner if name[0] == src}
 
     def _took(self, src: PeerId, key: Key, now: float) -> None:
@@ -861,18 +777,8 @@ class Node:
         if self.terms.rounds and unplaced and key.phase == FINAL and self.phase == "training":
             self._came_late(now)
             return
-        self._heard[src] = max(key, self._heard.get(src, Key(-1)))
-        self._heard_at[src] = now
-        if key <= self.key:
-            pushed = self._pushes.get(key)
-            if pushed is not None:
-                behind = self._cycle() if self.generations is None else LATE_ROUNDS
-                if key.round >= self.key.round - behind:  # one further behind is not worth so long a wait
-                    self.patience.came(src, now - pushed)
-            elif key == self.key:
-                self.patience.came(src, 0.0)
-        else:
-            self.patience.early(src)
+        behind = self._cycle() if self.generations is None else LATE_ROUNDS
+        self.pace.took(src, key, self.key, now, behind=behind)
 
     def _reverse_dial(self, now: float) -> None:
         """Dial senders that were expected to dial: a device that cannot be dialed still has in-links."""
@@ -890,7 +796,7 @@ class Node:
     def _drop_idle(self, now: float) -> None:
         """Close links that no round uses; what is out to a dead member stays in the ledger for a day."""
         for dst, at in list(self._needed.items()):
-            if at >= self._opened_at:
+            if self.pace.uses(at):
                 continue  # the open round, or the ones after it, may use it, however long it takes
             if now - at > WRITE_OFF_S:
                 del self._needed[dst]
@@ -907,12 +813,12 @@ class Node:
         gap = now - self._ticked_at
         if gap > STALL_S and math.isfinite(gap):
             self._ticked_at = now
-            self._stood_s += gap
+            self.pace.stood_s += gap
             self._stood(gap, clock_ran=True)
 
     def _stood(self, seconds: float, *, clock_ran: bool) -> None:
         self._effects += self.gossip.stood(seconds, clock_ran=clock_ran)
-        self._outdated |= {peer: self._in_epoch(peer) for peer in self._awaited}
+        self.seats.stood(self._in_epoch)
         self._note("this device stood still", "warning", seconds=round(seconds, 1))
 
     def _tick(self, now: float) -> None:
@@ -940,7 +846,8 @@ class Node:
         self._leaving, self._leaving_since = event, now
         self._absorb(self.links.refuse_all(), now)
         self._has_mass = self.phase == "training"
-        self._open, self._held = False, None
+        self._open = False
+        self.pace.close()
         self._learner(TakeAll())
         for dst in [dst for dst in self._needed if not self.links.clear(dst)]:
             del self._needed[dst]

@@ -198,7 +198,7 @@ def test_time_for_which_the_whole_device_stood_still_is_nobodys(first: Tick | To
     assert node.members.heard_at(OTHER) <= 600.5
     node.handle(Closed(node.key, (), 1.0), 600.75)
     node.handle(Pushed(node.key), 601.75)
-    assert node.patience._round_s == pytest.approx(1.0)
+    assert node.pace.patience._round_s == pytest.approx(1.0)
 
 
 async def test_rounds_closed_alone_are_said_after_three(home: Callable[[str], Home]) -> None:

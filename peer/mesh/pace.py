@@ -1,0 +1,174 @@
+"""How far the neighbors are, and how long the open round waits for whom.
+
+    opened --local steps--> [held: what was sent before is unacknowledged] --> pushed --> closed
+
+A round is held until the links it sends on are free, and stays open after its push until all who are to send
+have been heard, either for no longer than is worth it: as long as the link has taught (patience.py), not at
+all for one that gives no sign of life, and in final rounds once much longer. Times are of the node's `now`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+
+from peer.events import FINAL, Held, Key, PeerId
+from peer.mesh.patience import Patience
+
+CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
+FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
+UNSETTLED_S = 3.0  # members' views may differ for so long after a change; guess
+OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
+PUSHES = 32  # rounds whose push is remembered: later than that a message teaches nothing
+
+# (neighbor, does it need asking for a sign of life, for how long must it have been quiet) -> is it absent?
+Absent = Callable[[PeerId, bool, float], bool]
+
+
+class Pace:
+    """Of one node. Read-only from outside: `patience`, `held`, `pushed_at`, `stood_s`."""
+
+    def __init__(self, *, late_is_lost: bool) -> None:
+        self.patience = Patience(late_is_lost=late_is_lost)
+        self.held: Held | None = None
+        self.pushed_at: float | None = None
+        self.stood_s = 0.0  # of the open round, for which this device stood still
+        self.overdue = False  # the learner has been told to close this round as it is
+        self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
+        self._key = Key()
+        self._opened_at = self._held_at = 0.0
+        self._openings: list[float] = []  # of the last rounds, s
+        self._pushes: dict[Key, float] = {}
+        self._heard: dict[PeerId, Key] = {}  # the newest round of each
+        self._heard_at: dict[PeerId, float] = {}
+        self._changed_at = -math.inf  # the view
+        self._final_spent = False  # a final round has waited that much longer
+
+    # --- the open round ------------------------------------------------------------------------------
+
+    def open(self, key: Key, now: float) -> None:
+        self._key, self._opened_at, self.stood_s = key, now, 0.0
+        self.pushed_at, self.held, self.overdue = None, None, False
+        self._openings = [*self._openings[-OPENINGS + 1 :], now]
+
+    def close(self) -> None:
+        self.pushed_at, self.held = None, None
+
+    def began(self, now: float) -> float:
+        """For how long the round has been open, s, without what this device stood still."""
+        return now - self._opened_at - self.stood_s
+
+    def uses(self, at: float) -> bool:
+        """Was a link that was needed then needed by the open round?"""
+        return at >= self._opened_at
+
+    def hold(self, event: Held, now: float) -> None:
+        self._held_at = self._held_at if self.held is not None else now
+        self.held = event
+
+    def push(self, key: Key, unacked: Callable[[PeerId], bool], now: float) -> None:
+        done_at = now  # with the local steps: what it was held up after them says nothing of this device
+        if self.held is not None and self.held.key == key:
+            done_at = self._held_at
+            for dst in self.held.dsts:
+                if not unacked(dst):
+                    self._acks.came(dst, now - self._held_at)
+        self.held = None
+        for patience in (self.patience, self._acks):
+            patience.worked(done_at - self._opened_at - self.stood_s)
+        self.pushed_at = self._pushes[key] = now
+        self._pushes = dict(list(self._pushes.items())[-PUSHES:])
+
+    def gives_up_acks(
+        self, late: Collection[PeerId], alive: Collection[PeerId], absent: Absent, now: float
+    ) -> bool:
+        """Is a held round to be pushed without these links? Of the dead nothing will come."""
+        assert self.held is not None
+        here = [
+            dst
+            for dst in late
+            if dst in alive and not self._is_absent(dst, self._acks, self._held_at, absent, now)
+        ]
+        waits = [self._extra_s() + self._acks.until(dst, self._held_at) for dst in here]
+        if not late or now < max(waits, default=now):
+            return False
+        for dst in late:
+            self._acks.missed(dst)
+        self.held = None
+        return True
+
+    def gives_up(self, expected: Iterable[PeerId], absent: Absent, now: float) -> list[PeerId] | None:
+        """Whom a pushed round is to be closed without, once that is due."""
+        if self.pushed_at is None or self.overdue:
+            return None
+        late = sorted(src for src in expected if self._heard.get(src, Key(-1)) < self._key)
+        here = [src for src in late if not self._is_absent(src, self.patience, self.pushed_at, absent, now)]
+        waits = [self._extra_s() + self._until(src, self.pushed_at, now) for src in here]
+        if now < max(waits, default=now if late else self.pushed_at + CLOSE_S):
+            return None
+        for src in late:
+            self.patience.missed(src)
+        self.overdue = True
+        self._final_spent = self._final_spent or self._is_final
+        return late
+
+    # --- the neighbors -------------------------------------------------------------------------------
+
+    def took(self, src: PeerId, key: Key, at: Key, now: float, *, behind: int) -> None:
+        """The learner has accepted a message of round `key` from `src`, while this node is at `at`. One that
+        is more than so many rounds behind is not worth so long a wait: it teaches nothing."""
+        self._heard[src] = max(key, self._heard.get(src, Key(-1)))
+        self._heard_at[src] = now
+        if key > at:
+            self.patience.early(src)
+        elif (pushed := self._pushes.get(key)) is not None:
+            if key.round >= at.round - behind:
+                self.patience.came(src, now - pushed)
+        elif key == at:
+            self.patience.came(src, 0.0)
+
+    def forget_rounds(self, src: PeerId | None = None) -> None:
+        """Rounds may go backwards: of one whose link begins anew, or of everybody."""
+        for peer in [src] if src is not None else list(self._heard):
+            self._heard.pop(peer, None)
+            self._heard_at.pop(peer, None)
+
+    def view_changed(self, gone: Iterable[PeerId], now: float) -> None:
+        self._changed_at = now
+        for peer in gone:
+            self.patience.forget(peer)
+            self._acks.forget(peer)
+
+    def furthest(self, generation: int) -> int:
+        """The round of the neighbor that is furthest on in this generation; 0 without one."""
+        return max((key.round for key in self._heard.values() if key.generation == generation), default=0)
+
+    def median(self, view: Iterable[PeerId], cycle: int) -> int:
+        """The round that half of the neighbors heard in the last `cycle` rounds have reached; 0 without any.
+        What is older says where they were, not where they are."""
+        since = self._openings[-cycle:][0]
+        heard = sorted(
+            self._heard[peer].round for peer in view if self._heard_at.get(peer, -math.inf) >= since
+        )
+        return heard[(len(heard) - 1) // 2] if heard else 0
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    @property
+    def _is_final(self) -> bool:
+        return self._key.phase == FINAL
+
+    def _extra_s(self) -> float:
+        return FINAL_S if self._is_final and not self._final_spent else 0.0
+
+    def _until(self, src: PeerId, since: float, now: float) -> float:
+        """Until when this neighbor is waited for. While members still learn who is there, it may send this
+        round's message to somebody else: then for no longer than it is usually late."""
+        until = self.patience.until(src, since)
+        if self._is_final or now - self._changed_at > UNSETTLED_S or not self.patience.knows(src):
+            return until
+        return min(until, self.patience.late(src, since))
+
+    def _is_absent(self, peer: PeerId, patience: Patience, since: float, absent: Absent, now: float) -> bool:
+        """One later than usual is asked for a sign of life. In final rounds everybody is worth the wait."""
+        return not self._is_final and absent(peer, now >= patience.late(peer, since), patience.quiet_s())

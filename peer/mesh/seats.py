@@ -1,0 +1,75 @@
+"""How a learner without a model gets one.
+
+A member that trains is asked, another one if it does not answer in time. Where nobody trains for ELECTION_S
+the device with the best checkpoint begins. What a sponsor sent before a long silence is outdated: by now it
+has a newer model to give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from peer.events import PeerId, Record
+
+ELECTION_S = 10.0  # architecture, section 5: silence after which nobody is taken to have mass
+ASK_AGAIN_S = 5.0  # a sponsor that has not answered by now is passed over; guess
+
+Epoch = tuple[int, int]  # life and epoch of a link, which rise
+
+
+class Seats:
+    """Of one node: whom it has asked for a model."""
+
+    def __init__(self, me: PeerId) -> None:
+        self.me = me
+        self._since = math.inf  # of the search
+        self._trainer_at = -math.inf  # somebody was last seen to train
+        self._asked: dict[PeerId, float] = {}
+        self._awaited: dict[PeerId, float] = {}  # of those asked, when each gave its last sign of life
+        self._outdated: dict[PeerId, Epoch] = {}  # links of theirs that were open before a silence
+        self._given_up: dict[PeerId, int] = {}  # lives that start over, as this one's last did: no sponsors
+
+    def seek(self, now: float) -> None:
+        """A life begins without a model."""
+        self._since = now
+        self._asked, self._awaited, self._outdated = {}, {}, {}
+
+    def give_up(self, lives: Mapping[PeerId, int]) -> None:
+        self._given_up = dict(lives)
+
+    def ask(self, trainers: Collection[Record], now: float) -> PeerId | None:
+        """Who is to be asked now."""
+        trainers = [r for r in trainers if self._given_up.get(r.peer) != r.life]
+        if trainers:
+            self._trainer_at = now
+        if not trainers or any(now - at < ASK_AGAIN_S for at in self._asked.values()):
+            return None
+        sponsor = min(trainers, key=lambda r: (self._asked.get(r.peer, -math.inf), -r.weight, r.peer)).peer
+        self._asked[sponsor] = self._awaited[sponsor] = now
+        return sponsor
+
+    def is_election(self, now: float) -> bool:
+        """Has nobody trained for so long that nobody has a model?"""
+        return now - max(self._since, self._trainer_at) >= ELECTION_S
+
+    def elected(self, seekers: Iterable[Record], now: float) -> Record | None:
+        """Who begins, of those without a model: the one with the best checkpoint, if anybody has one."""
+        best = max((r for r in seekers if r.round >= 0), key=lambda r: (r.round, r.peer), default=None)
+        if best is not None and best.peer == self.me:
+            self._trainer_at = now
+        return best
+
+    def heard(self, peer: PeerId, epoch: Callable[[PeerId], Epoch], now: float) -> None:
+        """A sign of life, of one that was asked perhaps. epoch: the newest of the link from it."""
+        if peer in self._awaited:
+            if now - self._awaited[peer] > ASK_AGAIN_S:
+                self._outdated[peer] = epoch(peer)
+            self._awaited[peer] = now
+
+    def stood(self, epoch: Callable[[PeerId], Epoch]) -> None:
+        """This device did not run: what it was sent meanwhile is old."""
+        self._outdated |= {peer: epoch(peer) for peer in self._awaited}
+
+    def is_outdated(self, sponsor: PeerId, epoch: Epoch) -> bool:
+        return epoch <= self._outdated.get(sponsor, (-1, -1))
