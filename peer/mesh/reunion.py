@@ -18,6 +18,7 @@ from peer.events import PeerId, Reunion
 
 APART_S = 10.0  # from the verdict "dead" on; shorter absences leave models close to each other (guess)
 SETTLE_S = 5.0  # after the first is back: the others of its half are, too (4.6 s at most, measured with 4+4)
+AGAIN_S = 5.0  # a model that has not come by now is asked for again: its link may have been in use; guess
 SECOND_S = 5.0  # so much later the other half looks, if no verdict has come (guess)
 REUNION_S = 30.0  # without a verdict by now they just mix (guess)
 OBEY_S = 60.0  # this node starts over at most this often (guess)
@@ -36,6 +37,8 @@ class Reunions:
         self._lost: dict[PeerId, tuple[int, float]] = {}  # life, and since when it is gone, s
         self._since = 0.0
         self._asked: PeerId | None = None
+        self._asked_at = 0.0
+        self._back_at = -math.inf  # the last one that was gone, for however long
         self._obeyed_at = -math.inf
 
     def watch(self, lives: Mapping[PeerId, int], now: float) -> None:
@@ -45,8 +48,9 @@ class Reunions:
         back = set()
         for peer in lives.keys() - self._lives.keys():
             life, at = self._lost.pop(peer, (0, now))
-            if life == lives[peer] and now - at >= APART_S:
-                back.add(peer)
+            if life == lives[peer]:
+                self._back_at = now
+                back |= {peer} if now - at >= APART_S else set()
         if back and not self.estranged:
             self._since, self._asked = now, None
         still = {peer for peer in self.estranged if lives.get(peer) == self._lives.get(peer)}
@@ -56,13 +60,14 @@ class Reunions:
 
     def due(self, own: Sequence[PeerId], now: float) -> PeerId | None:
         """Whose model this node is to look at now, if it is its turn. own: the half it is in, itself too."""
-        if not self.estranged or self._asked is not None or self.me != min(own, default=None):
+        if not self.estranged or self.me != min(own, default=None):
             return None
+        if self._asked is not None:
+            return self._ask(self._asked, now) if now - self._asked_at >= AGAIN_S else None
         turn = 0.0 if self.me < min(self.estranged) else SECOND_S
         if now - self._since < SETTLE_S + turn:
             return None
-        self._asked = min(self.estranged)
-        return self._asked
+        return self._ask(min(self.estranged), now)
 
     def refuses(self, peer: PeerId) -> bool:
         """Is mass of this member not to be taken? Of the one that was asked, its model comes first."""
@@ -87,8 +92,14 @@ class Reunions:
         self.estranged = frozenset()
 
     def obeys(self, verdict: Reunion, now: float) -> bool:
-        """Is this node to start over? Only if it was parted, and not again and again, whoever says so."""
-        if not self.estranged or self.me not in verdict.yields or now - self._obeyed_at < OBEY_S:
+        """Is this node to start over? Only if it was parted, and not again and again, whoever says so. The
+        others may have missed it for longer than it has missed them."""
+        parted = bool(self.estranged) or now - self._back_at <= REUNION_S
+        if not parted or self.me not in verdict.yields or now - self._obeyed_at < OBEY_S:
             return False
         self._obeyed_at = now
         return True
+
+    def _ask(self, peer: PeerId, now: float) -> PeerId:
+        self._asked, self._asked_at = peer, now
+        return peer

@@ -1,7 +1,7 @@
 """Who is estranged, who looks, what the verdict is, and that nobody waits for ever."""
 
 from peer.events import Reunion
-from peer.mesh.reunion import APART_S, OBEY_S, REUNION_S, SECOND_S, SETTLE_S, Reunions
+from peer.mesh.reunion import AGAIN_S, APART_S, OBEY_S, REUNION_S, SECOND_S, SETTLE_S, Reunions
 
 ALL = dict.fromkeys("abcdefgh", 1)
 HERE, THERE = dict.fromkeys("abcd", 1), dict.fromkeys("efgh", 1)
@@ -89,3 +89,22 @@ def test_nobody_is_told_to_start_over_again_and_again():
     assert not node.obeys(verdict, now + OBEY_S - 1)
     assert node.obeys(verdict, now + OBEY_S)
     assert not node.obeys(Reunion(tuple("abcd")), now + 200)
+
+
+def test_a_model_that_does_not_come_is_asked_for_again():
+    node, now = parted()
+    assert node.due("abcd", now + SETTLE_S) == "e"
+    assert node.due("abcd", now + SETTLE_S + AGAIN_S - 0.1) is None
+    assert node.due("abcd", now + SETTLE_S + AGAIN_S) == "e"
+
+
+def test_one_that_missed_the_others_for_a_moment_only_obeys_too_and_one_that_missed_nobody_does_not():
+    """A half that was missed for long may itself have noticed late."""
+    node, now = parted("e", THERE, apart_s=1.0)
+    assert not node.estranged
+    assert node.obeys(Reunion(("e",)), now + SETTLE_S)
+    node, now = parted("e", THERE, apart_s=1.0)
+    assert not node.obeys(Reunion(("e",)), now + REUNION_S + 0.1)
+    alone = Reunions("e")
+    alone.watch(ALL, 0.0)
+    assert not alone.obeys(Reunion(("e",)), 5.0)
