@@ -21,7 +21,7 @@ SETTLE_S = 5.0  # after the first is back: the others of its half are, too (4.6 
 AGAIN_S = 5.0  # a model that has not come by now is asked for again: its link may have been in use; guess
 SECOND_S = 5.0  # so much later the other half looks, if no verdict has come (guess)
 REUNION_S = 30.0  # without a verdict by now they just mix (guess)
-OBEY_S = 60.0  # this node starts over at most this often (guess)
+OBEY_S = 30.0  # this node starts over at most this often (guess)
 ABOUT_EQUAL = (
     0.1  # works that differ by less count as equal: the two leaders see them at different times (guess)
 )

@@ -124,6 +124,9 @@ def apart(r: Rehearsal) -> str:
     alive = sorted(d.peer for d in devices)
     if any(d.node.phase != "training" or sorted(d.node.members.view()) != alive for d in devices):
         return views(r)
+    for reunions in (d.node.reunions for d in devices):
+        if reunions.estranged:
+            return f"{reunions.me} does not train with {sorted(reunions.estranged)} yet"
     if len({known(d) for d in devices}) > 1:
         return "\n".join(map(str, map(known, devices)))
     for generations in (d.node.generations for d in devices if d.node.generations is not None):
