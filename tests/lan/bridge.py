@@ -3,7 +3,7 @@
     lan = Switch()                       # two bridges in a namespace of their own; ports are on the first
     a = lan.add("a")                     # a namespace with `lan0`, 10.77.0.1/24, on a port of the switch
     lan.split([a], [b, c]); lan.heal()   # ports move between the bridges
-    a.unplug(); a.move(); a.shape(loss=0.05, rate="1mbit"); a.firewall(); a.deafen()
+    a.unplug(); a.move(); a.shape(loss=0.05, rate="1mbit"); a.firewall(); a.deafen(); a.ignore(b)
     a.freeze(); a.thaw(); a.crash()      # daemon and learner together
 
 iproute2 does it all, with what a kernel's bridge, veth, tbf, clsact, u32, bpf and mirred bring: a packet is
@@ -97,6 +97,14 @@ class Wired(Device):
     def mute(self) -> None:
         """Its own multicast reaches nobody."""
         self._drop("ingress", "ip", "3", "u32", "match", "ip", "dst", "224.0.0.0/4")
+
+    def ignore(self, other: Wired) -> None:
+        """Nothing that the other sends from its address of now reaches it; what it sends itself does."""
+        self._drop("egress", "ip", "4", "u32", "match", "ip", "src", f"{other.host}/32")
+
+    def hear_again(self) -> None:
+        """It ignores nobody."""
+        self._undrop("egress", "4")
 
     def _drop(self, way: str, protocol: str, order: str, *matcher: str) -> None:
         """Way as the port sees it: ingress is what the device sends."""

@@ -21,11 +21,12 @@ from lan.watching import (
     distances,
     during,
     everyone_trains,
+    one_generation,
     rounds,
     rounds_later,
-    sessions,
     settled_weight,
     states,
+    well,
 )
 
 pytestmark = [pytest.mark.lan]
@@ -57,20 +58,6 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def devices(lan: Switch, kind: Kind) -> Iterator[list[Wired]]:
     yield begin(lan, COUNT, "--algorithm", kind.algorithm, "--topology", kind.topology)
     lan.clear()
-
-
-def one_generation(devices: list[Wired]) -> bool:
-    return len({s["generation"] for s in sessions(devices)}) == 1
-
-
-def well(devices: list[Wired]) -> None:
-    """Nobody has anything to complain of, and nobody is listed twice."""
-    for device in devices:
-        status = device.status()
-        assert status["health"] == []
-        rows = [(link["peer"], link["direction"]) for link in status["sessions"][0]["links"]]
-        assert len(rows) == len(set(rows))
-        assert {peer for peer, _ in rows} <= {other.peer for other in devices}
 
 
 def test_one_is_killed_with_its_learner_and_comes_back(lan: Switch, kind: Kind, devices: list[Wired]) -> None:

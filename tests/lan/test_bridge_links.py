@@ -19,6 +19,7 @@ from lan.watching import (
     during,
     everyone_trains,
     key_of,
+    known_at,
     links,
     rounds,
     rounds_later,
@@ -44,10 +45,7 @@ def test_another_address_is_noticed_by_everybody(lan: Switch, devices: list[Wire
     assert mover.host != old
 
     def found() -> bool:
-        rows = links(others, peer)
-        return bool(rows) and all(
-            row["state"] == "alive" and row["address"].rpartition(":")[0] == mover.host for row in rows
-        )
+        return known_at(others, mover, peer)
 
     lan.wait("everybody has it at its new address", found)
     lan.wait("all train", lambda: everyone_trains(devices))

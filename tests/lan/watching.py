@@ -82,6 +82,28 @@ def states(devices: Iterable[Wired], peer: str) -> set[str]:
     return {link["state"] for link in links(devices, peer)}
 
 
+def known_at(devices: Iterable[Wired], mover: Wired, peer: str) -> bool:
+    """Do all of these have a peer at the address that it has now?"""
+    rows = links(devices, peer)
+    return bool(rows) and all(
+        row["state"] == "alive" and row["address"].rpartition(":")[0] == mover.host for row in rows
+    )
+
+
+def one_generation(devices: Iterable[Wired]) -> bool:
+    return len({s["generation"] for s in sessions(devices)}) == 1
+
+
+def well(devices: Sequence[Wired]) -> None:
+    """Nobody has anything to complain of, and nobody is listed twice."""
+    for device in devices:
+        status = device.status()
+        assert status["health"] == [], f"{device.name}: {status['health']}"
+        rows = [(link["peer"], link["direction"]) for link in status["sessions"][0]["links"]]
+        assert len(rows) == len(set(rows)), f"{device.name} lists somebody twice: {rows}"
+        assert {peer for peer, _ in rows} <= {other.peer for other in devices}
+
+
 def distances(devices: Iterable[Wired]) -> list[float]:
     """The metric on each device; infinite where it is not known yet."""
     return [s["metrics"].get("distance", float("inf")) for s in sessions(devices)]
