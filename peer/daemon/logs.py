@@ -47,6 +47,15 @@ def _add_session(record: logging.LogRecord) -> bool:
     return True
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """For zeroconf: that a packet of it finds no network is worth a line, and no crash."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and str(error) not in record.getMessage():
+        record.msg, record.args = f"{record.getMessage()}: {error!r}", ()
+    record.exc_info = None
+    return True
+
+
 class Recent(logging.Handler):
     """The last lines, and those who follow them."""
 
@@ -109,4 +118,5 @@ def start(folder: Path, *, stderr: bool) -> Recent:
     root.setLevel(logging.INFO)
     root.handlers = handlers
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("zeroconf").addFilter(_without_traceback)
     return recent
