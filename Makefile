@@ -5,8 +5,9 @@
 # make bench   footprint and speed, as tables; never part of the tests; with FASHION_MNIST=DIR (the four
 #              files) also what unlike data costs
 # make soak    $FAULT_SEEDS (10000) random stories of faults in virtual time, then the long story of
-#              tests/lan again and again, then a table of how soon devices recover; make fuzz:
-#              hypothesis with many more examples, then $FUZZ_SECONDS (60) of damaged messages for the codec
+#              tests/lan again and again, then a table of how soon devices recover, then one of faults
+#              again and again, $CAMPAIGN ("--full" for half a day of them); make fuzz: hypothesis with many
+#              more examples, then $FUZZ_SECONDS (60) of damaged messages for the codec
 #
 # The first target that needs it makes .venv. PYTHON names the interpreter (3.11 or newer); torch is installed
 # once: that interpreter's own, else $PEERD_TORCH (a requirement or a wheel), else the pin below.
@@ -23,6 +24,7 @@ RUN := .venv/bin/python -P -m
 SOAK_TIMES ?= 10
 FAULT_SEEDS ?= 10000
 FUZZ_SECONDS ?= 60
+CAMPAIGN ?=
 export FASHION_MNIST
 
 venv: .venv/.installed
@@ -70,6 +72,7 @@ soak: venv
 	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal/test_faults.py
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
 	PYTHONPATH=tests .venv/bin/python -P tests/lan/recovery.py
+	PYTHONPATH=tests .venv/bin/python -P tests/lan/campaign.py $(CAMPAIGN)
 
 fuzz: venv
 	HYPOTHESIS_PROFILE=fuzz $(RUN) pytest -q -x tests --ignore=tests/lan

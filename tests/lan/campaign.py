@@ -1,0 +1,145 @@
+"""Faults again and again on four devices: tables beside their goals, for `make soak`.
+
+Real daemons on a switch, with paced learners (lan/paced.py). A row's number is that of the reliability
+note's test plan (section f), and so are its goals. The fifth, a cut, is measured by lan/recovery.py. Counts
+are small unless --full asks for the note's own.
+
+    campaign.py --rows 2,4 --times 3      two rows, three times as often
+
+A row over its goal is marked, and nothing fails. What must never happen is another matter: weight made, or
+lost without a crash, numbers that are not finite, a refused update, a checkpoint that does not load, a
+traceback, another exit code, a device listed twice. That ends the row and is told with the devices' logs, and
+the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from lan.bridge import Switch, Wired
+from lan.faults import (
+    Sheet,
+    heard_one_way,
+    joined_late,
+    killed,
+    killed_while_sending,
+    moved,
+    slow,
+    stopped,
+    switched_off,
+)
+from lan.intact import clean_logs
+from lan.measuring import jiffies, judged, show
+from lan.watching import begin, rounds_later
+
+COUNT = 4
+PUSH = ("--algorithm", "difference-push", "--topology", "complete")
+DENSE = ("--algorithm", "sgp", "--topology", "exponential")  # 80 kB in each parcel
+RELAY = ("--algorithm", "relay-sum", "--topology", "binary-tree")
+SETTLED_ROUNDS = 10
+LATE_ROUNDS, FEW_ROUNDS = 500, 50  # of two steps, before somebody joins: the note's, and for a look
+
+Fault = Callable[[Switch, Sequence[Wired], Wired, Sheet, random.Random], None]
+Story = Callable[[Switch, Sheet, int], None]
+
+
+def again(fault: Fault, *terms: str) -> Story:
+    """A session with these terms, in which the fault hits one device after the other."""
+
+    def story(lan: Switch, sheet: Sheet, times: int) -> None:
+        devices, dice = begin(lan, COUNT, *terms), random.Random(0)
+        rounds_later(lan, SETTLED_ROUNDS, devices)
+        for number in range(times):
+            fault(lan, devices, devices[(number + 1) % COUNT], sheet, dice)
+
+    return story
+
+
+def slowly(pace: str) -> Story:
+    def story(lan: Switch, sheet: Sheet, times: int) -> None:
+        devices = begin(lan, COUNT, *DENSE, "--local-steps", "1", "--pace", pace)
+        rounds_later(lan, SETTLED_ROUNDS, devices)
+        slow(lan, devices, times, sheet, pace=pace)
+
+    return story
+
+
+def late(lan: Switch, sheet: Sheet, times: int) -> None:
+    devices = begin(lan, COUNT, *PUSH)
+    needed = LATE_ROUNDS if times >= ROWS[23].note else FEW_ROUNDS
+    for _ in range(0, needed, FEW_ROUNDS):
+        rounds_later(lan, FEW_ROUNDS, devices)
+    for _ in range(times):
+        joined_late(lan, devices, sheet)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the plan. note: how often it asks for it; look: how often will do for a look."""
+
+    look: int
+    note: int
+    stories: tuple[Story, ...]
+
+
+ROWS = {
+    2: Row(3, 100, (again(killed, *PUSH),)),
+    3: Row(3, 500, (again(killed_while_sending, *DENSE),)),
+    4: Row(1, 20, (again(stopped, *PUSH, "--local-steps", "4"),)),  # longer rounds: noise is less of them
+    6: Row(1, 10, (again(heard_one_way, *RELAY), again(heard_one_way, *PUSH))),
+    7: Row(1, 10, (slowly("free"), slowly("lockstep"))),  # minutes
+    8: Row(4, 20, (again(moved, *PUSH),)),
+    20: Row(4, 100, (again(switched_off, *PUSH),)),
+    23: Row(3, 50, (late,)),
+}
+
+
+def told(story: Story, sheet: Sheet, times: int) -> str:
+    """Tell a story on a switch of its own. Returns what broke, if anything."""
+    lan = Switch()
+    try:
+        story(lan, sheet, times)
+        clean_logs(lan)
+    except AssertionError as error:
+        logs = [f"--- log of {device.name}\n{device.log_tail()}" for device in lan.devices.values()]
+        return "\n".join([str(error), lan.summary(), *logs])
+    finally:
+        lan.close()
+    return ""
+
+
+def table(number: int, sheet: Sheet, busy: float) -> Table:
+    found = Table("seen", "figure", "median", "worst", "goal", "", title=f"row {number}, {COUNT} devices")
+    for name, seen in sheet.seen.items():
+        found.add_row(str(len(seen)), *judged(name, seen, *sheet.goals[name]))
+    found.add_row("", *judged("this machine's cores busy", [100 * busy], "%", 50.0))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="numbers in the plan")
+    parser.add_argument("--times", type=int, default=1, help="so many times as often")
+    parser.add_argument("--full", action="store_true", help="as often as the note asks for: half a day")
+    asked = parser.parse_args()
+    code, complaints = 0, Console(stderr=True, markup=False, highlight=False)
+    for number in map(int, asked.rows.split(",")):
+        row, sheet, began = ROWS[number], Sheet(), jiffies(())
+        for story in row.stories:
+            if broken := told(story, sheet, asked.times * (row.note if asked.full else row.look)):
+                complaints.print(f"row {number} is broken: {broken}", soft_wrap=True)
+                code = 1
+        total, busy, _ = (now - before for now, before in zip(jiffies(()), began, strict=True))
+        show(table(number, sheet, busy / total))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

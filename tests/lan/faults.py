@@ -1,0 +1,379 @@
+"""Faults of four devices on a switch, each at one of them in turn: what lan/campaign.py measures.
+
+A function takes the devices, who is hit, and the sheet for its figures; it raises AssertionError where
+something is broken that must hold (lan/intact.py, and the sum of weights).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lan.bridge import Switch, Wired
+from lan.device import PATIENCE_S
+from lan.intact import checkpoints_load, finite, nothing_refused
+from lan.measuring import (
+    DAEMON,
+    DIP,
+    DIP_GOAL_S,
+    LEARNER,
+    WINDOW_S,
+    Pulse,
+    all_train,
+    imports,
+    seconds,
+    start_again,
+)
+from lan.watching import (
+    MASS,
+    NAME,
+    TASK,
+    as_good_as,
+    comes_to,
+    distances,
+    during,
+    everyone_trains,
+    key_of,
+    known_at,
+    one_generation,
+    rounds_later,
+    sessions,
+    settled_weight,
+    states,
+    weight_between_rounds,
+    well,
+)
+from peer.learner.checkpoint import EVERY_S
+
+BASE_S = 12.0  # before a fault
+LOST_S = 20.0  # between crash and start, at the most
+RATE, RATE_BYTES_S = "1mbit", 125_000
+LOSS = 0.05  # between two devices
+STOPPED_S = (1.0, 10.0, 60.0)
+DEAD_S = 30.0  # who stands still for longer is dead for the others, and they go on without its weight
+DEAF_S, GENERATION_S = 45.0, 15.0
+LOST_SHARES = 3.0  # of what the killed one held last: it may have been handed as much again, twice
+LOOKS = 8  # at the weight; on a slow line some is nearly always on its way
+
+
+@dataclass
+class Sheet:
+    """What was seen of one row: by name the unit, the goal, and each figure."""
+
+    goals: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    seen: dict[str, list[float]] = field(default_factory=dict)
+
+    def note_start(self, what: str, seconds: float, imported: float, goal_s: float) -> None:
+        """A start, with its imports and without: less the least seen, as this machine's load adds to them."""
+        self.note(f"{what}, with imports", seconds, "s")
+        self.note("  imports by themselves", imported, "s")
+        self.note("  without", seconds - min(self.seen["  imports by themselves"]), "s", goal_s)
+
+    def note(self, what: str, value: float, unit: str, goal: float | None = None) -> None:
+        self.goals[what] = unit, goal
+        self.seen.setdefault(what, []).append(value)
+
+
+def without(devices: Sequence[Wired], one: Wired) -> list[Wired]:
+    return [device for device in devices if device is not one]
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------
+
+
+def killed(lan: Switch, devices: Sequence[Wired], victim: Wired, sheet: Sheet, dice: random.Random) -> None:
+    others, imported = without(devices, victim), imports(DAEMON, LEARNER)
+    before, pulse = Pulse(others), Pulse(others)
+    during(lan, BASE_S, before.look)
+    written = max(path.stat().st_mtime for path in victim.state.glob("sessions/*/ckpt-*.peerd"))
+    sheet.note("killed: age of its checkpoint", time.time() - written, "s", EVERY_S)
+    victim.crash()
+    checkpoints_load(victim)
+    during(lan, dice.uniform(0, LOST_S), pulse.look)
+    started_s = start_again(lan, victim, pulse.look)
+    sheet.note_start("  from its start until it trains", started_s, imported, 15.0)
+    during(lan, 2 * WINDOW_S, pulse.look)
+    sheet.note(f"  others below {DIP:.0%} of their rounds", pulse.dipped_s(before.mean()), "s", DIP_GOAL_S)
+    all_train(lan, devices)
+    finite(devices)
+    well(devices)
+
+
+def killed_while_sending(
+    lan: Switch, devices: Sequence[Wired], victim: Wired, sheet: Sheet, _: random.Random
+) -> None:
+    others, imported = without(devices, victim), imports(DAEMON, LEARNER)
+    for device in devices:
+        device.shape(loss=0.0, rate=RATE)
+    rounds_later(lan, 5, devices)
+    total, held = most_weight(lan, devices), victim.session(NAME)["weight"]
+    known = max(distances(others))
+    wait_for_a_parcel(victim)
+    victim.crash()
+    for device in devices:
+        device.unshape()
+    rounds_later(lan, 3, others)
+    nothing_refused(others)
+    started_s = start_again(lan, victim, lambda: None)
+    sheet.note_start("killed while it sends: until it trains", started_s, imported, 15.0)
+    all_train(lan, devices)
+    rounds_later(lan, 3, devices)
+    left = most_weight(lan, devices)
+    assert left < total * (1 + MASS), f"weight was made: {total} before, {left} now"
+    assert left > total - LOST_SHARES * held, f"{total} before, {left} now, and it held {held}"
+    sheet.note("  weight lost, of what it held", 100 * (total - left) / held, "%")
+    lan.wait(f"they know what was known, {known:.2g}", lambda: as_good_as(known, devices))
+    nothing_refused(devices)
+    finite(devices)
+    well(devices)
+
+
+def wait_for_a_parcel(device: Wired) -> None:
+    """Until one of its parcels is on its way."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(row["unacked"] for row in device.session(NAME)["links"] if row["direction"] == "out"):
+        assert time.monotonic() < deadline, f"{device.name} never sends"
+        time.sleep(0.01)
+
+
+def most_weight(lan: Switch, devices: Sequence[Wired]) -> float:
+    """The most that was seen to lie still between rounds."""
+    seen: list[float] = []
+
+    def looked() -> bool:
+        seen.extend(total for total in [weight_between_rounds(devices)] if total is not None)
+        return len(seen) >= LOOKS
+
+    lan.wait("moments between rounds", looked)
+    return max(seen)
+
+
+# --- SIGSTOP ----------------------------------------------------------------------------------------------
+
+
+class Closings:
+    """When devices close rounds, by the lines they log: those bear whole seconds only. A thread looks."""
+
+    def __init__(self, devices: Sequence[Wired]) -> None:
+        self._logs = {device.log: device.log.stat().st_size for device in devices}  # read so far
+        self._at: dict[Path, list[float]] = {log: [] for log in self._logs}
+        self._over = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Closings:
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._reader.join()
+
+    def _read(self) -> None:
+        while not self._over.wait(0.02):
+            for path, read in self._logs.items():
+                with path.open("rb") as log:
+                    log.seek(read)
+                    new = log.read()
+                self._logs[path] += len(new)
+                self._at[path] += [time.monotonic()] * new.count(b"round closed")
+
+    def lasted(self) -> list[list[float]]:
+        """Of each device, seconds from round to round."""
+        return [[later - at for at, later in itertools.pairwise(ats)] for ats in self._at.values()]
+
+
+def longest_but_the_first_stall(lasted: Sequence[float], median: float) -> float:
+    stall = next((k for k, span in enumerate(lasted) if span > 2 * median), None)
+    return max(span for k, span in enumerate(lasted) if k != stall)
+
+
+def stopped(lan: Switch, devices: Sequence[Wired], victim: Wired, sheet: Sheet, _: random.Random) -> None:
+    for span_s in STOPPED_S:
+        stopped_for(lan, span_s, devices, victim, sheet)
+
+
+def stopped_for(lan: Switch, span_s: float, devices: Sequence[Wired], victim: Wired, sheet: Sheet) -> None:
+    others, total = without(devices, victim), settled_weight(lan, devices)
+    with Closings(others) as before:
+        during(lan, BASE_S, lambda: None)
+    usual = list(itertools.chain(*before.lasted()))
+    median, kept = statistics.median(usual), 0.0
+    with Closings(others) as fault:
+        victim.freeze()
+        during(lan, span_s, lambda: None)
+        if span_s > DEAD_S:
+            kept = settled_weight(lan, others)
+        victim.thaw()
+        back_s = seconds(lambda: all_train(lan, devices))
+        during(lan, 2 * WINDOW_S, lambda: None)
+    what = f"stopped for {span_s:.0f} s"
+    sheet.note(f"{what}: until all train", back_s, "s", 10.0)
+    sheet.note("  others' longest round before, in median rounds", max(usual) / median, "")
+    sheet.note(f"  {what}: others' longest", max(max(spans) for spans in fault.lasted()) / median, "")
+    rest = max(longest_but_the_first_stall(spans, median) for spans in fault.lasted())
+    sheet.note(f"  {what}: others' longest but each one's first stall", rest / median, "", 2.0)
+    rounds_later(lan, 3, devices)
+    if span_s > DEAD_S:
+        now = settled_weight(lan, devices)
+        assert kept - MASS < now < total + MASS, f"{total} before, {kept} without it, {now} with it again"
+    else:
+        lan.wait(f"no weight of {total} is lost", lambda: comes_to(devices, total))
+    finite(devices)
+    well(devices)
+
+
+# --- the network ------------------------------------------------------------------------------------------
+
+
+def heard_one_way(
+    lan: Switch, devices: Sequence[Wired], victim: Wired, sheet: Sheet, dice: random.Random
+) -> None:
+    """The victim does not hear one of the others, which hears it."""
+    what = f"one hears not the other, {victim.session(NAME)['algorithm']}"
+    mass = victim.session(NAME)["generation"] is None
+    total = settled_weight(lan, devices) if mass else 0.0
+    before, pulse = Pulse(devices), Pulse(devices)
+    during(lan, BASE_S, before.look)
+    generations: set[int] = set()
+    dead: set[str] = set()
+
+    def look() -> None:
+        pulse.look()
+        for session in sessions(devices):
+            generations.add(session["generation"])
+            dead.update(row["peer"] for row in session["links"] if row["state"] == "dead")
+
+    victim.ignore(dice.choice(without(devices, victim)))
+    during(lan, DEAF_S, look)
+    victim.hear_again()
+    sheet.note(f"{what}: rounds, below before by", 100 * (1 - pulse.mean() / before.mean()), "%")
+    sheet.note(f"  {what}: taken for dead", len(dead), "", 0.0)
+    sheet.note(f"  {what}: until all train", seconds(lambda: all_train(lan, devices)), "s")
+    if mass:
+        lan.wait(f"no weight of {total} is lost", lambda: comes_to(devices, total))
+    else:
+        often = (len(generations) - 1) * GENERATION_S / DEAF_S
+        sheet.note(f"  {what}: new generations in {GENERATION_S:.0f} s", often, "", 1.0)
+        lan.wait("one generation", lambda: one_generation(devices))
+    finite(devices)
+    well(devices)
+
+
+def slow(lan: Switch, devices: Sequence[Wired], minutes: int, sheet: Sheet, *, pace: str) -> None:
+    """Each packet crosses two ports. What was lost is sent again: in lockstep no weight may be missing."""
+    what = f"{LOSS:.0%} loss, {RATE}, {pace}"
+    for device in devices:
+        device.shape(loss=1 - math.sqrt(1 - LOSS), rate=RATE)
+    memory: dict[str, list[float]] = {device.name: [] for device in devices}
+    dead: set[str] = set()
+
+    def look() -> None:
+        for device in devices:
+            status = device.status()
+            memory[device.name].append(status["rss_mb"])
+            links = status["sessions"][0]["links"]
+            dead.update(f"{device.name} {row['peer']}" for row in links if row["state"] == "dead")
+
+    during(lan, BASE_S, lambda: None)
+    for _ in range(minutes):
+        before, began = sessions(devices), time.monotonic()
+        during(lan, 60.0, look)
+        could = RATE_BYTES_S * (time.monotonic() - began)
+        for was, now in zip(before, sessions(devices), strict=True):
+            unused = 1 - (now["bytes_sent"] - was["bytes_sent"]) / could
+            goal = 40.0 if pace == "free" else None  # in lockstep the line rests while a device trains
+            sheet.note(f"{what}: of the rate not used", 100 * unused, "%", goal)
+    sheet.note(f"  {what}: taken for dead", len(dead), "", 0.0)
+    for seen in memory.values():
+        quarter = len(seen) // 4
+        grown = statistics.median(seen[-quarter:]) / statistics.median(seen[:quarter]) - 1
+        sheet.note(f"  {what}: a daemon's memory, last quarter over first", 100 * grown, "%", 5.0)
+    for device in devices:
+        device.unshape()
+    rounds_later(lan, 3, devices)
+    if pace == "lockstep":
+        lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
+    finite(devices)
+    well(devices)
+
+
+def moved(lan: Switch, devices: Sequence[Wired], mover: Wired, sheet: Sheet, _: random.Random) -> None:
+    others, peer = without(devices, mover), mover.peer
+    rounds_later(lan, 5, devices)
+    began = time.monotonic()
+    mover.move()
+    lan.wait("everybody has it at its new address", lambda: known_at(others, mover, peer))
+    all_train(lan, devices)
+    sheet.note("another address: until all train", time.monotonic() - began, "s", 20.0)
+    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
+    well(devices)
+
+
+# --- leaving and joining ----------------------------------------------------------------------------------
+
+
+def switched_off(
+    lan: Switch, devices: Sequence[Wired], leaver: Wired, sheet: Sheet, _: random.Random
+) -> None:
+    others, peer = without(devices, leaver), leaver.peer
+    rounds_later(lan, 5, devices)
+    total = settled_weight(lan, devices)
+    ended_s, known_s = terminate(leaver, others, peer)
+    sheet.note("SIGTERM: until it has ended", ended_s, "s", 5.0)
+    sheet.note("  from its end until all know that it left", max(0.0, known_s - ended_s), "s", 2.0)
+    assert not list(leaver.namespace.processes()), "its learner is still there"
+    checkpoints_load(leaver)
+    lan.wait("the others train without it", lambda: everyone_trains(others))
+    lan.wait(f"the others have all of {total}", lambda: comes_to(others, total))
+    lan.start(leaver)
+    all_train(lan, devices)
+    lan.wait(f"all have {total} again", lambda: comes_to(devices, total))
+    well(devices)
+
+
+def terminate(leaver: Wired, others: Sequence[Wired], peer: str) -> tuple[float, float]:
+    """SIGTERM: seconds until its daemon has ended, with exit code 0, and until the others know."""
+    began, daemon = time.monotonic(), leaver.daemon
+    assert daemon is not None
+    leaver.daemon = None
+    daemon.send_signal(signal.SIGTERM)
+    ended_s = known_s = 0.0
+    while not (ended_s and known_s):
+        now_s = time.monotonic() - began
+        assert now_s < PATIENCE_S, f"{leaver.name}: ended after {ended_s:.1f} s, known after {known_s:.1f} s"
+        ended_s = ended_s or now_s * (daemon.poll() is not None)
+        known_s = known_s or now_s * (states(others, peer) == {"left"})
+        time.sleep(0.02)
+    assert daemon.returncode == 0, f"{leaver.name} ended with {daemon.returncode}"
+    return ended_s, known_s
+
+
+def joined_late(lan: Switch, devices: Sequence[Wired], sheet: Sheet) -> None:
+    """A new device joins, and leaves again."""
+    late = lan.add(f"late{len(lan.devices) - len(devices)}")
+    lan.start(late)
+    known, imported = max(distances(devices)), imports(LEARNER)
+    how = ("--key", key_of(devices[0]), "--task", str(TASK), "--shard", f"mean/{len(devices)}")
+    began, joining = time.monotonic(), late.spawn("join", NAME, *how)
+    lan.wait("its first local steps", lambda: late.session(NAME).get("loss") is not None)
+    sheet.note_start("late: until its first local steps", time.monotonic() - began, imported, 10.0)
+    assert joining.wait(PATIENCE_S) == 0
+    together = [*devices, late]
+    lan.wait("all see it", lambda: everyone_trains(together))
+    lan.wait("a newcomer takes weight and makes none", lambda: comes_to(together, 1.0))
+    lan.wait("a first figure of it", lambda: late.session(NAME)["metrics"])
+    lan.wait(f"they know what was known, {known:.2g}", lambda: as_good_as(known, together))
+    finite(together)
+    well(together)
+    late.ok("leave", NAME)
+    assert late.stop() == 0
+    lan.wait("the others train on", lambda: everyone_trains(devices))
+    lan.wait("it leaves all its weight", lambda: comes_to(devices, 1.0))
