@@ -283,6 +283,8 @@ class Exchange:
         return [Renew(dst) for dst in self.algorithm.evicted()]
 
     def _try_close(self, now: float) -> Sequence[FromLearner]:
+        if self._final and self._unsent:
+            return []  # the next round's message would take the place of this one's, and no sum be whole
         if self._pushed and (not self.lockstep or self.algorithm.ready()):
             return self._close(now)
         return []
@@ -369,7 +371,7 @@ class Exchange:
             if isinstance(change, LinkUp):
                 self._epochs[change.peer] = change
                 if (unsent := self._unsent.pop(change.peer, None)) is not None and unsent.key == self.key:
-                    answers = [*answers, self._push(change.peer, unsent)]
+                    answers = [*answers, self._push(change.peer, unsent), *self._try_close(now)]
             else:
                 self._epochs.pop(change.peer, None)
         self.algorithm.on_links(change)
