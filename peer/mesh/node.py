@@ -80,10 +80,10 @@ from peer.events import (
 )
 from peer.mesh import topology
 from peer.mesh.agreement import Agreement
-from peer.mesh.generations import Generations
+from peer.mesh.generations import Generations, number
 from peer.mesh.gossip import Gossip
 from peer.mesh.links import Links
-from peer.mesh.pace import Pace
+from peer.mesh.pace import UNSETTLED_S, Pace
 from peer.mesh.reunion import Reunions
 from peer.mesh.seats import Epoch, Seats
 
@@ -96,6 +96,7 @@ LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this nod
 MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
 GIVERS = 2  # members that give the final model to one that came too late: one may be dead (guess)
 ANSWER_S = 1.0  # for the learner's answer when a link it has a last message for is up; guess
+STAY_S = 60.0  # a finished member stays so long for living ones of its generation that are not; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
@@ -173,6 +174,9 @@ class Node:
         self._handing_to: PeerId | None = None
         self._handed = False  # has the learner given everything to it?
         self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
+        self._final_past: set[PeerId] = set()  # members of generations that final rounds were broken off on
+        self._done: set[PeerId] = set()  # members that have been seen to be finished
+        self._starting_over = False
         self._finished_at: float | None = None
         self._owed_at = 0.0  # after that: a finished node still had something to send
         self._gone = False
@@ -291,7 +295,7 @@ class Node:
     def _ready(self, event: Ready, now: float) -> None:
         self.links.holds(event.bases, event.replicas)
         self._absorb(self.links.learner_started(event.life), now)
-        self.key, self.life = Key(), event.life
+        self.key, self.life, self._starting_over = Key(), event.life, False
         self.seats.seek(now)
         self.pace.forget_rounds()
         self.reunions.settle()  # without a model there is nothing to be kept apart
@@ -395,18 +399,20 @@ class Node:
 
     def _open_next(self, now: float) -> None:
         """Open `self.key`, unless there is nobody yet to train with."""
-        if self.phase != "training" or self._open:
+        if self.phase != "training" or self._open or self._starting_over:
             return
         if len(self._view) < 2 and not self.company:
             return
         final = 0 < self.terms.rounds <= self.key.round
         if self.agreement is not None:
+            before = self.agreement.generations.current
             taken_up = self.agreement.take_up()
             self._effects += taken_up
             if self.agreement.generations.current is None:
                 return
             if final and taken_up:  # its final rounds begin at the same one for all its members
                 self.key = replace(self.key, round=self.terms.rounds)
+                self._final_past |= set(before.view) if before is not None else set()
         if final:
             self._final_view = self._final_view or self._view  # who finishes first must not change the graph
             if self.key.round >= self.terms.rounds + self._final_rounds():
@@ -465,8 +471,11 @@ class Node:
 
     def _senders(self) -> frozenset[PeerId]:
         """Whose message of this round is on its way or will be: who is leaving, or in a later generation,
-        sends none any more; who has finished has sent its last."""
+        sends none any more; who has finished has sent its last. Without all of a generation its final rounds
+        average nothing: nobody is left out of them here."""
         final = self.key.phase == FINAL
+        if final and self.generations is not None and self.generations.current is not None:
+            return frozenset(self.generations.current.view)
         senders = (
             frozenset(record.peer for record in self.members.alive()) if final else frozenset(self._view)
         )
@@ -528,9 +537,13 @@ class Node:
             alive = {record.peer for record in self.members.alive()}
             if self.pace.gives_up_acks(late, alive, partial(self._is_absent, now), now):
                 self._learner(Deadline(self.key))
-        if self.terms.lockstep:
+        if self._is_broken() or self._is_in_doubt():
+            self.pace.put_off(now)
+        if self.terms.lockstep and not self._starting_over:
             without = self.pace.gives_up(self._expected, partial(self._is_absent, now), now)
-            if without is not None:
+            if without and self.generations is not None and self._is_final and self._finished():
+                self._be_given_final()
+            elif without is not None:
                 self._note("closes without", "debug", peers=",".join(without), round=self.key.round)
                 self._learner(Deadline(self.key))
 
@@ -579,19 +592,70 @@ class Node:
         """Answer what came too early, and propose a generation when the members have changed."""
         for parcel in agreement.overdue(self.phase == "training"):
             self._refuse(parcel, now)
+        if self._is_overtaken(now):
+            self._be_given_final()
+        if self._starting_over:
+            return
         if self.phase == "training" and self._may_propose(agreement.generations):
             doubt = any(self.members.suspicion(peer) is not None for peer in self._view)
             self._effects += agreement.propose(self.members.alive(), self._view, now, doubt=doubt)
-            if not self._open:
-                self._open_next(now)
+            self._go_on(agreement.generations, now)
+
+    def _go_on(self, generations: Generations, now: float) -> None:
+        """To a newer generation, if there is one: at the next round, which in final rounds is now."""
+        if not self._open:
+            self._open_next(now)
+        elif self._is_final and generations.pending and not self.pace.overdue:
+            self.pace.overdue = True
+            self._learner(Deadline(self.key))
 
     def _may_propose(self, generations: Generations) -> bool:
         """Who proposes in a bounded session has local steps to do on its generation: without its messages
-        that one's final rounds come to no end, so nobody finishes on it while others take up the next."""
+        that one's final rounds come to no end, so nobody finishes on it while others take up the next. Nor
+        do they where one has gone."""
         if generations.current is not None:
-            return self.key.phase != FINAL
+            return not self._is_final or self._is_broken()
         seated = set(generations.latest.view) if generations.latest is not None else set()
         return not self.terms.rounds or not (seated - {self.me}) & set(self._view)
+
+    @property
+    def _is_final(self) -> bool:
+        return self.phase == "training" and self.key.phase == FINAL
+
+    def _finished(self) -> set[PeerId]:
+        return {record.peer for record in self.members.alive() if record.phase == "finished"}
+
+    def _is_broken(self) -> bool:
+        """Do this generation's final rounds come to no end any more? One has gone before it sent its last
+        message, or the others are on a generation without this node."""
+        generations = self.generations
+        if not self._is_final or generations is None or generations.current is None:
+            return False
+        if number(generations.latest) > generations.number and not generations.pending:
+            return True
+        here = {r.peer for r in self.members.alive() if r.phase in ("training", "finished")}
+        gone = set(generations.current.view) - here
+        return bool(gone - self._done or gone & set(self.pace.lacks(self._expected)))
+
+    def _is_in_doubt(self) -> bool:
+        """Is a member of the final rounds' generation suspected? The verdict comes soon."""
+        current = self.generations.current if self.generations is not None and self._is_final else None
+        return current is not None and any(self.members.suspicion(peer) is not None for peer in current.view)
+
+    def _is_overtaken(self, now: float) -> bool:
+        """Have others finished, in final rounds that this node cannot come to the end of?"""
+        finished = self._finished() if self._is_final else set()
+        if not finished or self.generations is None or self.generations.current is None:
+            return False
+        left = self._final_past - set(self.generations.current.view)
+        return bool(finished & left) or (self._is_broken() and self.pace.began(now) >= UNSETTLED_S)
+
+    def _be_given_final(self) -> None:
+        """Another mean than theirs is not to be computed."""
+        if not self._starting_over:
+            self._starting_over = True
+            self._note("starts over: others have finished without it", "warning")
+            self._effects.append(StartOver())
 
     def _measured(self, event: Measured, now: float) -> None:
         if self.agreement is not None:
@@ -607,11 +671,7 @@ class Node:
         except RemoteError as error:
             self.faults[peer] = self.faults.get(peer, 0) + 1
             self._note("generation refused", "warning", peer=peer, reason=str(error))
-        if not self._open:
-            self._open_next(now)
-        elif self.key.phase == FINAL and self.agreement.generations.pending and not self.pace.overdue:
-            self.pace.overdue = True  # the others are on their way to the next
-            self._learner(Deadline(self.key))
+        self._go_on(self.agreement.generations, now)
 
     def _correct(self, peer: PeerId, now: float) -> None:
         if self.agreement is not None:
@@ -654,6 +714,9 @@ class Node:
         self._finished_at = self._owed_at = now
         self._publish(phase="finished")
         self._learner(Finish())
+        current = self.generations.current if self.generations is not None else None
+        if self.company and current is not None and current.view == (self.me,):
+            self._note("finishes alone: the others have gone", "warning")
         self._note("session finished", round=self.key.round)
         if self.generations is not None:
             self._give_final(self.generations, now)
@@ -678,6 +741,12 @@ class Node:
         place = self.generations.place(final=True)
         last = set(place.out) if place is not None else set()
         return bool(waiting & (self._sponsoring | {peer for peer in last if not self.links.clear(peer)}))
+
+    def _stays(self) -> bool:
+        """Is there one of a finished node's generation that may yet have to be given the final model?"""
+        current = self.generations.current if self.generations is not None else None
+        waiting = {r.peer for r in self.members.alive() if r.phase in ("seeking", "training")}
+        return current is not None and bool(waiting & set(current.view))
 
     def _came_late(self, now: float) -> None:
         self._note("came too late to train: is given the final model")
@@ -721,6 +790,7 @@ class Node:
         if self.members.version == self._seen:
             return
         self._seen = self.members.version
+        self._done |= {r.peer for r in self.members.records() if r.phase == "finished"}
         lives = {r.peer: r.life for r in self.members.alive() if r.phase == "training"}
         self.reunions.watch(lives, now)
         if self.phase in ("idle", "seeking"):
@@ -835,7 +905,8 @@ class Node:
             owes = self.links.pending() or self._owes()
             self._owed_at = now if owes else self._owed_at
             answered = self.agreement is None or now - self._owed_at >= ANSWER_S
-            if (answered and not owes) or now - self._finished_at > LINGER_S:
+            most = STAY_S if self._stays() else LINGER_S
+            if (answered and not owes and most < STAY_S) or now - self._finished_at > most:
                 self._say_goodbye(now)
 
     # --- leaving ---------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class Pace:
         """Whom a pushed round is to be closed without, once that is due."""
         if self.pushed_at is None or self.overdue:
             return None
-        late = sorted(src for src in expected if self._heard.get(src, Key(-1)) < self._key)
+        late = self.lacks(expected)
         here = [src for src in late if not self._is_absent(src, self.patience, self.pushed_at, absent, now)]
         waits = [self._extra_s() + self._until(src, self.pushed_at, now) for src in here]
         if now < max(waits, default=now if late else self.pushed_at + CLOSE_S):
@@ -111,6 +111,15 @@ class Pace:
         self.overdue = True
         self._final_spent = self._final_spent or self._is_final
         return late
+
+    def put_off(self, now: float) -> None:
+        """Waiting for the neighbors of a pushed round counts from now on."""
+        if self.pushed_at is not None:
+            self.pushed_at = now
+
+    def lacks(self, expected: Iterable[PeerId]) -> list[PeerId]:
+        """Those who have not been heard in the open round, nor in a later one."""
+        return sorted(src for src in expected if self._heard.get(src, Key(-1)) < self._key)
 
     # --- the neighbors -------------------------------------------------------------------------------
 

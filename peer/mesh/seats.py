@@ -45,7 +45,9 @@ class Seats:
             self._trainer_at = now
         if not trainers or any(now - at < ASK_AGAIN_S for at in self._asked.values()):
             return None
-        sponsor = min(trainers, key=lambda r: (self._asked.get(r.peer, -math.inf), -r.weight, r.peer)).peer
+        finished = [r for r in trainers if r.phase == "finished"]  # theirs is the model that all end with
+        able = finished or trainers
+        sponsor = min(able, key=lambda r: (self._asked.get(r.peer, -math.inf), -r.weight, r.peer)).peer
         self._asked[sponsor] = self._awaited[sponsor] = now
         return sponsor
 
