@@ -9,7 +9,7 @@ from torch import Tensor
 from peer import catalogue
 from peer.algorithms import make
 from peer.compression.bodies import Layout
-from peer.events import Generation, Told
+from peer.events import FINAL, Generation, Told
 from peer.learner.exchange import Exchange
 from peer.mesh.node import Terms
 from peer.rehearsal.driver import Rehearsal, Weather, quadratics
@@ -290,6 +290,44 @@ def test_whoever_joins_before_the_end_ends_with_the_model_of_all(algorithm: str,
         assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-9, at
         late += sum(note.text.startswith("came too late") for _, _, note in r.notes)
     assert 4 <= late <= 12
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "topology", "n"),
+    [("relay-sum", "binary-tree", 7), ("relay-sum", "chain", 5), ("d-psgd", "ring", 6)],
+)
+@pytest.mark.parametrize("fault", ["crash", "leave", "crash when finished"])
+def test_whoever_goes_at_the_end_leaves_the_others_with_one_model(
+    algorithm: str, topology: str, n: int, fault: str
+) -> None:
+    """The mean of those who stay, or of all, if that is what somebody has come to."""
+    for at in range(8):
+        local_s = 0.05 * (at % 2)
+        r = together(home(algorithm, topology, rounds=30, weather=Weather(local_s=local_s)), n)
+        goes = r.devices[name(at % n)]
+        r.run(100.0, until=lambda at=at, r=r: r.devices[name(0)].node.key.round >= 28 + at // 2)
+        r.run((0.05 if at >= 4 else 0.2) * (at % 5))
+        if fault == "leave":
+            r.leave(goes.peer)
+        else:
+            if fault != "crash":
+                r.run(100.0, until=lambda goes=goes: goes.node.phase == "finished")
+            r.crash(goes.peer, silent=True)
+        r.run(120.0, until=lambda r=r: not r.alive())
+        stayed = [d for d in r.devices.values() if d is not goes]
+        assert {d.left for d in stayed} == {"finished"}, at
+        x = torch.stack([d.exchange.estimate() for d in stayed])
+        assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-9, at
+
+
+def test_the_only_one_left_in_the_final_rounds_finishes_alone() -> None:
+    r = together(home(rounds=30), 5)
+    r.run(100.0, until=lambda: r.devices[name(0)].node.key.phase == FINAL)
+    for i in range(1, 5):
+        r.crash(name(i), silent=True)
+    r.run(120.0, until=lambda: not r.alive())
+    assert r.devices[name(0)].left == "finished"
+    assert any(n.text == "finishes alone: the others have gone" for _, _, n in r.notes)
 
 
 def test_who_is_seated_in_the_final_rounds_comes_to_an_end_too() -> None:
