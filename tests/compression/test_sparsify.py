@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from peer.catalogue import parse_compression
 from peer.compression.bodies import Layout
@@ -36,6 +37,35 @@ def test_ties_go_to_the_lower_index():
     v = torch.tensor([1.0, -2, 2, -2, 2, 0])
     assert top_k(v, Layout((6,)), 0.5).tolist() == [1, 2, 3]
     assert top_k(torch.zeros(6), Layout((6,)), 0.5).tolist() == [0, 1, 2]
+
+
+def misleading(n: int) -> Tensor:
+    """Large exactly where no sample looks, and nowhere else."""
+    v = torch.full((n,), 1e-3)
+    v[1 :: n // 4096] = 1.0
+    return v
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.1, 0.01, 0.001])
+@pytest.mark.parametrize(
+    "v",
+    [
+        torch.randn(100_000, generator=torch.Generator().manual_seed(3)),
+        torch.randn(40_000, generator=torch.Generator().manual_seed(4)).round(decimals=1),  # ties
+        torch.randn(50_000, generator=torch.Generator().manual_seed(5), dtype=torch.float64) ** 9,
+        torch.linspace(-1, 2, 33_000),
+        misleading(100_000),
+        misleading(100_000).flip(0),
+        torch.zeros(40_000),
+        torch.cat([torch.zeros(60_000), torch.ones(3)]),
+    ],
+    ids=["normal", "ties", "steep", "ramp", "misleading", "flipped", "zero", "few"],
+)
+def test_the_threshold_guessed_from_a_sample_never_changes_what_is_chosen(v: Tensor, fraction: float) -> None:
+    k = max(1, round(fraction * len(v)))
+    magnitudes = v.abs().tolist()
+    order = sorted(range(len(v)), key=lambda i: (-magnitudes[i], i))
+    assert top_k(v, Layout((len(v),)), fraction).tolist() == sorted(order[:k])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
