@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,7 +23,7 @@ from peer.algorithms.sgp import SGP
 from peer.algorithms.sparse_push import SparsePush
 from peer.compression.bodies import Layout
 from peer.compression.compressor import Compressor, compressor
-from peer.compression.quantize import quantize
+from peer.compression.history import recalling
 from peer.errors import UsageError
 from peer.grammar import MAX_BITS, Compression
 
@@ -159,7 +160,7 @@ def _difference_push(asked: _Request) -> Algorithm:
     return DifferencePush(
         asked.layout,
         asked.dtype,
-        lambda v, bits: quantize(v, bits, asked.layout),
+        partial(recalling, asked.layout),
         compressor(Compression(values="int8"), asked.layout, asked.dtype),
         budget,
         replicas=replicas,

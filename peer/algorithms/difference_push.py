@@ -24,16 +24,17 @@ bits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from peer.algorithms.base import Links, Message
 from peer.algorithms.push_sum import GUARD, Guard, PushSum
-from peer.algorithms.replicas import REPLICA_MB, Replicas
-from peer.compression.bodies import Body, Empty, Layout
+from peer.algorithms.replicas import REPLICA_MB, Replicas, size_of
+from peer.compression.bodies import Body, Empty, Layout, Recalled
 from peer.compression.compressor import Compressor
+from peer.compression.history import History
 from peer.events import FINAL, Key, LinkDown, LinkUp, PeerId
 
 DIFFERENCE = 16  # h += body, from the model `base` if one is named; weight units of h
@@ -41,6 +42,9 @@ REPLICA = 17  # h = body, weight 0
 DEVIATION = 18  # weight units of x0 + body, base names x0; no replica
 
 MOST = 0.5  # of the weight in one parcel: more would leave the residue amplified even where D = 0 (guess)
+
+
+Quantizer = Callable[[Tensor, float, History | None], Body]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class Budget:
 
 
 class DifferencePush(PushSum):
-    """C(v, R): quantizer at R bits per parameter. opening: compressor of a new link's first, dense parcel.
+    """C(v, R, history): quantizer at R bits per parameter, coded with that history if there is one. opening:
+    compressor of a new link's first, dense parcel.
 
     replicas: False keeps none; replica_mb: megabytes for all of them, after which links do without.
     """
@@ -69,7 +74,7 @@ class DifferencePush(PushSum):
         self,
         layout: Layout,
         dtype: torch.dtype,
-        C: Callable[[Tensor, float], Body],
+        C: Quantizer,
         opening: Compressor,
         budget: Budget = Budget(),
         *,
@@ -79,7 +84,7 @@ class DifferencePush(PushSum):
         guard: Guard = GUARD,
     ) -> None:
         super().__init__(layout, dtype, lockstep=lockstep, guard=guard)
-        self.C, self.opening, self.budget = C, opening, budget
+        self.layout, self.C, self.opening, self.budget = layout, C, opening, budget
         self.replicas = Replicas(self.held, allowed=replicas, mb=replica_mb)
 
     # --- the update ------------------------------------------------------------------------------
@@ -91,29 +96,33 @@ class DifferencePush(PushSum):
     def _parcel(self, j: PeerId, p: float, z: Tensor, w: float, key: Key) -> Message:
         if not self.replicas.keeps(j, z):
             return self._without_replica(j, p, z, w, key)
-        h, base = self.replicas.link_to(j).h, b""
-        if h is None:
+        link = self.replicas.link_to(j)
+        h, history, base = link.h, link.history, b""
+        if h is None or history is None:
+            history = History.fresh(self.layout)
             common = self.replicas.opening(j)
             if common is None:
                 body = self.opening(z)
-                self.replicas.keep(j, body.dense(), key.round)
+                self.replicas.keep(j, body.dense(), key.round, history)
                 return Message(key, REPLICA, body)
             h, base = common
-        body, q, p = self._difference(z - h, p, self._bits(key))
+        body, q, p = self._difference(z - h, p, self._bits(key), history)
         h = h + q
-        self.replicas.keep(j, h, key.round)
+        self.replicas.keep(j, h, key.round, history.after(body))
         self.lend(j, h, p * w)
-        return Message(key, DIFFERENCE, body, p * w, base)
+        return Message(key, DIFFERENCE, history.recall(body), p * w, base)
 
     def _without_replica(self, j: PeerId, p: float, z: Tensor, w: float, key: Key) -> Message:
         h = self.initial_model()
-        body, q, p = self._difference(z - h, p, max(self._bits(key), self.budget.fixed))
+        body, q, p = self._difference(z - h, p, max(self._bits(key), self.budget.fixed), None)
         self.lend(j, h + q, p * w)
         return Message(key, DEVIATION, body, p * w, self.x0_digest)
 
-    def _difference(self, v: Tensor, p: float, bits: float) -> tuple[Body, Tensor, float]:
-        """q as it travels and as a tensor, and the share p that goes with it."""
-        body = self.C(v, bits) if v.any() else Empty(self.d, self.dtype)
+    def _difference(
+        self, v: Tensor, p: float, bits: float, history: History | None
+    ) -> tuple[Body, Tensor, float]:
+        """q as a body and as a tensor, and the share p that goes with it."""
+        body = self.C(v, bits, history) if v.any() else Empty(self.d, self.dtype)
         q = body.dense()
         return body, q, max(0.0, min(p, self.budget.share, MOST, 1 - lost(v, q)))
 
@@ -122,18 +131,31 @@ class DifferencePush(PushSum):
 
     # --- mail ------------------------------------------------------------------------------------
 
+    def explained(self, src: PeerId, message: Message) -> Message:
+        """With what is remembered of the link. Raises UnknownBaseError."""
+        if not isinstance(message.body, Recalled):
+            return message
+        return replace(message, body=self.replicas.history_of(src).read(message.body))
+
     def mass_of(self, src: PeerId, message: Message) -> Tensor | None:
         meaning, q = message.meaning, message.body
         if meaning == REPLICA:
-            self.replicas.learn(src, q.dense())
+            self.replicas.learn(src, q.dense(), History.fresh(self.layout))
             return None
         if meaning == DIFFERENCE:
-            h = q.dense() + (self.held.get(message.base) if message.base else self.replicas.known_of(src))
-            self.replicas.learn(src, h)
+            h, history = self._known_of(src, message.base)
+            h = h + q.dense()
+            self.replicas.learn(src, h, history.after(q))
             return message.weight * h
         if meaning == DEVIATION:
             return message.weight * (self.initial_model(message.base) + q.dense())
         return super().mass_of(src, message)
+
+    def _known_of(self, src: PeerId, base: bytes) -> tuple[Tensor, History]:
+        """What a difference of `src` adds to. Raises UnknownBaseError."""
+        if base:
+            return self.held.get(base), History.fresh(self.layout)
+        return self.replicas.known_of(src), self.replicas.history_of(src)
 
     def returned(self, dst: PeerId, message: Message) -> None:
         super().returned(dst, message)
@@ -144,7 +166,7 @@ class DifferencePush(PushSum):
 
     @property
     def room(self) -> bool:
-        return self.replicas.room(self.x.nbytes)
+        return self.replicas.room(size_of(self.x))
 
     def evicted(self) -> tuple[PeerId, ...]:
         evicted, self.replicas.evicted = tuple(self.replicas.evicted), []

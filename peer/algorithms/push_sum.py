@@ -146,6 +146,7 @@ class PushSum(Algorithm):
     # --- mail ------------------------------------------------------------------------------------
 
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
+        message = self.explained(src, message)
         refuse_overflow(src, message, self.dtype)
         v = self.mass_of(src, message)
         of_round = max(message.key, self.key) if self.lockstep else self.key
@@ -158,6 +159,10 @@ class PushSum(Algorithm):
         else:
             self._credit(v, message.weight)
         return {}
+
+    def explained(self, src: PeerId, message: Message) -> Message:
+        """Its body made one that explains itself. Raises RemoteError."""
+        return message
 
     def mass_of(self, src: PeerId, message: Message) -> Tensor | None:
         """The numerator mass in `message`; None for none. Raises RemoteError, with nothing changed."""

@@ -1,7 +1,8 @@
 """Replicas h_ij, kept identically at both ends of a directed link i->j: the model that j knows of i.
 
-A replica lives for one epoch of its link. It starts from a base (a model both ends name by digest) or from
-a dense parcel; difference_push says what is added to it. There is room for so many bytes of them, in-links
+A replica lives for one epoch of its link, and with it what both ends remember of the link's parcels
+(history.py). It starts from a base (a model both ends name by digest) or from a dense parcel; difference_push
+says what is added to it. There is room for so many bytes of them, in-links
 and out-links together; links beyond that do without, and the link that has been idle longest makes room for
 one that is used. Its epoch ends at both ends: an out-link's at once (`evicted`), an in-link's when its sender
 uses it again and hears that its replica is gone.
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from peer.algorithms.bases import USABLE_ROUNDS, Bases
+from peer.compression.history import History
 from peer.errors import UnknownBaseError
 from peer.events import Direction, LinkDown, LinkUp, PeerId
 
@@ -29,6 +31,7 @@ class OutLink:
     allowed: bool = True  # by both ends
     h: Tensor | None = None
     used: int = 0
+    history: History | None = None
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class InLink:
 
     h: Tensor
     used: int
+    history: History
 
 
 class Replicas:
@@ -73,35 +77,43 @@ class Replicas:
         link = self.link_to(peer)
         if link.h is not None:
             return True
-        return self.allowed and link.allowed and self._make_room(like.nbytes)
+        return self.allowed and link.allowed and self._make_room(size_of(like))
 
     def opening(self, peer: PeerId) -> tuple[Tensor, bytes] | None:
         """The base that the link's replica starts from, and its digest; None: there is none in common."""
         name = self.held.newest_of(self.link_to(peer).bases)
         return None if name is None else (self.held.get(name), name)
 
-    def keep(self, peer: PeerId, h: Tensor, round_: int) -> None:
-        """h is what `peer` knows once it has taken the parcel of this round."""
+    def keep(self, peer: PeerId, h: Tensor, round_: int, history: History) -> None:
+        """h is what `peer` knows once it has taken the parcel of this round, history what it remembers."""
         link = self.link_to(peer)
-        link.h, link.used = h, round_
+        link.h, link.used, link.history = h, round_, history
 
     def forget(self, peer: PeerId) -> None:
         """The link's last parcel came back: its replica is not what `peer` knows."""
-        self.link_to(peer).h = None
+        self._drop(self.link_to(peer))
 
     # --- in-links --------------------------------------------------------------------------------
 
     def known_of(self, src: PeerId) -> Tensor:
         """What this node knows of `src`. Raises UnknownBaseError."""
+        return self._from(src).h
+
+    def history_of(self, src: PeerId) -> History:
+        """What is remembered of the link from `src`. Raises UnknownBaseError."""
+        return self._from(src).history
+
+    def learn(self, src: PeerId, h: Tensor, history: History) -> None:
+        """h is what this node knows of `src` now, and history what it remembers. Raises UnknownBaseError when
+        there is no room for it."""
+        if src not in self.into and not (self.allowed and self._make_room(size_of(h))):
+            raise UnknownBaseError(f"no room for a replica of the link from {src} here; it does without")
+        self.into[src] = InLink(h, self.held.round, history)
+
+    def _from(self, src: PeerId) -> InLink:
         if src not in self.into:
             raise UnknownBaseError(f"no replica of the link from {src} is held here; open the link anew")
-        return self.into[src].h
-
-    def learn(self, src: PeerId, h: Tensor) -> None:
-        """h is what this node knows of `src` now. Raises UnknownBaseError when there is no room for it."""
-        if src not in self.into and not (self.allowed and self._make_room(h.nbytes)):
-            raise UnknownBaseError(f"no room for a replica of the link from {src} here; it does without")
-        self.into[src] = InLink(h, self.held.round)
+        return self.into[src]
 
     # --- the cap ---------------------------------------------------------------------------------
 
@@ -119,9 +131,12 @@ class Replicas:
             if direction == "in":
                 del self.into[peer]
             else:
-                self.out[peer].h = None
+                self._drop(self.out[peer])
                 self.evicted.append(peer)
         return True
+
+    def _drop(self, link: OutLink) -> None:
+        link.h = link.history = None
 
     def _most(self, size_bytes: int) -> int:
         return int(self.mb * 1e6 / size_bytes)
@@ -133,3 +148,8 @@ class Replicas:
         ]
         used += [(link.used, "in", peer) for peer, link in self.into.items()]
         return len(used), sorted(link for link in used if self.held.round - link[0] > IDLE_ROUNDS)
+
+
+def size_of(h: Tensor) -> int:
+    """Bytes of a replica and its history."""
+    return h.nbytes + History.BYTES * h.numel()

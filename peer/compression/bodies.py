@@ -8,11 +8,13 @@ they are scaled or coded each on its own; None: the whole vector is one block. B
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from peer.errors import CodecError
 
 MAX_SYMBOL = 2**15 - 1  # of a Quantized body; guess: 16 bits per parameter, and exact in float32
 VALUE_TYPES = (torch.float32, torch.float16, torch.int8, torch.float64)
@@ -20,12 +22,15 @@ VALUE_TYPES = (torch.float32, torch.float16, torch.int8, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sizes (parameter counts) of the model's tensors, in the order of the flat vector."""
+    """Sizes (parameter counts) of the model's tensors, in the order of the flat vector. rows: lengths of
+    their first axes; (): every tensor is one row."""
 
     sizes: tuple[int, ...]
+    rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.sizes and min(self.sizes) > 0, f"a layout has tensors of at least 1 entry: {self.sizes}"
+        assert all(size % rows == 0 for size, (rows, _) in zip(self.sizes, self.shapes, strict=True))
 
     @property
     def d(self) -> int:
@@ -35,6 +40,17 @@ class Layout:
     def bounds(self) -> tuple[int, ...]:
         """Where tensors start, and d."""
         return tuple(accumulate(self.sizes, initial=0))
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Where each tensor starts and ends."""
+        return tuple(pairwise(self.bounds))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Of each tensor, as a matrix: first axis x rest."""
+        rows = self.rows or (1,) * len(self.sizes)
+        return tuple((r, size // r) for r, size in zip(rows, self.sizes, strict=True))
 
 
 class _Comparable:
@@ -182,7 +198,25 @@ class Quantized(_Comparable):
         return self.symbols.to(self.dtype) * torch.tensor(self.step, dtype=self.dtype)
 
 
-Body = Empty | Dense | Sparse | Quantized | Half
+@dataclass(frozen=True, slots=True, eq=False)
+class Recalled(_Comparable):
+    """A Quantized body whose symbols are coded by what both ends of a link remember: `history.History.read`.
+
+    check: over that memory and the symbols.
+    """
+
+    size: int
+    step: float
+    check: int
+    data: bytes
+    dtype: torch.dtype = torch.float32
+    blocks: Layout | None = None
+
+    def dense(self) -> Tensor:
+        raise CodecError("symbols that only their link's memory explains, where none is kept")
+
+
+Body = Empty | Dense | Sparse | Quantized | Half | Recalled
 
 
 def _check_values(values: Tensor, scales: Tensor | None, blocks: Layout | None, size: int) -> None:

@@ -15,6 +15,7 @@ that nothing has to be decoded bit by bit:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,20 @@ def _parameter(n: int, k: int) -> tuple[int, int]:
     if 1000 * j >= 382 * n:  # above this density (1 - golden ratio conjugate) m would be 1
         return j, 0
     return j, max(2, 1 + (6931 * n - 8400 * j) // (10000 * j))
+
+
+class Grouping:
+    """Entries sorted by class, cut into groups: a class below `smallest` is joined with those that follow, a
+    rest with the last group."""
+
+    def __init__(self, classes: npt.NDArray[np.integer], smallest: int) -> None:
+        self.order = np.argsort(classes, kind="stable")
+        self.bounds = [0]
+        for bound in np.cumsum(np.bincount(classes)).tolist():
+            if bound - self.bounds[-1] >= smallest:
+                self.bounds.append(bound)
+        if self.bounds[-1] != len(classes):
+            self.bounds = [*self.bounds[: max(1, len(self.bounds) - 1)], len(classes)]
 
 
 def _complement(n: int, positions: Ints) -> Ints:
@@ -108,6 +123,13 @@ class BitSink(ABC):
         shifted = remainders + cut
         self.fixed(np.where(late, shifted >> 1, remainders), width - 1)
         self.fixed(shifted[late] & 1, 1)
+
+    def grouped(self, flags: npt.NDArray[np.bool_], grouping: Grouping) -> None:
+        """Which entries have the flag, group by group; the reader has the same grouping."""
+        ones = np.flatnonzero(flags[grouping.order])
+        cuts = np.searchsorted(ones, grouping.bounds)
+        for (start, stop), (first, last) in zip(pairwise(grouping.bounds), pairwise(cuts), strict=True):
+            self.positions(stop - start, ones[first:last] - start)
 
     def rice(self, values: Ints) -> None:
         """Non-negative numbers below 2^16, their count known to the reader."""
@@ -261,6 +283,13 @@ class BitReader:
         late = values >= cut
         values[late] = (values[late] << 1) - cut + self.fixed(int(np.count_nonzero(late)), 1)
         return values
+
+    def grouped(self, grouping: Grouping) -> npt.NDArray[np.bool_]:
+        """The inverse of BitSink.grouped."""
+        flags = np.zeros(len(grouping.order), dtype=np.bool_)
+        for start, stop in pairwise(grouping.bounds):
+            flags[grouping.order[self.positions(stop - start) + start]] = True
+        return flags
 
     def rice(self, count: int, limit: int) -> Ints:
         """`count` numbers, none above `limit`."""

@@ -5,6 +5,7 @@
     Sparse     value type u8, blocks u8, varint length of the index section, index section, scales, values
     Quantized  blocks u8, step f64, symbol section
     Half       start u8, value type u8, blocks u8, scales, values
+    Recalled   blocks u8, step f64, check u32, symbol section (read with its link's history)
 
 blocks: 0 the whole vector is one block, 1 every tensor of the model is. Scales come with int8 values only,
 one per block, in the session's dtype. Sections are `golomb`'s three streams. `read_body` checks every count,
@@ -22,19 +23,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import MAX_SYMBOL, Body, Dense, Empty, Half, Layout, Quantized, Sparse, half_of
+from peer.compression.bodies import (
+    MAX_SYMBOL,
+    Body,
+    Dense,
+    Empty,
+    Half,
+    Layout,
+    Quantized,
+    Recalled,
+    Sparse,
+    half_of,
+)
 from peer.compression.golomb import BitReader, BitWriter, read_varint, varint
 from peer.compression.quantize import read_symbols, write_symbols
 from peer.compression.sparsify import INT8_LEVELS
 from peer.errors import CodecError, DivergedError
 
-EMPTY, DENSE, SPARSE, QUANTIZED, HALF = range(5)
+EMPTY, DENSE, SPARSE, QUANTIZED, HALF, RECALLED = range(6)
 KINDS: dict[type[Body], int] = {
     Empty: EMPTY,
     Dense: DENSE,
     Sparse: SPARSE,
     Quantized: QUANTIZED,
     Half: HALF,
+    Recalled: RECALLED,
 }
 _TYPES: dict[torch.dtype, tuple[int, np.dtype[Any]]] = {
     torch.float32: (0, np.dtype("<f4")),
@@ -44,6 +57,7 @@ _TYPES: dict[torch.dtype, tuple[int, np.dtype[Any]]] = {
 }
 _BY_CODE = {code: (dtype, stored) for dtype, (code, stored) in _TYPES.items()}
 _STEP = struct.Struct("<d")
+_RECALLED = struct.Struct("<dI")
 
 
 class Cursor:
@@ -96,6 +110,9 @@ def write_body(body: Body) -> bytes:
             writer = BitWriter()
             write_symbols(writer, symbols, body.blocks)
             return bytes((body.blocks is not None,)) + _STEP.pack(body.step) + writer.finish()
+        case Recalled():
+            head = bytes((body.blocks is not None,)) + _RECALLED.pack(body.step, body.check)
+            return head + body.data
 
 
 def read_body(kind: int, data: memoryview, layout: Layout, dtype: torch.dtype) -> Body:
@@ -114,8 +131,10 @@ def read_body(kind: int, data: memoryview, layout: Layout, dtype: torch.dtype) -
         body = _read_quantized(cursor, layout, dtype)
     elif kind == HALF:
         body = _read_half(cursor, layout, dtype)
+    elif kind == RECALLED:
+        body = _read_recalled(cursor, layout, dtype)
     else:
-        raise CodecError(f"body kind: expected 0..{HALF}, found {kind}")
+        raise CodecError(f"body kind: expected 0..{RECALLED}, found {kind}")
     cursor.finish()
     return body
 
@@ -160,21 +179,38 @@ def _read_sparse(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Sparse:
 
 def _read_quantized(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Quantized:
     blocks = _read_blocks(cursor, layout)
-    step = float(_STEP.unpack(cursor.take(_STEP.size, "step"))[0])
-    limits = torch.finfo(dtype)
-    if not limits.tiny <= step <= limits.max:
-        raise CodecError(f"step: expected a normal positive number of {dtype}, found {step}")
-    section = cursor.rest()
-    longest = 3 * layout.d + 8 * len(layout.sizes) + 64  # 23 bits for the worst symbol, and heads
-    if len(section) > longest:
-        raise CodecError(f"symbols: expected at most {longest} bytes, found {len(section)}")
+    step = _sound_step(_STEP.unpack(cursor.take(_STEP.size, "step"))[0], dtype)
+    section = _read_section(cursor, layout)
     reader = BitReader(section, 3 * layout.d)
     symbols = read_symbols(reader, layout.d, blocks)
     reader.finish()
     largest = int(np.abs(symbols).max())
-    if largest * step > limits.max:
+    if largest * step > torch.finfo(dtype).max:
         raise CodecError(f"symbols: expected finite values in {dtype}, found {largest} * {step}")
     return Quantized(torch.from_numpy(symbols), step, dtype, blocks)
+
+
+def _read_recalled(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Recalled:
+    blocks = _read_blocks(cursor, layout)
+    step, check = _RECALLED.unpack(cursor.take(_RECALLED.size, "step and check value"))
+    section = bytes(_read_section(cursor, layout))
+    return Recalled(layout.d, _sound_step(step, dtype), check, section, dtype, blocks)
+
+
+def _sound_step(step: float, dtype: torch.dtype) -> float:
+    limits = torch.finfo(dtype)
+    if not limits.tiny <= step <= limits.max:
+        raise CodecError(f"step: expected a normal positive number of {dtype}, found {step}")
+    return step
+
+
+def _read_section(cursor: Cursor, layout: Layout) -> memoryview:
+    """Coded symbols, which are read elsewhere."""
+    section = cursor.rest()
+    longest = 3 * layout.d + 8 * len(layout.sizes) + 256  # 23 bits for the worst symbol, and heads
+    if len(section) > longest:
+        raise CodecError(f"symbols: expected at most {longest} bytes, found {len(section)}")
+    return section
 
 
 def _read_blocks(cursor: Cursor, layout: Layout) -> Layout | None:

@@ -14,6 +14,7 @@ in `golomb`'s sets of positions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -35,10 +36,13 @@ TINY_BYTES = 3  # for each value: so few values are coded at the finest step, if
 MOST_TRIES, NO_DIFFERENCE = 40, 1e-5  # the latter between steps, relative
 
 
-def quantize(v: Tensor, bits: float, blocks: Layout | None = None) -> Quantized:
+def quantize(
+    v: Tensor, bits: float, blocks: Layout | None = None, size_of: Callable[[Ints], int] | None = None
+) -> Quantized:
     """`v` at no more than `bits` per parameter, all side information included, or 32 bytes if that is more.
 
-    v: flat, float32 or float64. Raises DivergedError unless it is finite.
+    v: flat, float32 or float64. size_of: bytes that these symbols (int64) take; as a Quantized body, unless
+    they are coded otherwise. Raises DivergedError unless v is finite.
     """
     values = v.detach().cpu().numpy()
     magnitudes = np.abs(values)
@@ -46,9 +50,19 @@ def quantize(v: Tensor, bits: float, blocks: Layout | None = None) -> Quantized:
     if not math.isfinite(peak):
         raise DivergedError.found(peak)
     budget = max(math.floor(bits * len(values) / 8), SMALLEST_BUDGET)
-    step, symbols = _within(budget, magnitudes, peak, blocks)
-    signed = np.where(values < 0, -symbols, symbols).astype(np.int32)
-    return Quantized(torch.from_numpy(signed), step, v.dtype, blocks)
+    negative = values < 0
+
+    def signed(symbols: Ints) -> Ints:
+        return np.where(negative, -symbols, symbols)
+
+    step, symbols = _within(
+        budget,
+        magnitudes,
+        peak,
+        (lambda s: size_of(signed(s))) if size_of is not None else (lambda s: coded_bytes(s, blocks)),
+    )
+    symbols32 = signed(symbols).astype(np.int32)
+    return Quantized(torch.from_numpy(symbols32), step, v.dtype, blocks)
 
 
 def coded_bytes(symbols: Ints, blocks: Layout | None) -> int:
@@ -59,7 +73,7 @@ def coded_bytes(symbols: Ints, blocks: Layout | None) -> int:
 
 
 def _within(
-    budget: int, magnitudes: npt.NDArray[np.floating], peak: float, blocks: Layout | None
+    budget: int, magnitudes: npt.NDArray[np.floating], peak: float, size_of: Callable[[Ints], int]
 ) -> tuple[float, Ints]:
     """The smallest step found whose symbols take at most `budget` bytes; all zero if there is none.
 
@@ -74,7 +88,7 @@ def _within(
     if TINY_BYTES * len(magnitudes) <= budget:
         step = float(magnitudes.dtype.type(finest))
         symbols = _symbols(magnitudes, step)
-        if coded_bytes(symbols, blocks) <= budget:
+        if size_of(symbols) <= budget:
             return step, symbols
     fine, most = math.log(finest), 2.0 * len(magnitudes) + budget
     coarse, least = math.log(coarsest), 0.0
@@ -83,7 +97,7 @@ def _within(
         middle = fine + min(max(share, 0.05), 0.95) * (coarse - fine)
         step = float(magnitudes.dtype.type(min(max(math.exp(middle), finest), coarsest)))
         symbols = _symbols(magnitudes, step)
-        size = coded_bytes(symbols, blocks)
+        size = size_of(symbols)
         if size > budget:
             fine, most = middle, size
         else:

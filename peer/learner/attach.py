@@ -384,7 +384,7 @@ class Swarm:
 
     def _exchange(self, resume: Resume | None) -> Exchange:
         session, lockstep = self.descriptor, self.terms.pace == "lockstep"
-        layout = Layout(self._flat.sizes)
+        layout = Layout(self._flat.sizes, self._flat.rows)
         options = catalogue.options_for("algorithm", session.options)
         algorithm = algorithms.make(
             session.algorithm, options, layout, self._flat.dtype, session.compression, lockstep=lockstep

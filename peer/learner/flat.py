@@ -54,6 +54,11 @@ class FlatModel:
         return tuple(tensor.numel() for tensor in self._tensors.values())
 
     @property
+    def rows(self) -> tuple[int, ...]:
+        """Lengths of the tensors' first axes; one of a vector or a number is one row."""
+        return tuple(tensor.shape[0] if tensor.dim() > 1 else 1 for tensor in self._tensors.values())
+
+    @property
     def size(self) -> int:
         """d, the length of the flat tensor."""
         return sum(self.sizes)

@@ -50,7 +50,7 @@ class Trainer:
         self._module = seeded_model(tasks[0], session.seed)
         self._flat = FlatModel(self._module)
         self._flat.gather()
-        self.initial, self.layout = self._flat.read(), Layout(self._flat.sizes)
+        self.initial, self.layout = self._flat.read(), Layout(self._flat.sizes, self._flat.rows)
         self.parameters = self._flat.parameters
         self._pupils = {
             name: self._pupil(tasks[number], plan.shard(number)) for number, name in enumerate(plan.names())

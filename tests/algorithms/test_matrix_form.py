@@ -15,7 +15,7 @@ from peer.algorithms.sgp import SGP
 from peer.algorithms.sparse_push import Reference, SparsePush
 from peer.compression.bodies import Body, Layout, Sparse
 from peer.compression.compressor import compressor
-from peer.compression.quantize import quantize
+from peer.compression.history import History, recalling
 from peer.compression.sparsify import top_k
 from peer.events import FINAL, TRAIN
 from peer.grammar import Compression, Values
@@ -41,8 +41,8 @@ def top_k_exactly(v: Tensor) -> Body:
     return Sparse(LAYOUT.d, indices, v[indices], F64)
 
 
-def quantizer(v: Tensor, bits: float) -> Body:
-    return quantize(v, bits, LAYOUT)
+def quantizer(v: Tensor, bits: float, history: History | None) -> Body:
+    return recalling(LAYOUT, v, bits, history)
 
 
 def replica_at(sender: DifferencePush, j: int) -> Tensor:
@@ -142,7 +142,7 @@ def test_difference_push_equals_its_matrix_form(n: int, graph: Graph, bits: floa
     for t in range(ROUNDS):
         U = updates(n, t)
         X, w, H = difference_push_round(
-            X, w, H, torch.stack(U), graph(t), lambda v: quantizer(v, bits).dense()
+            X, w, H, torch.stack(U), graph(t), lambda v: quantizer(v, bits, None).dense()
         )
         swarm.exchange(U, phase)
         close(swarm.X, X)

@@ -15,7 +15,7 @@ from peer.algorithms.difference_push import DEVIATION, DIFFERENCE, REPLICA, Budg
 from peer.algorithms.replicas import IDLE_ROUNDS
 from peer.compression.bodies import Body, Empty, Layout
 from peer.compression.compressor import compressor
-from peer.compression.quantize import quantize
+from peer.compression.history import History, recalling
 from peer.errors import UnknownBaseError
 from peer.events import FINAL, TRAIN, Key, LinkDown, LinkUp
 from peer.grammar import Compression
@@ -25,8 +25,8 @@ INT8 = compressor(Compression(values="int8"), LAYOUT, F64)
 ZEROS = torch.zeros(LAYOUT.d, dtype=F64)
 
 
-def quantizer(v: Tensor, bits: float) -> Body:
-    return quantize(v, bits, LAYOUT)
+def quantizer(v: Tensor, bits: float, history: History | None) -> Body:
+    return recalling(LAYOUT, v, bits, history)
 
 
 def node(*, replicas: bool = True, replica_mb: float = 1.0, budget: Budget | None = None) -> DifferencePush:
@@ -200,9 +200,9 @@ def test_the_share_never_exceeds_what_was_not_lost() -> None:
 def test_final_rounds_have_their_own_bits() -> None:
     asked: list[float] = []
 
-    def asking(v: Tensor, bits: float) -> Body:
+    def asking(v: Tensor, bits: float, history: History | None) -> Body:
         asked.append(bits)
-        return quantizer(v, bits)
+        return quantizer(v, bits, history)
 
     one = DifferencePush(LAYOUT, F64, asking, INT8)
     one.know(ZEROS)

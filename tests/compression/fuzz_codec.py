@@ -5,6 +5,7 @@ with the message in hex. The tests of this folder do the same by the hundred; th
 """
 
 import argparse
+import functools
 import itertools
 import sys
 import time
@@ -13,14 +14,23 @@ import numpy as np
 import torch
 
 from peer.catalogue import parse_compression
-from peer.compression.bodies import Dense, Half, Layout
+from peer.compression.bodies import Body, Dense, Half, Layout, Quantized, Recalled
 from peer.compression.codec import Message, decode, encode
 from peer.compression.compressor import compressor
-from peer.errors import CodecError
+from peer.compression.history import History
+from peer.compression.quantize import quantize
+from peer.errors import CodecError, UnknownBaseError
 from peer.events import Key
 
-LAYOUTS = [Layout((1,)), Layout((144, 16, 4, 700, 5)), Layout((64, 64, 3000))]
+LAYOUTS = [Layout((1,)), Layout((144, 16, 4, 700, 5)), Layout((64, 64, 4000), (8, 1, 40))]
 SPECS = ["none", "fp16", "int8", "topk=10%", "topk=1%,fp16", "topk=50%,int8", "bits=0.3", "bits=1", "bits=8"]
+
+
+@functools.cache
+def remembered(layout: Layout, dtype: torch.dtype) -> History:
+    """What both ends of a link remember after a first parcel."""
+    v = torch.from_numpy(np.random.default_rng(1).laplace(size=layout.d)).to(dtype)
+    return History.fresh(layout).after(quantize(v, 1.0, layout))
 
 
 def seeds(generator: np.random.Generator) -> list[tuple[bytes, Layout, torch.dtype]]:
@@ -29,7 +39,11 @@ def seeds(generator: np.random.Generator) -> list[tuple[bytes, Layout, torch.dty
     for layout, text, dtype in itertools.product(LAYOUTS, SPECS, (torch.float32, torch.float64)):
         v = torch.from_numpy(generator.laplace(size=layout.d)).to(dtype)
         body = compressor(parse_compression(text), layout, dtype)(v)
-        sent = (body, Half.of(body, 1)) if isinstance(body, Dense) else (body,)
+        sent: tuple[Body, ...] = (body,)
+        if isinstance(body, Dense):
+            sent = (body, Half.of(body, 1))
+        elif isinstance(body, Quantized):
+            sent = (body, remembered(layout, dtype).recall(body))
         cases += [(encode(Message(Key(1, 2), 16, one, 0.5, b"base")), layout, dtype) for one in sent]
     return cases
 
@@ -61,7 +75,13 @@ def check(data: bytes, layout: Layout, dtype: torch.dtype) -> bool:
         message = decode(data, layout, dtype)
     except CodecError:
         return False
-    dense = message.body.dense()
+    body = message.body
+    if isinstance(body, Recalled):
+        try:
+            body = remembered(layout, dtype).read(body)
+        except (CodecError, UnknownBaseError):
+            return False
+    dense = body.dense()
     assert dense.shape == (layout.d,) and dense.dtype == dtype and bool(torch.isfinite(dense).all())
     assert decode(encode(message), layout, dtype) == message
     return True

@@ -193,7 +193,7 @@ STEP = struct.Struct("<d").pack
         (message_with(b"", EMPTY, weight=-1.0), "weight: .* found -1.0"),
         (message_with(b"", EMPTY, weight=math.inf), "weight: .* found inf"),
         (message_with(b"", EMPTY, d=2**31), "parameters: expected 100, found 2147483648"),
-        (message_with(b"", 5), r"body kind: expected 0..4, found 5"),
+        (message_with(b"", 6), r"body kind: expected 0..5, found 6"),
         (message_with(b"x", EMPTY), "expected its end at byte 0, found 1"),
         (message_with(b"\x09\x00", DENSE), "value type: .* found 9"),
         (message_with(b"\x00\x02", DENSE), "blocks: expected 0 or 1, found 2"),
@@ -236,7 +236,7 @@ STEP = struct.Struct("<d").pack
         (message_with(b"\x00" + STEP(0.0) + b"\x01\x00\x00", QUANTIZED), "step: expected a normal positive"),
         (message_with(b"\x00" + STEP(math.nan) + b"\x01\x00\x00", QUANTIZED), "step: .* found nan"),
         (message_with(b"\x00" + STEP(1e39) + b"\x01\x00\x00", QUANTIZED), r"step: .* found 1e\+39"),
-        (message_with(b"\x00" + STEP(1.0) + bytes(400), QUANTIZED), "symbols: expected at most 372 bytes"),
+        (message_with(b"\x00" + STEP(1.0) + bytes(600), QUANTIZED), "symbols: expected at most 564 bytes"),
         (message_with(b"\x00" + STEP(1.0) + b"\x01\x00\x65", QUANTIZED), "expected at most 100, found 101"),
         (
             message_with(b"\x00" + STEP(1.0) + b"\x01\x01\x00\x00", QUANTIZED),

@@ -10,13 +10,14 @@ from peer.algorithms import make
 from peer.algorithms.difference_push import DifferencePush
 from peer.algorithms.replicas import IDLE_ROUNDS
 from peer.compression.bodies import Layout
+from peer.compression.history import History
 from peer.learner.exchange import Exchange
 from peer.mesh.node import Terms
 from peer.rehearsal.driver import Device, Rehearsal, Weather, quadratics
 
 D = 24
 LAYOUT = Layout((16, 8))
-REPLICA_BYTES = D * 8
+REPLICA_BYTES = D * (8 + History.BYTES)
 INITIAL = torch.zeros(D, dtype=torch.float64)
 MINIMISERS, _ = quadratics(8, D, seed=1)
 
