@@ -86,7 +86,8 @@ class Empty(_Comparable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense(_Comparable):
-    """All d values: float32, float16, float64 (`dtype` too, then), or int8 with one scale per block."""
+    """All d values: float32, float64 (`dtype` too, then), float16, with a scale or without, or int8 with one
+    scale per block."""
 
     values: Tensor
     dtype: torch.dtype = torch.float32
@@ -221,6 +222,7 @@ Body = Empty | Dense | Sparse | Quantized | Half | Recalled
 
 def _check_values(values: Tensor, scales: Tensor | None, blocks: Layout | None, size: int) -> None:
     assert values.dim() == 1 and values.dtype in VALUE_TYPES, f"values: {values.dtype}, {tuple(values.shape)}"
-    assert (values.dtype == torch.int8) == (scales is not None), "int8 values have scales, others have none"
+    scaled = {torch.int8: (True,), torch.float16: (True, False)}.get(values.dtype, (False,))
+    assert (scales is not None) in scaled, f"scales: {scales}, with {values.dtype}"
     assert blocks is None or blocks.d == size, "the blocks do not add up to the vector"
     assert scales is None or scales.numel() == (1 if blocks is None else len(blocks.sizes))

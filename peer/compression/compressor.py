@@ -11,7 +11,7 @@ from torch import Tensor
 from peer.catalogue import Compression
 from peer.compression.bodies import Body, Dense, Layout, Sparse
 from peer.compression.quantize import quantize
-from peer.compression.sparsify import clamp_to, to_int8, top_k
+from peer.compression.sparsify import to_half, to_int8, top_k
 from peer.errors import DivergedError
 
 Compressor = Callable[[Tensor], Body]
@@ -44,7 +44,10 @@ def _dense(v: Tensor, layout: Layout, values: str | None) -> Dense:
     if values == "int8":
         levels, scales = to_int8(v, layout.sizes)
         return Dense(levels, v.dtype, scales, layout)
-    return Dense(clamp_to(v, torch.float16 if values == "fp16" else v.dtype), v.dtype)
+    if values == "fp16":
+        halves, scale = to_half(v)
+        return Dense(halves, v.dtype, scale)
+    return Dense(v.clone(), v.dtype)
 
 
 def _sparse(v: Tensor, layout: Layout, fraction: float, values: str | None) -> Sparse:
@@ -54,5 +57,7 @@ def _sparse(v: Tensor, layout: Layout, fraction: float, values: str | None) -> S
         cuts = torch.searchsorted(indices, torch.tensor(layout.bounds))
         levels, scales = to_int8(kept, cuts.diff().tolist())
         return Sparse(layout.d, indices, levels, v.dtype, scales, layout)
-    floats = clamp_to(kept, torch.float16 if values == "fp16" else v.dtype)
-    return Sparse(layout.d, indices, floats, v.dtype)
+    if values == "fp16":
+        halves, scale = to_half(kept)
+        return Sparse(layout.d, indices, halves, v.dtype, scale)
+    return Sparse(layout.d, indices, kept, v.dtype)

@@ -7,9 +7,10 @@
     Half       start u8, value type u8, blocks u8, scales, values
     Recalled   blocks u8, step f64, check u32, symbol section (read with its link's history)
 
-blocks: 0 the whole vector is one block, 1 every tensor of the model is. Scales come with int8 values only,
-one per block, in the session's dtype. Sections are `golomb`'s three streams. `read_body` checks every count,
-length and number before it uses it (CodecError), and takes memory in proportion to d at most.
+blocks: 0 the whole vector is one block, 1 every tensor of the model is. Scales come with int8 values, and
+with fp16 values of a value type of their own, one per block, in the session's dtype. Sections are `golomb`'s
+three streams. `read_body` checks every count, length and number before it uses it (CodecError), and takes
+memory in proportion to d at most.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ _TYPES: dict[torch.dtype, tuple[int, np.dtype[Any]]] = {
     torch.int8: (2, np.dtype("i1")),
     torch.float64: (3, np.dtype("<f8")),
 }
-_BY_CODE = {code: (dtype, stored) for dtype, (code, stored) in _TYPES.items()}
+_SCALED_HALF = 4
+_BY_CODE = {code: dtype for dtype, (code, _) in _TYPES.items()} | {_SCALED_HALF: torch.float16}
+_LARGEST = {torch.int8: float(INT8_LEVELS), torch.float16: torch.finfo(torch.float16).max}  # that is scaled
 _STEP = struct.Struct("<d")
 _RECALLED = struct.Struct("<dI")
 
@@ -94,15 +97,15 @@ def write_body(body: Body) -> bytes:
         case Empty():
             return b""
         case Dense():
-            return bytes((_TYPES[body.values.dtype][0], body.blocks is not None)) + _packed_values(body)
+            return bytes((_code(body), body.blocks is not None)) + _packed_values(body)
         case Half():
-            head = bytes((body.start, _TYPES[body.values.dtype][0], body.blocks is not None))
+            head = bytes((body.start, _code(body), body.blocks is not None))
             return head + _packed_values(body)
         case Sparse():
             writer = BitWriter()
             writer.positions(body.size, body.indices.cpu().numpy())
             section = writer.finish()
-            head = bytes((_TYPES[body.values.dtype][0], body.blocks is not None)) + varint(len(section))
+            head = bytes((_code(body), body.blocks is not None)) + varint(len(section))
             return head + section + _packed_values(body)
         case Quantized():
             symbols = body.symbols.cpu().numpy().astype(np.int64)
@@ -122,8 +125,8 @@ def read_body(kind: int, data: memoryview, layout: Layout, dtype: torch.dtype) -
     if kind == EMPTY:
         body = Empty(layout.d, dtype)
     elif kind == DENSE:
-        stored, blocks = _read_type(cursor, layout, dtype)
-        scales = _read_scales(cursor, stored, blocks, dtype)
+        stored, scaled, blocks = _read_type(cursor, layout, dtype)
+        scales = _read_scales(cursor, stored, blocks, dtype) if scaled else None
         body = Dense(_read_values(cursor, layout.d, stored), dtype, scales, blocks)
     elif kind == SPARSE:
         body = _read_sparse(cursor, layout, dtype)
@@ -144,6 +147,12 @@ def _finite(values: Tensor) -> bool:
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
+def _code(body: Dense | Sparse | Half) -> int:
+    if body.values.dtype == torch.float16 and body.scales is not None:
+        return _SCALED_HALF
+    return _TYPES[body.values.dtype][0]
+
+
 def _packed_values(body: Dense | Sparse | Half) -> bytes:
     values = body.values.detach().cpu()
     if values.is_floating_point() and not _finite(values):
@@ -160,19 +169,19 @@ def _read_half(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Half:
     start = cursor.byte("start")
     if start > 1:
         raise CodecError(f"start: expected 0 or 1, found {start}")
-    stored, blocks = _read_type(cursor, layout, dtype)
-    scales = _read_scales(cursor, stored, blocks, dtype)
+    stored, scaled, blocks = _read_type(cursor, layout, dtype)
+    scales = _read_scales(cursor, stored, blocks, dtype) if scaled else None
     values = _read_values(cursor, half_of(layout.d, start), stored)
     return Half(layout.d, start, values, dtype, scales, blocks)
 
 
 def _read_sparse(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Sparse:
-    stored, blocks = _read_type(cursor, layout, dtype)
+    stored, scaled, blocks = _read_type(cursor, layout, dtype)
     length = cursor.varint(layout.d // 4 + 64, "length of the index section")  # 1.08 bits each at most
     reader = BitReader(cursor.take(length, "index section"), layout.d)
     indices = reader.positions(layout.d)
     reader.finish()
-    scales = _read_scales(cursor, stored, blocks, dtype)
+    scales = _read_scales(cursor, stored, blocks, dtype) if scaled else None
     values = _read_values(cursor, len(indices), stored)
     return Sparse(layout.d, torch.from_numpy(indices), values, dtype, scales, blocks)
 
@@ -220,14 +229,15 @@ def _read_blocks(cursor: Cursor, layout: Layout) -> Layout | None:
     return layout if flag else None
 
 
-def _read_type(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> tuple[torch.dtype, Layout | None]:
+def _read_type(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> tuple[torch.dtype, bool, Layout | None]:
+    """How values are stored, whether with scales, and the blocks of these."""
     code = cursor.byte("value type")
     if code not in _BY_CODE:
         raise CodecError(f"value type: expected one of {sorted(_BY_CODE)}, found {code}")
-    stored = _BY_CODE[code][0]
+    stored = _BY_CODE[code]
     if stored == torch.float64 != dtype:
         raise CodecError(f"value type: expected one that fits a session of {dtype}, found {stored}")
-    return stored, _read_blocks(cursor, layout)
+    return stored, stored == torch.int8 or code == _SCALED_HALF, _read_blocks(cursor, layout)
 
 
 def _read_values(cursor: Cursor, count: int, stored: torch.dtype) -> Tensor:
@@ -241,13 +251,9 @@ def _read_values(cursor: Cursor, count: int, stored: torch.dtype) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def _read_scales(
-    cursor: Cursor, stored: torch.dtype, blocks: Layout | None, dtype: torch.dtype
-) -> Tensor | None:
-    if stored != torch.int8:
-        return None
+def _read_scales(cursor: Cursor, stored: torch.dtype, blocks: Layout | None, dtype: torch.dtype) -> Tensor:
     scales = _read_array(cursor, 1 if blocks is None else len(blocks.sizes), dtype, "scales")
-    largest = torch.finfo(dtype).max / INT8_LEVELS
+    largest = torch.finfo(dtype).max / _LARGEST[stored]
     wrong = ~((scales >= 0) & (scales <= largest))  # NaN is wrong too
     if wrong.any():
         raise CodecError(f"scales: expected numbers from 0 to {largest}, found {scales[wrong][0]}")

@@ -80,11 +80,16 @@ def _above(values: Floats, threshold: float) -> Ints:
     return np.concatenate(found)
 
 
-def clamp_to(v: Tensor, dtype: torch.dtype) -> Tensor:
-    """`v` in a floating type; what exceeds its range becomes its largest number, never infinity."""
-    if torch.finfo(dtype).max < torch.finfo(v.dtype).max:
-        v = v.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
-    return v.to(dtype, copy=True)
+def to_half(v: Tensor) -> tuple[Tensor, Tensor]:
+    """(values, scale) of v: v ~ values * scale, values in fp16, scale [1] a power of two in the dtype of v.
+
+    The largest is brought to between 2^14 and 2^15, so that nothing exceeds the type's range, and what is
+    small only because everything is (a share of little mass) keeps its 11 bits.
+    """
+    limits = torch.finfo(v.dtype)
+    _, exponent = math.frexp(float(v.abs().max()))
+    scale = 2.0 ** max(exponent - 15, math.frexp(limits.tiny)[1])
+    return (v / scale).to(torch.float16), torch.tensor([scale], dtype=v.dtype)
 
 
 def to_int8(v: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -80,10 +80,11 @@ from peer.events import (
 )
 from peer.mesh import topology
 from peer.mesh.agreement import Agreement
-from peer.mesh.generations import Generations, number
+from peer.mesh.ending import Ending
+from peer.mesh.generations import Generations
 from peer.mesh.gossip import Gossip
 from peer.mesh.links import Links
-from peer.mesh.pace import UNSETTLED_S, Pace
+from peer.mesh.pace import Pace
 from peer.mesh.reunion import Reunions
 from peer.mesh.seats import Epoch, Seats
 
@@ -94,7 +95,6 @@ REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed;
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
 LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
 MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
-GIVERS = 2  # members that give the final model to one that came too late: one may be dead (guess)
 ANSWER_S = 1.0  # for the learner's answer when a link it has a last message for is up; guess
 STAY_S = 60.0  # a finished member stays so long for living ones of its generation that are not; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
@@ -141,9 +141,10 @@ class Node:
         self.gossip, self.links = Gossip(me), Links(me.peer, farewells)
         self.pace, self.seats = Pace(late_is_lost=terms.graph != "directed"), Seats(me.peer)
         self.members = self.gossip.members
-        self.agreement = None
+        self.agreement, self.ending = None, None
         if terms.graph != "directed":
             self.agreement = Agreement(me.peer, terms.topology, terms.graph)
+            self.ending = Ending(me.peer, self.members, self.agreement.generations)
         self.reunions = Reunions(me.peer)
         self.life = 0  # of the learner, or of the last one
         self.key = Key()  # the round being worked on, or to be opened next
@@ -174,8 +175,6 @@ class Node:
         self._handing_to: PeerId | None = None
         self._handed = False  # has the learner given everything to it?
         self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
-        self._final_past: set[PeerId] = set()  # members of generations that final rounds were broken off on
-        self._done: set[PeerId] = set()  # members that have been seen to be finished
         self._starting_over = False
         self._finished_at: float | None = None
         self._owed_at = 0.0  # after that: a finished node still had something to send
@@ -410,9 +409,11 @@ class Node:
             self._effects += taken_up
             if self.agreement.generations.current is None:
                 return
-            if final and taken_up:  # its final rounds begin at the same one for all its members
+            if (
+                final and taken_up and self.ending is not None
+            ):  # its final rounds begin at the same one for all its members
                 self.key = replace(self.key, round=self.terms.rounds)
-                self._final_past |= set(before.view) if before is not None else set()
+                self.ending.broke_off(before)
         if final:
             self._final_view = self._final_view or self._view  # who finishes first must not change the graph
             if self.key.round >= self.terms.rounds + self._final_rounds():
@@ -537,11 +538,12 @@ class Node:
             alive = {record.peer for record in self.members.alive()}
             if self.pace.gives_up_acks(late, alive, partial(self._is_absent, now), now):
                 self._learner(Deadline(self.key))
-        if self._is_broken() or self._is_in_doubt():
+        end = self._end
+        if end is not None and (end.is_broken(self._lacking()) or end.is_in_doubt()):
             self.pace.put_off(now)
         if self.terms.lockstep and not self._starting_over:
             without = self.pace.gives_up(self._expected, partial(self._is_absent, now), now)
-            if without and self.generations is not None and self._is_final and self._finished():
+            if without and end is not None and end.finished():
                 self._be_given_final()
             elif without is not None:
                 self._note("closes without", "debug", peers=",".join(without), round=self.key.round)
@@ -592,7 +594,8 @@ class Node:
         """Answer what came too early, and propose a generation when the members have changed."""
         for parcel in agreement.overdue(self.phase == "training"):
             self._refuse(parcel, now)
-        if self._is_overtaken(now):
+        end = self._end
+        if end is not None and end.is_overtaken(self._lacking(), self.pace.began(now)):
             self._be_given_final()
         if self._starting_over:
             return
@@ -605,7 +608,7 @@ class Node:
         """To a newer generation, if there is one: at the next round, which in final rounds is now."""
         if not self._open:
             self._open_next(now)
-        elif self._is_final and generations.pending and not self.pace.overdue:
+        elif self._end is not None and generations.pending and not self.pace.overdue:
             self.pace.overdue = True
             self._learner(Deadline(self.key))
 
@@ -613,42 +616,18 @@ class Node:
         """Who proposes in a bounded session has local steps to do on its generation: without its messages
         that one's final rounds come to no end, so nobody finishes on it while others take up the next. Nor
         do they where one has gone."""
+        assert self.ending is not None
         if generations.current is not None:
-            return not self._is_final or self._is_broken()
-        seated = set(generations.latest.view) if generations.latest is not None else set()
-        return not self.terms.rounds or not (seated - {self.me}) & set(self._view)
+            return self._end is None or self._end.is_broken(self._lacking())
+        return not self.terms.rounds or not self.ending.is_seated_elsewhere(self._view)
 
     @property
-    def _is_final(self) -> bool:
-        return self.phase == "training" and self.key.phase == FINAL
+    def _end(self) -> Ending | None:
+        """In final rounds on an agreed graph: what is known of their end."""
+        return self.ending if self.phase == "training" and self.key.phase == FINAL else None
 
-    def _finished(self) -> set[PeerId]:
-        return {record.peer for record in self.members.alive() if record.phase == "finished"}
-
-    def _is_broken(self) -> bool:
-        """Do this generation's final rounds come to no end any more? One has gone before it sent its last
-        message, or the others are on a generation without this node."""
-        generations = self.generations
-        if not self._is_final or generations is None or generations.current is None:
-            return False
-        if number(generations.latest) > generations.number and not generations.pending:
-            return True
-        here = {r.peer for r in self.members.alive() if r.phase in ("training", "finished")}
-        gone = set(generations.current.view) - here
-        return bool(gone - self._done or gone & set(self.pace.lacks(self._expected)))
-
-    def _is_in_doubt(self) -> bool:
-        """Is a member of the final rounds' generation suspected? The verdict comes soon."""
-        current = self.generations.current if self.generations is not None and self._is_final else None
-        return current is not None and any(self.members.suspicion(peer) is not None for peer in current.view)
-
-    def _is_overtaken(self, now: float) -> bool:
-        """Have others finished, in final rounds that this node cannot come to the end of?"""
-        finished = self._finished() if self._is_final else set()
-        if not finished or self.generations is None or self.generations.current is None:
-            return False
-        left = self._final_past - set(self.generations.current.view)
-        return bool(finished & left) or (self._is_broken() and self.pace.began(now) >= UNSETTLED_S)
+    def _lacking(self) -> list[PeerId]:
+        return self.pace.lacks(self._expected)
 
     def _be_given_final(self) -> None:
         """Another mean than theirs is not to be computed."""
@@ -714,39 +693,20 @@ class Node:
         self._finished_at = self._owed_at = now
         self._publish(phase="finished")
         self._learner(Finish())
-        current = self.generations.current if self.generations is not None else None
-        if self.company and current is not None and current.view == (self.me,):
+        if self.ending is not None and self.company and self.ending.is_alone:
             self._note("finishes alone: the others have gone", "warning")
         self._note("session finished", round=self.key.round)
-        if self.generations is not None:
-            self._give_final(self.generations, now)
+        if self.ending is not None:
+            self._give_final(self.ending, now)
 
-    def _give_final(self, generations: Generations, now: float) -> None:
+    def _give_final(self, ending: Ending, now: float) -> None:
         """The final model to whoever came too late for the last generation."""
-        alive = {r.peer: r.phase for r in self.members.alive()}
-        view = generations.current.view if generations.current is not None else ()
-        if self.me in [peer for peer in view if peer in alive][:GIVERS]:
-            self._sponsoring |= {p for p, phase in alive.items() if phase == "training" and p not in view}
-        self._sponsoring -= set(view)
+        self._sponsoring |= ending.is_to_give()
+        self._sponsoring = {peer for peer in self._sponsoring if not ending.is_in_last(peer)}
         for peer in sorted(self._sponsoring):
             self._need(peer, now)
             if self.links.clear(peer):
                 self._grant(peer)
-
-    def _owes(self) -> bool:
-        """Does a finished node wait for a link, to give somebody its last message or the final model?"""
-        if self.generations is None:
-            return False
-        waiting = {r.peer for r in self.members.alive() if r.phase in ("seeking", "training")}
-        place = self.generations.place(final=True)
-        last = set(place.out) if place is not None else set()
-        return bool(waiting & (self._sponsoring | {peer for peer in last if not self.links.clear(peer)}))
-
-    def _stays(self) -> bool:
-        """Is there one of a finished node's generation that may yet have to be given the final model?"""
-        current = self.generations.current if self.generations is not None else None
-        waiting = {r.peer for r in self.members.alive() if r.phase in ("seeking", "training")}
-        return current is not None and bool(waiting & set(current.view))
 
     def _came_late(self, now: float) -> None:
         self._note("came too late to train: is given the final model")
@@ -790,7 +750,8 @@ class Node:
         if self.members.version == self._seen:
             return
         self._seen = self.members.version
-        self._done |= {r.peer for r in self.members.records() if r.phase == "finished"}
+        if self.ending is not None:
+            self.ending.watch()
         lives = {r.peer: r.life for r in self.members.alive() if r.phase == "training"}
         self.reunions.watch(lives, now)
         if self.phase in ("idle", "seeking"):
@@ -902,12 +863,20 @@ class Node:
         self._reverse_dial(now)
         self._drop_idle(now)
         if self._finished_at is not None:
-            owes = self.links.pending() or self._owes()
-            self._owed_at = now if owes else self._owed_at
-            answered = self.agreement is None or now - self._owed_at >= ANSWER_S
-            most = STAY_S if self._stays() else LINGER_S
-            if (answered and not owes and most < STAY_S) or now - self._finished_at > most:
-                self._say_goodbye(now)
+            self._end_session(self._finished_at, now)
+
+    def _end_session(self, finished_at: float, now: float) -> None:
+        """Say goodbye once nobody needs this finished node any more, or after a while."""
+        end, spent_s = self.ending, now - finished_at
+        owes = self.links.pending() or (end is not None and end.owes(self._sponsoring, self.links.clear))
+        self._owed_at = now if owes else self._owed_at
+        if end is not None and end.is_needed():
+            over = spent_s > STAY_S
+        else:
+            answered = end is None or now - self._owed_at >= ANSWER_S
+            over = (answered and not owes) or spent_s > LINGER_S
+        if over:
+            self._say_goodbye(now)
 
     # --- leaving ---------------------------------------------------------------------------------
 

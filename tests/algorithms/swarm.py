@@ -68,6 +68,7 @@ class Swarm:
     graph: Graph
     seed: int = 0
     late: float = 0.0
+    weight: float = 1.0  # that each node begins with
     round: int = 0
     flight: dict[tuple[int, int], Message] = field(default_factory=dict)
 
@@ -77,7 +78,7 @@ class Swarm:
     def begin(self, models: Sequence[Tensor], initial: Tensor | None = None) -> Swarm:
         for node, model in zip(self.nodes, models, strict=True):
             node.know(models[0] if initial is None else initial)
-            node.begin(model, 1.0)
+            node.begin(model, self.weight)
         return self
 
     def links(self, *, bases: bool = True) -> Swarm:
@@ -106,7 +107,7 @@ class Swarm:
             out = {str(j): float(P[j, i]) for j in range(n) if j != i and P[j, i] > 0}
             expected = frozenset(str(k) for k in range(n) if k != i and P[i, k] > 0)
             clear = frozenset(j for j in out if (i, int(j)) not in self.flight)
-            links = Links(key, out, expected, n, 1.0, clear)
+            links = Links(key, out, expected, n, self.weight, clear)
             for j, message in self.nodes[i].step(U[i], 0.1, links, 0.0).items():
                 self.flight[i, int(j)] = message
             self.deliver(0.5)  # some hear of this round before their own step

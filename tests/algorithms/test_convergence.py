@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from algorithms.quadratics import D, Quadratics, error, spread, start, train
-from algorithms.swarm import F64, Graph, Swarm, exponential, ring, skewed
+from algorithms.swarm import F64, Graph, Swarm, exponential, randoms, ring, skewed
 from peer.algorithms import make
 from peer.algorithms.base import Links
 from peer.algorithms.push_sum import OFF, PushSum
@@ -153,3 +153,25 @@ def test_final_rounds_bring_everyone_to_the_mean(name: str) -> None:
         after = torch.stack(swarm.exchange([torch.zeros(D, dtype=F64)] * n, FINAL))
     torch.testing.assert_close(swarm.X.mean(0), mean, rtol=1e-9, atol=1e-9)
     assert spread(after) < (1e-12 if name == "sgp" else 0.3 * spread(before))
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e-6, 1e-12])
+@pytest.mark.parametrize(
+    ("name", "compression", "most"),
+    [("sgp", "", 1e-6), ("sgp", "fp16", 2e-3), ("sgp", "int8", 2e-2), ("difference-push", "", 0.1)],
+)
+def test_what_is_left_of_the_mass_after_many_crashes_averages_as_well_as_all_of_it(
+    name: str, compression: str, most: float, weight: float
+) -> None:
+    """Each crash loses what the device held; nothing brings it back but a power cut of the whole house."""
+    nodes = [make(name, {}, LAYOUT, torch.float32, compression) for _ in range(4)]
+    models = [model.to(torch.float32) for model in randoms(4, D, 5)]
+    swarm = Swarm(
+        [node for node in nodes if isinstance(node, PushSum)], LAYOUT, exponential(4), weight=weight
+    )
+    swarm.begin(models).links()
+    still = [torch.zeros(D)] * 4
+    for _ in range(150):
+        after = torch.stack(swarm.exchange(still))
+    mean = torch.stack(models).mean(0)
+    assert float((after - mean).norm(dim=1).max() / mean.norm()) < most

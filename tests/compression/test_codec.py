@@ -48,6 +48,8 @@ def bodies(draw, layout: Layout, dtype: torch.dtype) -> Body:
     if stored == torch.int8:
         values = values % 127
         scales = torch.from_numpy(generator.random(len(layout.sizes) if blocks else 1)).to(dtype)
+    elif stored == torch.float16 and draw(st.booleans()):
+        scales, blocks = torch.tensor([2.0 ** draw(st.integers(-100, 100))], dtype=dtype), None
     else:
         blocks = None
     if kind == "dense":

@@ -96,9 +96,15 @@ def test_any_finite_input_gives_finite_values(values, text):
     assert bool(torch.isfinite(v - body.dense()).all())
 
 
-def test_values_beyond_float16_are_clamped_and_the_rest_stays_in_the_residual():
-    v = torch.tensor([1e6, -1e6, 1.0])
-    assert compressor(parse_compression("fp16"), Layout((3,)))(v).dense().tolist() == [65504, -65504, 1]
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e6, 1e30])
+@pytest.mark.parametrize("text", ["fp16", "topk=50%,fp16"])
+def test_float16_keeps_eleven_bits_whatever_the_size_of_all(text, size):
+    """A share of little mass is small as a whole."""
+    v = gaussian() * size
+    kept = compressor(parse_compression(text), LAYOUT)(v).dense()
+    chosen = kept != 0
+    assert int(chosen.sum()) >= LAYOUT.d // 2
+    assert bool(((kept - v).abs() <= v.abs() * 2.0**-11)[chosen].all())
 
 
 def test_int8_is_within_half_a_level_of_each_tensors_largest_value():
