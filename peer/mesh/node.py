@@ -409,9 +409,8 @@ class Node:
             self._effects += taken_up
             if self.agreement.generations.current is None:
                 return
-            if (
-                final and taken_up and self.ending is not None
-            ):  # its final rounds begin at the same one for all its members
+            if final and taken_up and self.ending is not None:
+                # final rounds begin at the same one for all its members
                 self.key = replace(self.key, round=self.terms.rounds)
                 self.ending.broke_off(before)
         if final:
