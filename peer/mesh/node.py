@@ -507,7 +507,8 @@ class Node:
             ahead = min(self.pace.furthest(self.key.generation), self.key.round + MAX_JUMP)
             return Key(self.key.generation, max(self.key.round + 1, ahead))
         cycle = self._cycle()
-        ahead = self.pace.median(self._view, cycle)  # no single member sets the pace
+        waiting = {src: key.round for (src, _, _), key in self._at_learner.items() if src in self._view}
+        ahead = self.pace.median(self._view, cycle, waiting)  # no single member sets the pace
         round_ = self.key.round + 1
         # A cycle of links leads to everybody, so that a neighbor in step is no further ahead. What comes from
         # further ahead would wait here, and round a ring the waits add up until models hardly mix.

@@ -10,7 +10,7 @@ all for one that gives no sign of life, and in final rounds once much longer. Ti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from peer.events import FINAL, Held, Key, PeerId
 from peer.mesh.patience import Patience
@@ -152,13 +152,16 @@ class Pace:
         """The round of the neighbor that is furthest on in this generation; 0 without one."""
         return max((key.round for key in self._heard.values() if key.generation == generation), default=0)
 
-    def median(self, view: Iterable[PeerId], cycle: int) -> int:
+    def median(self, view: Iterable[PeerId], cycle: int, waiting: Mapping[PeerId, int]) -> int:
         """The round that half of the neighbors heard in the last `cycle` rounds have reached; 0 without any.
-        What is older says where they were, not where they are."""
+        What is older says where they were, not where they are. waiting: rounds of messages that the learner
+        has not taken yet."""
         since = self._openings[-cycle:][0]
-        heard = sorted(
-            self._heard[peer].round for peer in view if self._heard_at.get(peer, -math.inf) >= since
-        )
+        known = {
+            peer: self._heard[peer].round for peer in view if self._heard_at.get(peer, -math.inf) >= since
+        }
+        known |= {peer: round_ for peer, round_ in waiting.items() if round_ > known.get(peer, -1)}
+        heard = sorted(known.values())
         return heard[(len(heard) - 1) // 2] if heard else 0
 
     # --- inside --------------------------------------------------------------------------------------
