@@ -40,7 +40,7 @@ class Kind:
     start: float = 0.0  # every coordinate of the initial model
 
 
-KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.0), Kind("difference-push", rest=0.3)]
+KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.1), Kind("difference-push", rest=0.3)]
 WHOLE = [  # of these nothing is conserved; RelaySum/Grad repairs nothing either
     Kind("relay-sum", topologies=catalogue.TREES, conserves=False, start=FAR),
     Kind("d-psgd", topologies=("ring", "grid", "complete", "binary-tree"), conserves=False, start=FAR),
@@ -154,7 +154,10 @@ class Story:
         self.r, self.books = home(kind, topology, dice.randint(3, 8), weather=weather, seed=seed)
         self.told: list[str] = []
         self.paused_until = 0.0
-        self.begun, self.nearest = 0, 0.0  # elections so far; how near to the initial model anybody has been
+        self.begun = 0  # elections so far
+        self.far: dict[
+            tuple[str, int], float
+        ] = {}  # of each life that trains: how far from the initial model
         if dice.random() < 0.5:
             self.r.network.undialable.add(name(dice.randrange(self.n)))
         pace = {name(i): dice.choice([1.0, 1.0, dice.uniform(0.5, 2.0)]) for i in range(64)}
@@ -195,18 +198,19 @@ class Story:
 
     def check_start(self) -> None:
         """No change of tree or members moves anybody back towards the initial model; only who begins from an
-        old checkpoint, since nobody else has a model, is nearer to it."""
+        old checkpoint, since nobody else has a model, is nearer to it. A newcomer's model is as old as its
+        way over a slow line is long."""
         begun = sum(note.text == BEGINS for _, _, note in self.r.notes)
-        far = [
-            float((d.exchange.estimate() - self.kind.start).norm())
+        far = {
+            (d.peer, d.node.life): float((d.exchange.estimate() - self.kind.start).norm())
             for d in self.r.alive()
             if d.node.phase == "training"
-        ]
-        if begun == self.begun and far:
-            assert min(far) >= 0.9 * self.nearest, f"from {self.nearest} away to {min(far)}"
-        if begun != self.begun or not far:
-            self.nearest = 0.0
-        self.begun, self.nearest = begun, min(far, default=0.0)
+        }
+        if begun == self.begun:
+            for life, away in far.items():
+                least = 0.9 if life in self.far else 0.5
+                assert away >= least * min(self.far.values(), default=0.0), f"{life}: {self.far} -> {away}"
+        self.begun, self.far = begun, far
 
     def settle(self) -> None:
         """The end of trouble: what is off comes back, most of it."""
@@ -243,7 +247,7 @@ class Story:
         self.told.append(f"{self.r.now:.1f} {text}")
 
     def on(self) -> list[str]:
-        return [d.peer for d in self.r.alive()]
+        return [d.peer for d in self.r.alive() if d.node.phase != "leaving"]
 
     def off(self) -> list[str]:
         return [peer for peer, d in self.r.devices.items() if not d.alive]
