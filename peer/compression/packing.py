@@ -189,7 +189,7 @@ def _read_sparse(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Sparse:
 def _read_quantized(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Quantized:
     blocks = _read_blocks(cursor, layout)
     step = _sound_step(_STEP.unpack(cursor.take(_STEP.size, "step"))[0], dtype)
-    section = _read_section(cursor, layout)
+    section = _read_section(cursor, layout, 64)
     reader = BitReader(section, 3 * layout.d)
     symbols = read_symbols(reader, layout.d, blocks)
     reader.finish()
@@ -202,7 +202,7 @@ def _read_quantized(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Quant
 def _read_recalled(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Recalled:
     blocks = _read_blocks(cursor, layout)
     step, check = _RECALLED.unpack(cursor.take(_RECALLED.size, "step and check value"))
-    section = bytes(_read_section(cursor, layout))
+    section = bytes(_read_section(cursor, layout, 256))
     return Recalled(layout.d, _sound_step(step, dtype), check, section, dtype, blocks)
 
 
@@ -213,10 +213,10 @@ def _sound_step(step: float, dtype: torch.dtype) -> float:
     return step
 
 
-def _read_section(cursor: Cursor, layout: Layout) -> memoryview:
-    """Coded symbols, which are read elsewhere."""
+def _read_section(cursor: Cursor, layout: Layout, heads: int) -> memoryview:
+    """Coded symbols, which are read elsewhere. heads: bytes that groups take beside those of the tensors."""
     section = cursor.rest()
-    longest = 3 * layout.d + 8 * len(layout.sizes) + 256  # 23 bits for the worst symbol, and heads
+    longest = 3 * layout.d + 8 * len(layout.sizes) + heads  # 23 bits for the worst symbol
     if len(section) > longest:
         raise CodecError(f"symbols: expected at most {longest} bytes, found {len(section)}")
     return section

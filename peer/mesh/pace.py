@@ -177,7 +177,7 @@ class Pace:
         """Until when this neighbor is waited for. While members still learn who is there, it may send this
         round's message to somebody else: then for no longer than it is usually late."""
         until = self.patience.until(src, since)
-        if self._is_final or now - self._changed_at > UNSETTLED_S or not self.patience.knows(src):
+        if self._is_final or now - self._changed_at > UNSETTLED_S or not self.patience.is_brief(src):
             return until
         return min(until, self.patience.late(src, since))
 

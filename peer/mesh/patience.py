@@ -48,9 +48,11 @@ class Patience:
         """From the opening of a round to this node's push it took this long."""
         self._round_s = round_s if not self._round_s else 0.875 * self._round_s + 0.125 * round_s
 
-    def knows(self, src: PeerId) -> bool:
-        """Is anything learnt of this neighbor yet?"""
-        return src in self._links and self._links[src].mean_s is not None
+    def is_brief(self, src: PeerId) -> bool:
+        """May one wait for this neighbor no longer than it is usually late? Not before that is known, nor
+        where rounds are shorter than a stall of the network: there every one would pass for late."""
+        link = self._links.get(src, _Link())
+        return link.mean_s is not None and self._round_s >= STALL_S
 
     def quiet_s(self) -> float:
         """A neighbor that has said nothing for so long may be asked whether it is there."""

@@ -238,7 +238,7 @@ STEP = struct.Struct("<d").pack
         (message_with(b"\x00" + STEP(0.0) + b"\x01\x00\x00", QUANTIZED), "step: expected a normal positive"),
         (message_with(b"\x00" + STEP(math.nan) + b"\x01\x00\x00", QUANTIZED), "step: .* found nan"),
         (message_with(b"\x00" + STEP(1e39) + b"\x01\x00\x00", QUANTIZED), r"step: .* found 1e\+39"),
-        (message_with(b"\x00" + STEP(1.0) + bytes(600), QUANTIZED), "symbols: expected at most 564 bytes"),
+        (message_with(b"\x00" + STEP(1.0) + bytes(400), QUANTIZED), "symbols: expected at most 372 bytes"),
         (message_with(b"\x00" + STEP(1.0) + b"\x01\x00\x65", QUANTIZED), "expected at most 100, found 101"),
         (
             message_with(b"\x00" + STEP(1.0) + b"\x01\x01\x00\x00", QUANTIZED),

@@ -372,7 +372,7 @@ def joined_late(lan: Switch, devices: Sequence[Wired], sheet: Sheet) -> None:
     lan.wait("a first figure of it", lambda: late.session(NAME)["metrics"])
     lan.wait(f"they know what was known, {known:.2g}", lambda: as_good_as(known, together))
     finite(together)
-    well(together)
+    well(together, left=True)
     late.ok("leave", NAME)
     assert late.stop() == 0
     lan.wait("the others train on", lambda: everyone_trains(devices))

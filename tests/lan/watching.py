@@ -94,13 +94,15 @@ def one_generation(devices: Iterable[Wired]) -> bool:
     return len({s["generation"] for s in sessions(devices)}) == 1
 
 
-def well(devices: Sequence[Wired]) -> None:
-    """Nobody has anything to complain of, and nobody is listed twice; who left is not looked at."""
+def well(devices: Sequence[Wired], *, left: bool = False) -> None:
+    """Nobody has anything to complain of, nobody is listed twice, and no stranger is. left: some have left,
+    and are listed still."""
     for device in devices:
         status = device.status()
         assert status["health"] == [], f"{device.name}: {status['health']}"
         seen = status["sessions"][0]["links"]
-        rows = [(link["peer"], link["direction"]) for link in seen if link["state"] != "left"]
+        seen = [link for link in seen if not (left and link["state"] == "left")]
+        rows = [(link["peer"], link["direction"]) for link in seen]
         assert len(rows) == len(set(rows)), f"{device.name} lists somebody twice: {rows}"
         assert {peer for peer, _ in rows} <= {other.peer for other in devices}
 

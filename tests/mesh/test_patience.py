@@ -74,9 +74,19 @@ def test_nothing_is_waited_for_longer_than_the_cap() -> None:
 
 def test_later_than_usual_is_later_than_it_has_been_and_than_a_stall_of_the_network() -> None:
     patience = Patience()
-    assert not patience.knows("a") and patience.late("a", 10.0) == 10.0 + STALL_S
+    assert patience.late("a", 10.0) == 10.0 + STALL_S
     for _ in range(50):
         patience.came("a", 2.0)
-    assert patience.knows("a") and 12.0 < patience.late("a", 10.0) < patience.until("a", 10.0) + 0.1
+    assert 12.0 < patience.late("a", 10.0) < patience.until("a", 10.0) + 0.1
     patience.worked(3.0)
     assert patience.quiet_s() == 3.0
+
+
+def test_a_wait_is_cut_short_only_for_a_known_neighbor_and_rounds_longer_than_a_stall() -> None:
+    quick, slow = Patience(), Patience()
+    quick.worked(STALL_S / 2)
+    slow.worked(STALL_S)
+    assert not slow.is_brief("a")
+    for patience in (quick, slow):
+        patience.came("a", 0.1)
+    assert slow.is_brief("a") and not quick.is_brief("a")

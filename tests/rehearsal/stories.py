@@ -21,6 +21,7 @@ from rehearsal.accountant import Accountant
 
 QUIET_S = 60.0
 MEASURED_S = 30.0
+WAY_S = 5.0  # a newcomer's model is not older: after a longer silence a sponsor's model is refused
 MIXED_S = 60.0  # a ring of ten, one of them with rounds of 2 s, halves its slowest mode in 28 s at the best
 CALM = Weather()
 FAR = -20.0  # an initial model so far off that one that moves towards it shows
@@ -155,9 +156,8 @@ class Story:
         self.told: list[str] = []
         self.paused_until = 0.0
         self.begun = 0  # elections so far
-        self.far: dict[
-            tuple[str, int], float
-        ] = {}  # of each life that trains: how far from the initial model
+        # when looked, which lives trained, how far from the initial model the nearest of them was
+        self.far: list[tuple[float, set[tuple[str, int]], float]] = []
         if dice.random() < 0.5:
             self.r.network.undialable.add(name(dice.randrange(self.n)))
         pace = {name(i): dice.choice([1.0, 1.0, dice.uniform(0.5, 2.0)]) for i in range(64)}
@@ -206,11 +206,18 @@ class Story:
             for d in self.r.alive()
             if d.node.phase == "training"
         }
-        if begun == self.begun:
-            for life, away in far.items():
-                least = 0.9 if life in self.far else 0.5
-                assert away >= least * min(self.far.values(), default=0.0), f"{life}: {self.far} -> {away}"
-        self.begun, self.far = begun, far
+        if begun != self.begun:
+            self.far.clear()
+        old = [nearest for at, _, nearest in self.far if at <= self.r.now - WAY_S]
+        known = self.far[-1][1] if self.far else set()
+        nearest = {True: self.far[-1][2] if self.far else 0.0, False: old[-1] if old else 0.0}
+        for life, away in far.items():
+            assert away >= 0.9 * nearest[life in known], f"{life}: from {nearest} away to {away}"
+        self.begun = begun
+        if far:
+            self.far.append((self.r.now, set(far), min(far.values())))
+        else:
+            self.far.clear()
 
     def settle(self) -> None:
         """The end of trouble: what is off comes back, most of it."""
