@@ -84,12 +84,14 @@ def to_half(v: Tensor) -> tuple[Tensor, Tensor]:
     """(values, scale) of v: v ~ values * scale, values in fp16, scale [1] a power of two in the dtype of v.
 
     The largest is brought to between 2^14 and 2^15, so that nothing exceeds the type's range, and what is
-    small only because everything is (a share of little mass) keeps its 11 bits.
+    small only because everything is (a share of little mass) keeps its 11 bits. In the topmost binade of v it
+    lies below 2^16, so that any value of the type times the scale is finite, as whoever reads it demands.
     """
-    limits = torch.finfo(v.dtype)
+    limits, largest = torch.finfo(v.dtype), torch.finfo(torch.float16).max
     _, exponent = math.frexp(float(v.abs().max()))
-    scale = 2.0 ** max(exponent - 15, math.frexp(limits.tiny)[1])
-    return (v / scale).to(torch.float16), torch.tensor([scale], dtype=v.dtype)
+    highest = math.frexp(limits.max / largest)[1] - 1
+    scale = 2.0 ** min(max(exponent - 15, math.frexp(limits.tiny)[1]), highest)
+    return (v / scale).clamp_(-largest, largest).to(torch.float16), torch.tensor([scale], dtype=v.dtype)
 
 
 def to_int8(v: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:

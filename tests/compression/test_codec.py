@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from peer.catalogue import parse_compression
@@ -102,6 +102,8 @@ def test_a_message_comes_back_and_both_ends_read_the_same_bits(case):
 @given(
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1), st.sampled_from(SPECS)
 )
+@example([3.4019929e38], "fp16")
+@example([-torch.finfo(torch.float32).max, 1.0], "topk=50%,fp16")
 def test_whatever_a_compressor_makes_comes_back(values, text):
     v = torch.tensor(values)
     layout = Layout((len(values),))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -89,6 +89,8 @@ def test_what_is_not_compressed_is_exact(dtype):
 
 
 @given(numbers, st.sampled_from(SPECS))
+@example([3.4019929e38], "fp16")  # rounds up to 2^128
+@example([-torch.finfo(torch.float32).max, 1.0], "topk=50%,fp16")
 def test_any_finite_input_gives_finite_values(values, text):
     v = torch.tensor(values)
     body = compressor(parse_compression(text), Layout((len(values),)))(v)
