@@ -54,7 +54,7 @@ from peer.errors import ConfigError, NoDaemonError, UsageError
     "--compression",
     metavar="C",
     default="",
-    help="none, topk=1%,fp16, int8, bits=1, …; the algorithm's own by default.",
+    help=catalogue.COMPRESSION_HELP,
 )
 @click.option("--lr", type=float, metavar="L", help="Learning rate; the task's own by default.")
 @click.option(

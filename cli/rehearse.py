@@ -89,7 +89,7 @@ _TRAINING = ("schedule", "warmup", "lr_decay")
     "--compression",
     metavar="C",
     default="",
-    help="none, topk=1%,fp16, int8, bits=1, …; the algorithm's own by default.",
+    help=catalogue.COMPRESSION_HELP,
 )
 @click.option(
     "--split",

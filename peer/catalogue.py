@@ -8,14 +8,26 @@ peer/algorithms/, peer/tasks/, peer/compression/.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from peer.errors import UsageError
-from peer.grammar import MAX_BITS, Compression, Option, Shard, ShardKind, parse_compression, parse_shard
+from peer.grammar import (
+    COMPRESSION_HELP,
+    MAX_BITS,
+    PARTS,
+    Compression,
+    Option,
+    Shard,
+    ShardKind,
+    parse_compression,
+    parse_shard,
+    written,
+    written_all,
+)
 
-__all__ = ["Compression", "Option", "Shard", "parse_compression", "parse_shard"]
+__all__ = ["COMPRESSION_HELP", "Compression", "Option", "Shard", "parse_compression", "parse_shard"]
 
 
 PACES = ("lockstep", "free")
@@ -29,6 +41,12 @@ class Preset:
     compression: str
 
 
+Kind = Literal["none", "dense", "sign", "sparse", "lowrank", "bits"]  # of compressions
+DENSE: frozenset[Kind] = frozenset({"none", "dense"})
+WITH_FEEDBACK: frozenset[Kind] = frozenset({"sparse", "sign", "lowrank"})
+ALL_BUT_NONE: frozenset[Kind] = frozenset({"bits", "dense", "sign", "sparse", "lowrank"})
+
+
 @dataclass(frozen=True, slots=True)
 class AlgorithmEntry:
     """An algorithm without loading it. compression: its default; compressions: the kinds it can work with.
@@ -40,7 +58,7 @@ class AlgorithmEntry:
     name: str
     about: str
     compression: str
-    compressions: frozenset[Literal["dense", "topk", "bits"]]
+    compressions: frozenset[Kind]
     options: Mapping[str, Option]
     topologies: tuple[str, ...]
     presets: Mapping[str, Preset]
@@ -95,7 +113,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "difference-push",
             "sends what each neighbor does not know yet, quantized; the default",
             compression="bits=1",
-            compressions=frozenset({"bits"}),
+            compressions=ALL_BUT_NONE,
             options={
                 "preset": Option("balanced", "how many bytes to save", choices=tuple(_PRESETS)),
                 "bits": Option("1", "as --compression bits=R", least=0.01, most=MAX_BITS),
@@ -112,7 +130,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "sgp",
             "stochastic gradient push: whole models (Assran et al. 2019)",
             compression="none",
-            compressions=frozenset({"dense"}),
+            compressions=DENSE,
             options=dict(_GUARD),
             topologies=DIRECTED,
             presets={},
@@ -121,7 +139,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "sparse-push",
             "top-k of the model with error feedback (Aketi et al. 2021)",
             compression="topk=1%,fp16",
-            compressions=frozenset({"topk"}),
+            compressions=WITH_FEEDBACK,
             options={
                 "gamma": Option(
                     "auto", "consensus step; auto is the share kept", least=1e-6, words=("auto",)
@@ -140,7 +158,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "relay-sum",
             "whole models relayed along a tree: the exact mean, some rounds old (Vogels et al. 2021)",
             compression="none",
-            compressions=frozenset({"dense"}),
+            compressions=DENSE,
             options={
                 "fill": Option(
                     "prev",
@@ -162,7 +180,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "relay-sum-grad",
             "changes relayed along a tree, each applied once everywhere; for networks that lose nothing",
             compression="none",
-            compressions=frozenset({"dense"}),
+            compressions=DENSE,
             options={},
             topologies=TREES,
             presets={},
@@ -173,7 +191,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             "d-psgd",
             "whole models averaged with the neighbors': a baseline (Lian et al. 2017)",
             compression="none",
-            compressions=frozenset({"dense"}),
+            compressions=DENSE,
             options={},
             topologies=("ring", "grid", "complete", "exponential", "chain", "binary-tree"),
             presets={},
@@ -284,14 +302,33 @@ def compression_of(algorithm_name: str, text: str) -> Compression:
     """The compression an algorithm is to work with; "" is its default. Raises UsageError if it cannot."""
     entry = algorithm(algorithm_name)
     found = parse_compression(text or entry.compression)
-    kind: Literal["dense", "topk", "bits"] = (
-        "bits" if found.bits is not None else "topk" if found.top_k is not None else "dense"
-    )
-    if kind not in entry.compressions:
-        examples = {"dense": "none, fp16 or int8", "topk": "topk=1%,fp16", "bits": "bits=1"}
-        can = " or ".join(examples[kind] for kind in sorted(entry.compressions))
+    if kind_of(found) not in entry.compressions:
+        can = " or ".join(_LISTED[kind]() for kind in _LISTED if kind in entry.compressions)
         raise UsageError(f"{entry.name} cannot work with compression '{text}'; it can with {can}")
     return found
+
+
+def kind_of(compression: Compression) -> Kind:
+    """What an algorithm needs to know of a compression to say whether it can work with it."""
+    if compression.transform is not None:
+        return "bits" if compression.bits is not None else "lowrank"
+    if compression.sparsifier is not None:
+        return "sparse"
+    return {"": "none", "sign": "sign"}.get(compression.values, "dense")  # type: ignore[return-value]
+
+
+_LISTED: dict[Kind, Callable[[], str]] = {
+    "none": lambda: "none",
+    "bits": lambda: written("bits"),
+    "dense": lambda: ", ".join(name for name in _value_types() if name != "sign"),
+    "sparse": lambda: f"{written_all('sparsifier')}, each with {', '.join(_value_types())}",
+    "sign": lambda: "sign",
+    "lowrank": lambda: f"{written('lowrank')}, with a value type or without",
+}
+
+
+def _value_types() -> list[str]:
+    return [name for name, part in PARTS.items() if part.kind == "value type"]
 
 
 def resolve_options(algorithm_name: str, task_name: str, pairs: Iterable[str]) -> dict[str, str]:

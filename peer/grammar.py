@@ -7,79 +7,157 @@ together, is peer/catalogue.py.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from peer.errors import UsageError
 
-Values = Literal["fp32", "fp16", "int8"]
 ShardKind = Literal["part", "dirichlet", "natural", "speaker"]
 
 
 # --- compression -------------------------------------------------------------------------------------
 
+PartKind = Literal["sparsifier", "value type", "transform"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One word of a compression. amount: what a number after it means, "" for none; from least to most.
+
+    alone: goes with nothing else. What makes the bytes has the same names: peer/compression/compressor.py.
+    """
+
+    kind: PartKind
+    about: str
+    amount: Literal[
+        "", "share of the entries", "number of groups", "rank", "number of bits per parameter"
+    ] = ""
+    example: str = ""
+    least: float = 0.0
+    most: float = 1.0
+    whole: bool = False
+    alone: bool = False
+
+
+MAX_BITS = 8.0  # beyond that int8 is smaller and simpler
+MAX_GROUPS = 1024  # rounds until an entry travels again (guess)
+MAX_RANK = 64  # beyond that factors are hardly smaller than what they stand for (guess)
+PARTS: dict[str, Part] = {
+    "topk": Part("sparsifier", "the largest entries of each tensor", "share of the entries", "1%"),
+    "globaltopk": Part("sparsifier", "the largest entries of all", "share of the entries", "1%"),
+    "randomk": Part("sparsifier", "other entries in each round", "share of the entries", "1%"),
+    "grouped": Part(
+        "sparsifier", "every G-th entry, all in turn", "number of groups", "8", 2, MAX_GROUPS, whole=True
+    ),
+    "fp32": Part("value type", "4 bytes each"),
+    "fp16": Part("value type", "2 bytes each, 11 bits of precision"),
+    "bf16": Part("value type", "2 bytes each, 8 bits of precision"),
+    "int8": Part("value type", "1 byte each, in blocks of 64 that have a scale each"),
+    "int4": Part("value type", "half a byte each, in blocks of 64 that have a scale each"),
+    "sign": Part("value type", "1 bit each, times the mean of the tensor's magnitudes"),
+    "lowrank": Part("transform", "tensors as products of thin matrices", "rank", "2", 1, MAX_RANK, True),
+    "bits": Part(
+        "transform", "a budget, within which entries and values are chosen",
+        "number of bits per parameter", "1", 0, MAX_BITS, alone=True,
+    ),
+}  # fmt: skip
+_PLANNED = ("auto",)
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A sparsifier or transform, and the number that goes with it: a share, groups, a rank, bits."""
+
+    name: str
+    amount: float
+
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """How messages are made small. top_k: fraction of entries kept, None for all. values: type of those kept,
-    None for the session's own. bits: budget in bits per parameter of the dead-zone quantizer, which chooses
-    entries and values itself.
+    """How messages are made small. sparsifier: which entries travel, None for all. values: the type of those
+    that do, "" for the session's own. transform: what makes others of them first, or takes all in hand.
     """
 
-    top_k: float | None = None
-    values: Values | None = None
-    bits: float | None = None
+    sparsifier: Sized | None = None
+    values: str = ""
+    transform: Sized | None = None
+
+    @property
+    def bits(self) -> float | None:
+        """The budget in bits per parameter, if that is what it is."""
+        return self.transform.amount if self.transform and self.transform.name == "bits" else None
 
 
-_VALUES: dict[str, Values] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
-_PLANNED = ("auto", "bf16", "int4", "lowrank", "randomk", "sign")
-_BUILT = "'none', 'topk=1%', 'fp16', 'int8', 'bits=1', or one topk and one value type as in 'topk=1%,fp16'"
-MAX_BITS = 8.0  # beyond that int8 is smaller and simpler
+def written(name: str) -> str:
+    """The part of that name as a user may write it."""
+    return f"{name}={PARTS[name].example}" if PARTS[name].amount else name
+
+
+def written_all(kind: PartKind) -> str:
+    return ", ".join(written(name) for name, part in PARTS.items() if part.kind == kind)
+
+
+COMPRESSIONS = (
+    f"'none', or one sparsifier ({written_all('sparsifier')}), one value type ({written_all('value type')}) "
+    f"and one transform ({written_all('transform')}), as in 'topk=1%,fp16'"
+)
+COMPRESSION_HELP = (
+    f"none, or one sparsifier ({written_all('sparsifier')}), one value type ({written_all('value type')}) "
+    f"and one transform ({written_all('transform')}), as in 'topk=1%,fp16'; the algorithm's own by default."
+)
 
 
 def parse_compression(text: str) -> Compression:
     """A compression in the grammar of `--compression`. Raises UsageError."""
     if text.strip() == "none":
         return Compression()
-    parts: dict[str, str] = {}
+    found: dict[PartKind, Sized] = {}
     for word in (part.strip() for part in text.split(",")):
-        name, _, value = word.partition("=")
-        kind = "values" if name in _VALUES else name
+        name, equals, value = word.partition("=")
         if name in _PLANNED:
-            raise UsageError(f"compression '{name}' is not built yet; there are {_BUILT}")
-        if kind not in ("values", "topk", "bits"):
-            raise UsageError(f"no compression is called '{word}'; there are {_BUILT}")
-        if kind in parts:
+            raise UsageError(f"compression '{name}' is not built yet; there is {COMPRESSIONS}")
+        if name not in PARTS:
+            raise UsageError(f"no compression is called '{word}'; there is {COMPRESSIONS}")
+        kind = PARTS[name].kind
+        if kind in found:
             raise UsageError(
-                f"compression '{text}' names two of a kind; it has one sparsifier, one value type"
+                f"compression '{text}' names two of a kind; it has one sparsifier, one value type, "
+                "one transform"
             )
-        if kind == "values" and value:
-            raise UsageError(f"compression '{name}' takes no value, and has '{value}'")
-        parts[kind] = name if kind == "values" else value
-    if "bits" in parts and len(parts) > 1:
-        raise UsageError("'bits=' stands alone: it chooses entries and values itself")
-    return Compression(
-        top_k=_fraction(parts["topk"]) if "topk" in parts else None,
-        values=_VALUES.get(parts.get("values", "")),
-        bits=_bits(parts["bits"]) if "bits" in parts else None,
-    )
+        found[kind] = Sized(name, _amount(name, equals, value))
+    _check_together(found)
+    values = found.get("value type")
+    return Compression(found.get("sparsifier"), values.name if values else "", found.get("transform"))
 
 
-def _fraction(text: str) -> float:
-    number = _number(text.removesuffix("%"))
-    share = None if number is None else number / 100 if text.endswith("%") else number
-    if share is None or not 0 < share <= 1:
-        raise UsageError(f"topk is a share of the entries, as in 'topk=1%' or 'topk=0.01', not '{text}'")
-    return share
+def _check_together(found: Mapping[PartKind, Sized]) -> None:
+    transform = found.get("transform")
+    if transform is None:
+        return
+    if PARTS[transform.name].alone and len(found) > 1:
+        raise UsageError(f"'{transform.name}=' stands alone: it chooses entries and values itself")
+    if "sparsifier" in found:
+        raise UsageError(f"'{transform.name}=' goes with a value type, and with no sparsifier")
 
 
-def _bits(text: str) -> float:
-    number = _number(text)
-    if number is None or not 0 < number <= MAX_BITS:
-        raise UsageError(
-            f"bits is a budget per parameter, above 0 to {MAX_BITS:g}, as in 'bits=1', not '{text}'"
-        )
-    return number
+def _amount(name: str, equals: str, text: str) -> float:
+    part = PARTS[name]
+    if not part.amount:
+        if equals:
+            raise UsageError(f"compression '{name}' takes no value, and has '{text}'")
+        return 0.0
+    is_share = part.amount == "share of the entries"
+    percent = is_share and text.endswith("%")
+    number = _number(text.removesuffix("%") if is_share else text)
+    if number is not None and part.whole and not re.fullmatch("[0-9]+", text.strip()):
+        number = None
+    amount = None if number is None else number / 100 if percent else number
+    if amount is None or not 0 < amount <= part.most or amount < part.least:
+        limits = f"from {part.least:g} to {part.most:g}" if part.least else f"above 0 to {part.most:g}"
+        limits = "above 0 to 100 %" if is_share else limits
+        raise UsageError(f"{name} has a {part.amount}, {limits}, as in '{written(name)}', not '{text}'")
+    return amount
 
 
 def _number(text: str) -> float | None:

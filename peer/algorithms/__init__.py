@@ -20,7 +20,7 @@ from peer.algorithms.push_sum import GUARD, Guard
 from peer.algorithms.relay_sum import FILLS, RelayGrad, RelaySum
 from peer.algorithms.replicas import REPLICA_MB
 from peer.algorithms.sgp import SGP
-from peer.algorithms.sparse_push import SparsePush
+from peer.algorithms.sparse_push import SparsePush, consensus_step
 from peer.compression.bodies import Layout
 from peer.compression.compressor import Compressor, compressor
 from peer.compression.history import recalling
@@ -130,8 +130,7 @@ def _sgp(asked: _Request) -> Algorithm:
 def _sparse_push(asked: _Request) -> Algorithm:
     C = asked.compressor
     if asked.options.get("gamma", "auto") == "auto":
-        kept = C(torch.ones(asked.layout.d, dtype=asked.dtype)).dense()
-        gamma = int(kept.count_nonzero()) / asked.layout.d  # k/d, as in the authors' scripts
+        gamma = consensus_step(asked.spec, asked.layout)
     else:
         gamma = asked.number("gamma", 1.0, 1e-6, 1.0)
     return SparsePush(
@@ -149,6 +148,9 @@ def _difference_push(asked: _Request) -> Algorithm:
     """`bits` is short for `--compression bits=R`; `preset` has been turned into one by whoever took it."""
     plain = Budget()
     replicas = asked.word("replicas", "on", "off") == "on"
+    usual = None if asked.spec.bits is not None else asked.compressor
+    if usual is not None and "bits" in asked.options:
+        raise UsageError("option bits is for --compression bits=R, and another compression is given")
     asked_bits = "bits" in asked.options or asked.spec.bits not in (None, plain.R)
     bits = asked.number("bits", asked.spec.bits or plain.R, 0.01, MAX_BITS)
     budget = Budget(
@@ -163,6 +165,7 @@ def _difference_push(asked: _Request) -> Algorithm:
         partial(recalling, asked.layout),
         compressor(Compression(values="int8"), asked.layout, asked.dtype),
         budget,
+        usual=usual,
         replicas=replicas,
         replica_mb=asked.number("replica-mb", REPLICA_MB, 0.0, 1e6),
         lockstep=asked.lockstep,

@@ -6,10 +6,10 @@
 x_i: model; u_i: the change of x_i by local steps, -gamma grad F_i(x_i) in the paper; W: symmetric, its rows
 sum to 1. Ours are Metropolis weights, 1 / (1 + the larger degree), which the node computes.
 
-The paper's: gossip after the step, one step per round. Ours: several local steps; y_i to fp16 or int8, whose
-rounding is not fed back; and where a neighbor's message is missing, the row is divided by the weight that has
-come (as in epfml/relaysgd, commit 0e7551a). A baseline: with unlike data the models come to rest away from
-the minimum.
+The paper's: gossip after the step, one step per round. Ours: several local steps; y_i in a smaller
+type of values, whose rounding is not fed back; and where a neighbor's message is missing, the row is divided
+by the weight that has come (as in epfml/relaysgd, commit 0e7551a). A baseline: with unlike data the models
+come to rest away from the minimum.
 """
 
 from __future__ import annotations

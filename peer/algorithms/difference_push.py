@@ -13,7 +13,8 @@ A parcel is "u units of weight of the model h_ij", so the sums of x and w are ex
 pattern and delay. The error v - q stays in z_i and is offered again: error feedback without a buffer. p <=
 1 - sqrt D, since the debit leaves z_i = h + (v - q)/(1 - p) at home: the residue must not grow. Kin:
 quantized push-sum (Taheri, Mokhtari, Hassani, Pedarsani, ICML 2020), here per edge, with p adapted and a
-quantizer at a budget. Final rounds are the same with more bits.
+quantizer at a budget. Final rounds are the same with more bits. C may be any other compressor in rounds with
+local steps: p follows what it loses.
 
 h starts anew with each link epoch: from a base that both ends name by digest (the initial model while it
 is recent, or a snapshot that one has served the other), else from a dense parcel without weight. A link
@@ -33,7 +34,7 @@ from peer.algorithms.base import Links, Message
 from peer.algorithms.push_sum import GUARD, Guard, PushSum
 from peer.algorithms.replicas import REPLICA_MB, Replicas, size_of
 from peer.compression.bodies import Body, Empty, Layout, Recalled
-from peer.compression.compressor import Compressor
+from peer.compression.compressor import Compress
 from peer.compression.history import History
 from peer.events import FINAL, Key, LinkDown, LinkUp, PeerId
 
@@ -63,7 +64,8 @@ class Budget:
 
 class DifferencePush(PushSum):
     """C(v, R, history): quantizer at R bits per parameter, coded with that history if there is one. opening:
-    compressor of a new link's first, dense parcel.
+    compressor of a new link's first, dense parcel. usual: compressor of rounds with local steps on links with
+    replicas, where it is not C.
 
     replicas: False keeps none; replica_mb: megabytes for all of them, after which links do without.
     """
@@ -75,9 +77,10 @@ class DifferencePush(PushSum):
         layout: Layout,
         dtype: torch.dtype,
         C: Quantizer,
-        opening: Compressor,
+        opening: Compress,
         budget: Budget = Budget(),
         *,
+        usual: Compress | None = None,
         replicas: bool = True,
         replica_mb: float = REPLICA_MB,
         lockstep: bool = True,
@@ -85,6 +88,7 @@ class DifferencePush(PushSum):
     ) -> None:
         super().__init__(layout, dtype, lockstep=lockstep, guard=guard)
         self.layout, self.C, self.opening, self.budget = layout, C, opening, budget
+        self.usual = usual
         self.replicas = Replicas(self.held, allowed=replicas, mb=replica_mb)
 
     # --- the update ------------------------------------------------------------------------------
@@ -102,11 +106,11 @@ class DifferencePush(PushSum):
             history = History.fresh(self.layout)
             common = self.replicas.opening(j)
             if common is None:
-                body = self.opening(z)
+                body = self.opening(z, key.round)
                 self.replicas.keep(j, body.dense(), key.round, history)
                 return Message(key, REPLICA, body)
             h, base = common
-        body, q, p = self._difference(z - h, p, self._bits(key), history)
+        body, q, p = self._difference(z - h, p, self._coder(key, history))
         h = h + q
         self.replicas.keep(j, h, key.round, history.after(body))
         self.lend(j, h, p * w)
@@ -114,17 +118,22 @@ class DifferencePush(PushSum):
 
     def _without_replica(self, j: PeerId, p: float, z: Tensor, w: float, key: Key) -> Message:
         h = self.initial_model()
-        body, q, p = self._difference(z - h, p, max(self._bits(key), self.budget.fixed), None)
+        bits = max(self._bits(key), self.budget.fixed)
+        body, q, p = self._difference(z - h, p, lambda v: self.C(v, bits, None))
         self.lend(j, h + q, p * w)
         return Message(key, DEVIATION, body, p * w, self.x0_digest)
 
-    def _difference(
-        self, v: Tensor, p: float, bits: float, history: History | None
-    ) -> tuple[Body, Tensor, float]:
+    def _difference(self, v: Tensor, p: float, coder: Callable[[Tensor], Body]) -> tuple[Body, Tensor, float]:
         """q as a body and as a tensor, and the share p that goes with it."""
-        body = self.C(v, bits, history) if v.any() else Empty(self.d, self.dtype)
+        body = coder(v) if v.any() else Empty(self.d, self.dtype)
         q = body.dense()
         return body, q, max(0.0, min(p, self.budget.share, MOST, 1 - lost(v, q)))
+
+    def _coder(self, key: Key, history: History) -> Callable[[Tensor], Body]:
+        usual = self.usual
+        if usual is not None and key.phase != FINAL:
+            return lambda v: usual(v, key.round)
+        return lambda v: self.C(v, self._bits(key), history)
 
     def _bits(self, key: Key) -> float:
         return self.budget.final if key.phase == FINAL else self.budget.R

@@ -1,8 +1,8 @@
 """Relaying sums along the edges of a tree: what one node stores of its neighbors, and what it sends them.
 
 On one tree everything is relayed; on two, every second coordinate on each. A neighbor on both gets a whole
-vector, one on a single tree half of one. `base` of a message holds the counts, little-endian u16 for each
-tree, 0 where its receiver is no neighbor on that tree; its body the means that go with them.
+vector, one on a single tree every second value of one. `base` of a message holds the counts, little-endian
+u16 for each tree, 0 where its receiver is no neighbor on that tree; its body the means that go with them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.base import Links, Message
-from peer.compression.bodies import Body, Dense, Half
+from peer.compression.bodies import Body, Dense, Strided
 from peer.events import Key, PeerId
 
+Packing = Callable[[Tensor, tuple[int, int] | None], Body]  # start and step, if not of all
 Trees = tuple[tuple[PeerId, ...], ...]
 
 
@@ -40,7 +41,10 @@ def fault(message: Message, links: Links) -> str:
     if not used or max(counts) >= links.n:
         return f"counts from 1 to {links.n - 1}, not {counts}"
     body = message.body
-    fits = isinstance(body, Dense) if len(used) == T else isinstance(body, Half) and body.start == used[0]
+    if len(used) == T:
+        fits = isinstance(body, Dense)
+    else:
+        fits = isinstance(body, Strided) and (body.start, body.step) == (used[0], T)
     return "" if fits else f"counts {counts} with a body of other values"
 
 
@@ -64,28 +68,22 @@ class Relay:
     def clear(self) -> None:
         self.stored = [{} for _ in self.trees]
 
-    def messages(
-        self, key: Key, meaning: int, v: Tensor, pack: Callable[[Tensor], Body]
-    ) -> dict[PeerId, Message]:
+    def messages(self, key: Key, meaning: int, v: Tensor, pack: Packing) -> dict[PeerId, Message]:
         """For every neighbor j the mean of v and what is stored, without what came from j itself."""
         return {
             j: self._message(j, key, meaning, v, pack)
             for j in sorted({j for tree in self.trees for j in tree})
         }
 
-    def _message(
-        self, j: PeerId, key: Key, meaning: int, v: Tensor, pack: Callable[[Tensor], Body]
-    ) -> Message:
+    def _message(self, j: PeerId, key: Key, meaning: int, v: Tensor, pack: Packing) -> Message:
         means, counts = torch.zeros_like(v), []
         for k, tree in enumerate(self.trees):
             counts.append(0)
             if j in tree:
                 m, counts[k] = self._sum(k, v, but=j)
                 means[k :: len(self.trees)] = m / counts[k]
-        body = pack(means)
-        if 0 in counts:
-            assert isinstance(body, Dense), "half of a vector is made of a whole one"
-            body = Half.of(body, 1 - counts.index(0))
+        used = [k for k, count in enumerate(counts) if count]
+        body = pack(means, None) if 0 not in counts else pack(means, (used[0], len(counts)))
         return Message(key, meaning, body, base=struct.pack(f"<{len(counts)}H", *counts), delivery="latest")
 
     def sums(self, v: Tensor, heard: Mapping[PeerId, Message]) -> list[tuple[slice, Tensor, int]]:

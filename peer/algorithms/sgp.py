@@ -8,8 +8,8 @@ F_i(z_i) in the paper; p_ji: the share that i gives to j, chosen by i alone and 
 columns sum to 1.
 
 The paper's: all of the above, with one step per round and w̄ = 1. Ours: several local steps, and parcels
-v = Q(p_ji x_i) with Q to fp16 or int8, where the sender debits exactly v, so that the rounding error stays
-with it. The final rounds of a bounded session are the same push without Q.
+v = Q(p_ji x_i) with Q to a smaller type of values, where the sender debits exactly v, so that the rounding
+error stays with it. The final rounds of a bounded session are the same push without Q.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from peer.algorithms.base import Links, Message
 from peer.algorithms.push_sum import GUARD, Guard, PushSum
 from peer.compression.bodies import Layout
-from peer.compression.compressor import Compressor
+from peer.compression.compressor import Compress
 from peer.events import FINAL, PeerId
 
 
@@ -32,13 +32,16 @@ class SGP(PushSum):
         self,
         layout: Layout,
         dtype: torch.dtype = torch.float32,
-        Q: Compressor | None = None,
+        Q: Compress | None = None,
         *,
         lockstep: bool = True,
         guard: Guard = GUARD,
     ) -> None:
         super().__init__(layout, dtype, lockstep=lockstep, guard=guard)
-        self.Q = Q or self.exactly
+        self.Q = Q
 
     def push(self, links: Links) -> dict[PeerId, Message]:
-        return self.average(links, self.exactly if links.key.phase == FINAL else self.Q)
+        if links.key.phase == FINAL or self.Q is None:
+            return self.average(links, self.exactly)
+        Q, turn = self.Q, links.key.round
+        return self.average(links, lambda v: Q(v, turn))

@@ -8,15 +8,16 @@
 
 x_i: numerator, w_i: push-sum weight; u_i: the change of z_i by local steps; p_ji: the share that i gives
 to j; e_i: what is still owed, private, no mass; C: top-k by magnitude inside every tensor; gamma:
-consensus step, about k/d, the fraction kept.
+consensus step, about k/d, the fraction kept (`consensus_step`).
 
 The paper's (rebuilt from its abstract and its first author's public code, not from its text): all of the
 above, with one local step per round. Ours: it is written per parcel, so that mass is exact on links that
 lose and delay: j gets (gamma p_ji q_i, gamma p_ji w_i), the sender debits the sum of what went out, and
 the share of a link that is not clear stays home; C rounds what it keeps to the type on the wire, and that
-error goes into e as well. Also ours: `reference` "initial" applies C to y_i = x_i - w_i x0, the deviation
-from the initial model. The paper's s holds the whole model, which leaves a spread of about gamma d/k |x|
-between nodes (on quadratics of ring 5, d = 40, k/d = 10 %: 1.0, and 0.19 on deviations).
+error goes into e as well, so that C may be any compressor. Also ours: `reference` "initial" applies C to
+y_i = x_i - w_i x0, the deviation from the initial model. The paper's s holds the whole model, which leaves a
+spread of about gamma d/k |x| between nodes (on quadratics of ring 5, d = 40, k/d = 10 %: 1.0, and 0.19 on
+deviations).
 """
 
 from __future__ import annotations
@@ -29,16 +30,40 @@ from torch import Tensor
 from peer.algorithms.base import SHARE, Links, Message
 from peer.algorithms.push_sum import GUARD, Guard, PushSum
 from peer.compression.bodies import Body, Empty, Layout
-from peer.compression.compressor import Compressor
+from peer.compression.compressor import Compress, Compressor
+from peer.compression.low_rank import factored
 from peer.events import FINAL, PeerId
+from peer.grammar import Compression
 
 DEVIATION = 16  # body is y, mass less weight units of the initial model
 
 Reference = Literal["zero", "initial"]
 
 
+SIGN_STEP = 0.45
+
+
+def consensus_step(spec: Compression, layout: Layout) -> float:
+    """gamma where nobody gives one: how much of a vector C keeps for sure.
+
+    k/d with sparsifiers, as in the authors' scripts. lowrank: r / min(rows, columns), the share of |M|^2 that
+    the best rank-r product keeps at least, as k/d is that of top-k (Vogels et al. 2019; Koloskova et al.
+    2019), mean over the parameters. sign: SIGN_STEP times that, from the CHOCO-SGD scripts (0.45 to 0.5 with
+    sign and norm on a ring of 8; Koloskova et al. 2020).
+    """
+    step, d = 1.0, layout.d
+    if spec.sparsifier is not None:
+        kept = Compressor(Compression(spec.sparsifier), layout)(torch.ones(d)).dense()
+        step = int(kept.count_nonzero()) / d
+    elif spec.transform is not None:
+        r = int(spec.transform.amount)
+        kept_of = (min(1.0, r / min(s)) if factored(s, r) else 1.0 for s in layout.shapes)
+        step = sum(size * share for size, share in zip(layout.sizes, kept_of, strict=True)) / d
+    return SIGN_STEP * step if spec.values == "sign" else step
+
+
 class SparsePush(PushSum):
-    """C: top-k compressor; gamma: consensus step in (0, 1]."""
+    """C: compressor, given the round too; gamma: consensus step in (0, 1]."""
 
     name = "sparse-push"
 
@@ -46,7 +71,7 @@ class SparsePush(PushSum):
         self,
         layout: Layout,
         dtype: torch.dtype,
-        C: Compressor,
+        C: Compress,
         gamma: float,
         *,
         reference: Reference = "zero",
@@ -61,7 +86,7 @@ class SparsePush(PushSum):
         if links.key.phase == FINAL:
             return self.average(links, self.exactly)
         shares = {j: self.gamma * p for j, p in self.shares(links, self.gamma).items()}
-        bodies, w = self._compressed(set(shares.values())), self.w
+        bodies, w = self._compressed(set(shares.values()), links.key.round), self.w
         zero = self.reference == "zero"
         meaning, base = (SHARE, b"") if zero else (DEVIATION, self.x0_digest)
         messages = {j: Message(links.key, meaning, bodies[p], p * w, base) for j, p in shares.items()}
@@ -69,16 +94,16 @@ class SparsePush(PushSum):
             self.debit(self._mass(message), message.weight)
         return messages
 
-    def _compressed(self, shares: set[float]) -> dict[float, Body]:
+    def _compressed(self, shares: set[float], turn: int) -> dict[float, Body]:
         """Body of the parcel for each gamma p_ji; e <- s - q, unless nothing goes out at all."""
         largest = max(shares, default=0.0)
         if largest == 0:
             return {p: Empty(self.d, self.dtype) for p in shares}
         s = self._deviation() + self.e
-        body = self.C(largest * s)  # top-k does not care about scale, and what is rounded is what travels
+        body = self.C(largest * s, turn)  # no C cares about scale, and what is rounded is what travels
         q = body.dense() / largest
         self.e = s - q
-        return {p: body if p == largest else self.C(p * q) for p in shares}
+        return {p: body if p == largest else self.C(p * q, turn) for p in shares}
 
     def _deviation(self) -> Tensor:
         return self.x if self.reference == "zero" else self.x - self.w * self.initial_model()

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message, refuse_overflow
 from peer.algorithms.bases import Bases, snapshot
-from peer.compression.bodies import Body, Dense, Layout
+from peer.compression.bodies import Body, Dense, Layout, Strided
 from peer.compression.compressor import Compressor
 from peer.errors import RemoteError
 from peer.events import FINAL, Key, PeerId
@@ -50,7 +50,7 @@ class WholeModel(Algorithm):
         self, layout: Layout, dtype: torch.dtype, Q: Compressor | None = None, *, lockstep: bool = True
     ) -> None:
         self.d, self.dtype, self.lockstep = layout.d, dtype, lockstep
-        self.Q = Q or self.exactly
+        self.Q = Q
         self.links = Links(BEFORE, {}, frozenset())
         self.expected = frozenset[PeerId]()
         self.x: Tensor | None = None
@@ -230,10 +230,15 @@ class WholeModel(Algorithm):
     def is_final(self) -> bool:
         return self.key.phase == FINAL
 
-    def exactly(self, v: Tensor) -> Body:
-        """No compression: `v` in the session's own type."""
-        return Dense(v.clone())
+    def exactly(self, v: Tensor, part: tuple[int, int] | None = None) -> Body:
+        """No compression: `v` in the session's own type. part: start and step, if not all of it travels."""
+        if part is None:
+            return Dense(v.clone())
+        start, step = part
+        return Strided(self.d, start, step, v[start::step].clone(), self.dtype)
 
-    def packed(self, v: Tensor) -> Body:
-        """`v` as the open round sends it."""
-        return self.exactly(v) if self.is_final else self.Q(v)
+    def packed(self, v: Tensor, part: tuple[int, int] | None = None) -> Body:
+        """`v`, or a part of it, as the open round sends it."""
+        if self.is_final or self.Q is None:
+            return self.exactly(v, part)
+        return self.Q(v) if part is None else self.Q.every(v, *part)

@@ -1,80 +1,36 @@
 """What a message says about one flat vector of d parameters, and how to read it back as a tensor.
 
-`dense()` is elementwise (one cast, at most one multiplication, in the session's dtype), so that sender and
-receiver get the same bits out of the same body on any machine. `blocks` are the tensors of the model where
-they are scaled or coded each on its own; None: the whole vector is one block. Bytes are `codec`'s matter.
+    all values                 Dense, LowRank (as factors), Quantized and Recalled (as symbols and a step)
+    those that are said        Sparse
+    those that a rule says     Strided (every n-th one), Drawn (by a seed)
+
+`dense()` is elementwise, in the session's dtype and in a fixed order, so that sender and receiver get the
+same bits out of the same body on any machine. How numbers are made values, if they are not values already,
+is `coding` (values.py). Bytes are `codec`'s matter.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from itertools import accumulate, pairwise
-from typing import Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from peer.compression.layout import Comparable
+from peer.compression.layout import Layout as Layout
+from peer.compression.low_rank import factors, product
+from peer.compression.portable import words
+from peer.compression.values import VALUE_TYPES, Coding
 from peer.errors import CodecError
 
 MAX_SYMBOL = 2**15 - 1  # of a Quantized body; guess: 16 bits per parameter, and exact in float32
-VALUE_TYPES = (torch.float32, torch.float16, torch.int8, torch.float64)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Sizes (parameter counts) of the model's tensors, in the order of the flat vector. rows: lengths of
-    their first axes; (): every tensor is one row."""
-
-    sizes: tuple[int, ...]
-    rows: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        assert self.sizes and min(self.sizes) > 0, f"a layout has tensors of at least 1 entry: {self.sizes}"
-        assert all(size % rows == 0 for size, (rows, _) in zip(self.sizes, self.shapes, strict=True))
-
-    @property
-    def d(self) -> int:
-        return sum(self.sizes)
-
-    @property
-    def bounds(self) -> tuple[int, ...]:
-        """Where tensors start, and d."""
-        return tuple(accumulate(self.sizes, initial=0))
-
-    @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """Where each tensor starts and ends."""
-        return tuple(pairwise(self.bounds))
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """Of each tensor, as a matrix: first axis x rest."""
-        rows = self.rows or (1,) * len(self.sizes)
-        return tuple((r, size // r) for r, size in zip(rows, self.sizes, strict=True))
-
-
-class _Comparable:
-    """Equality field by field, tensors bit for bit in value and dtype."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        if type(self) is not type(other):
-            return NotImplemented
-        names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # every subclass is a dataclass
-        return all(_same(getattr(self, name), getattr(other, name)) for name in names)
-
-    __hash__ = None  # type: ignore[assignment]  # tensors have no value hash
-
-
-def _same(a: object, b: object) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    return type(a) is type(b) and a == b
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Empty(_Comparable):
+class Empty(Comparable):
     """Nothing: the zero vector, or "the model of that digest" if the message's meaning says so."""
 
     size: int
@@ -85,100 +41,153 @@ class Empty(_Comparable):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dense(_Comparable):
-    """All d values: float32, float64 (`dtype` too, then), float16, with a scale or without, or int8 with one
-    scale per block."""
+class Dense(Comparable):
+    """All d values: float32 or float64 (`dtype` too, then), or numbers with a coding."""
 
     values: Tensor
     dtype: torch.dtype = torch.float32
-    scales: Tensor | None = None
-    blocks: Layout | None = None
+    coding: Coding | None = None
 
     def __post_init__(self) -> None:
         if self.values.dtype == torch.float64:
             object.__setattr__(self, "dtype", torch.float64)
-        _check_values(self.values, self.scales, self.blocks, self.size)
+        _check_values(self.values, self.coding, self.size)
 
     @property
     def size(self) -> int:
         return self.values.numel()
 
     def dense(self) -> Tensor:
-        values = self.values.to(self.dtype)
-        if self.scales is None:
-            return values
-        if self.blocks is None:
-            return values * self.scales
-        return values * self.scales.repeat_interleave(torch.tensor(self.blocks.sizes), output_size=self.size)
+        return _decoded(self.values, self.dtype, self.coding, lambda blocks: blocks.sizes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Half(_Comparable):
-    """Every second value, from entry `start` (0 or 1) on; zero elsewhere. Value types as in `Dense`.
-
-    Scales are those of the whole vector's blocks.
-    """
+class Strided(Comparable):
+    """Every `step`-th value from entry `start` on; zero elsewhere. Values as in `Dense`."""
 
     size: int
     start: int
+    step: int
     values: Tensor
     dtype: torch.dtype = torch.float32
-    scales: Tensor | None = None
-    blocks: Layout | None = None
+    coding: Coding | None = None
 
     def __post_init__(self) -> None:
         if self.values.dtype == torch.float64:
             object.__setattr__(self, "dtype", torch.float64)
-        _check_values(self.values, self.scales, self.blocks, self.size)
-        assert self.start in (0, 1) and self.values.numel() == half_of(self.size, self.start)
-
-    @classmethod
-    def of(cls, whole: Dense, start: int) -> Self:
-        """Half of the values of `whole`."""
-        values = whole.values[start::2].clone()
-        return cls(whole.size, start, values, whole.dtype, whole.scales, whole.blocks)
+        _check_values(self.values, self.coding, self.size)
+        assert 0 <= self.start < self.step
+        assert self.values.numel() == strided_below(self.size, self.start, self.step)
 
     def dense(self) -> Tensor:
-        values = torch.zeros(self.size, dtype=self.values.dtype)
-        values[self.start :: 2] = self.values
-        return Dense(values, self.dtype, self.scales, self.blocks).dense()
+        values = _decoded(
+            self.values, self.dtype, self.coding, lambda blocks: strided_in(blocks, self.start, self.step)
+        )
+        whole = torch.zeros(self.size, dtype=self.dtype)
+        whole[self.start :: self.step] = values
+        return whole
 
 
-def half_of(size: int, start: int) -> int:
-    """How many of `size` entries there are from `start` on, every second one."""
-    return (size - start + 1) // 2
+def strided_below(bound: int, start: int, step: int) -> int:
+    """How many of start, start + step, ... are below a bound."""
+    return max(0, bound - start + step - 1) // step
+
+
+def strided_in(layout: Layout, start: int, step: int) -> list[int]:
+    """How many of start, start + step, ... are in each tensor."""
+    below = [strided_below(bound, start, step) for bound in layout.bounds]
+    return [after - before for before, after in pairwise(below)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sparse(_Comparable):
-    """Values at strictly increasing int64 `indices`, zero elsewhere. Value types as in `Dense`."""
+class Sparse(Comparable):
+    """Values at strictly increasing int64 `indices`, zero elsewhere. Values as in `Dense`."""
 
     size: int
     indices: Tensor
     values: Tensor
     dtype: torch.dtype = torch.float32
-    scales: Tensor | None = None
-    blocks: Layout | None = None
+    coding: Coding | None = None
 
     def __post_init__(self) -> None:
         if self.values.dtype == torch.float64:
             object.__setattr__(self, "dtype", torch.float64)
-        _check_values(self.values, self.scales, self.blocks, self.size)
+        _check_values(self.values, self.coding, self.size)
         assert self.indices.dtype == torch.int64 and self.indices.shape == self.values.shape
 
     def dense(self) -> Tensor:
-        values = self.values.to(self.dtype)
-        if self.scales is not None:
-            values = values * (self.scales if self.blocks is None else self.scales[self._block_of_index()])
+        values = _decoded(self.values, self.dtype, self.coding, lambda blocks: those_in(blocks, self.indices))
         return torch.zeros(self.size, dtype=self.dtype).index_copy_(0, self.indices, values)
 
-    def _block_of_index(self) -> Tensor:
-        assert self.blocks is not None
-        return torch.searchsorted(torch.tensor(self.blocks.bounds), self.indices, right=True) - 1
+
+def those_in(layout: Layout, indices: Tensor) -> list[int]:
+    """How many of these increasing indices are in each tensor."""
+    found: list[int] = torch.searchsorted(indices, torch.tensor(layout.bounds)).diff().tolist()
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Quantized(_Comparable):
+class Drawn(Comparable):
+    """Values at entries that a seed (u32) says, zero elsewhere. Values as in `Dense`."""
+
+    size: int
+    seed: int
+    values: Tensor
+    dtype: torch.dtype = torch.float32
+    coding: Coding | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.dtype == torch.float64:
+            object.__setattr__(self, "dtype", torch.float64)
+        _check_values(self.values, self.coding, self.size)
+        assert 0 <= self.seed < 2**32 and 1 <= self.values.numel() <= self.size
+
+    @property
+    def indices(self) -> Tensor:
+        return drawn(self.size, self.values.numel(), self.seed)
+
+    def dense(self) -> Tensor:
+        indices = self.indices
+        values = _decoded(self.values, self.dtype, self.coding, lambda blocks: those_in(blocks, indices))
+        return torch.zeros(self.size, dtype=self.dtype).index_copy_(0, indices, values)
+
+
+def drawn(size: int, k: int, seed: int) -> Tensor:
+    """k of `size` indices, strictly increasing: one of each i * size // k to (i + 1) * size // k."""
+    cuts = np.arange(k + 1, dtype=np.uint64) * np.uint64(size) // np.uint64(k)
+    return torch.from_numpy((cuts[:-1] + words(seed, k) % np.diff(cuts)).astype(np.int64))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRank(Comparable):
+    """Tensors as products of rank-r factors, one after the other as `low_rank.factors` says. Their values as
+    in `Dense`, in blocks inside each tensor's p and q."""
+
+    layout: Layout
+    rank: int
+    values: Tensor
+    dtype: torch.dtype = torch.float32
+    coding: Coding | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.dtype == torch.float64:
+            object.__setattr__(self, "dtype", torch.float64)
+        _check_values(self.values, self.coding, factors(self.layout, self.rank).d)
+        assert self.values.numel() == factors(self.layout, self.rank).d
+
+    @property
+    def size(self) -> int:
+        return self.layout.d
+
+    def factors(self) -> Tensor:
+        return _decoded(self.values, self.dtype, self.coding, lambda blocks: blocks.sizes)
+
+    def dense(self) -> Tensor:
+        return product(self.factors(), self.layout, self.rank)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized(Comparable):
     """symbols * step; symbols int32, |symbol| <= MAX_SYMBOL; `step` a normal number of `dtype`."""
 
     symbols: Tensor
@@ -200,7 +209,7 @@ class Quantized(_Comparable):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Recalled(_Comparable):
+class Recalled(Comparable):
     """A Quantized body whose symbols are coded by what both ends of a link remember: `history.History.read`.
 
     check: over that memory and the symbols.
@@ -217,12 +226,21 @@ class Recalled(_Comparable):
         raise CodecError("symbols that only their link's memory explains, where none is kept")
 
 
-Body = Empty | Dense | Sparse | Quantized | Half | Recalled
+Body = Empty | Dense | Sparse | Quantized | Strided | Recalled | Drawn | LowRank
+Valued = Dense | Sparse | Strided | Drawn | LowRank
 
 
-def _check_values(values: Tensor, scales: Tensor | None, blocks: Layout | None, size: int) -> None:
-    assert values.dim() == 1 and values.dtype in VALUE_TYPES, f"values: {values.dtype}, {tuple(values.shape)}"
-    scaled = {torch.int8: (True,), torch.float16: (True, False)}.get(values.dtype, (False,))
-    assert (scales is not None) in scaled, f"scales: {scales}, with {values.dtype}"
+def _decoded(
+    values: Tensor, dtype: torch.dtype, coding: Coding | None, counts: Callable[[Layout], Sequence[int]]
+) -> Tensor:
+    """counts: how many of the values are in each tensor of these."""
+    if coding is None:
+        return values.to(dtype)
+    return coding.values(values, dtype, counts(coding.blocks) if coding.blocks is not None else ())
+
+
+def _check_values(values: Tensor, coding: Coding | None, size: int) -> None:
+    stored = (torch.float32, torch.float64) if coding is None else (VALUE_TYPES[coding.type].stored,)
+    assert values.dim() == 1 and values.dtype in stored, f"values: {values.dtype}, {tuple(values.shape)}"
+    blocks = None if coding is None else coding.blocks
     assert blocks is None or blocks.d == size, "the blocks do not add up to the vector"
-    assert scales is None or scales.numel() == (1 if blocks is None else len(blocks.sizes))

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 
 from peer.compression.bodies import Body, Layout
-from peer.compression.packing import KINDS, Cursor, read_body, write_body
+from peer.compression.cursor import Cursor
+from peer.compression.packing import KINDS, read_body, write_body
 from peer.errors import CodecError
 from peer.events import Delivery, Key
 
-VERSION = 2
+VERSION = 3
 MAX_BASE_BYTES = 32  # SHA-256
 _MAGIC = b"pd"
 _HEAD = struct.Struct("<2sBQIBBBdB")

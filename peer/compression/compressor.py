@@ -1,63 +1,150 @@
-"""From a compression spec ("topk=1%,fp16") to the function that turns a vector into a message body."""
+"""From a compression spec ("topk=1%,fp16") to the function that turns a vector into a message body.
+
+What there is has the same names in peer/grammar.py, as words without torch, and here: SPARSIFIERS, TRANSFORMS
+and, in values.py, VALUE_TYPES. One more is an entry in each of the two.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from peer.catalogue import Compression
-from peer.compression.bodies import Body, Dense, Layout, Sparse
+from peer.compression.bodies import (
+    Body,
+    Dense,
+    Drawn,
+    Layout,
+    LowRank,
+    Sparse,
+    Strided,
+    drawn,
+    strided_in,
+    those_in,
+)
+from peer.compression.low_rank import factorize, factors
 from peer.compression.quantize import quantize
-from peer.compression.sparsify import to_half, to_int8, top_k
+from peer.compression.sparsify import global_top_k, group_of, seed_of, share_of, top_k
+from peer.compression.values import Coding, encoded
 from peer.errors import DivergedError
 
-Compressor = Callable[[Tensor], Body]
+Compress = Callable[[Tensor, int], Body]
+"""A vector's body in that turn, which is the round's number."""
 
 
-def compressor(spec: Compression, layout: Layout, dtype: torch.dtype = torch.float32) -> Compressor:
-    """The compressor of `spec` for flat vectors of `layout.d` entries of the session's `dtype`.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The entries a sparsifier takes. counts: of them in each tensor. body: makes one of their values."""
+
+    entries: Tensor | slice
+    counts: Sequence[int]
+    body: Callable[[Tensor, Coding | None], Body]
+
+
+def _by_index(indices: Tensor, v: Tensor, layout: Layout) -> Chosen:
+    return Chosen(
+        indices,
+        those_in(layout, indices),
+        lambda values, how: Sparse(layout.d, indices, values, v.dtype, how),
+    )
+
+
+def _topk(v: Tensor, layout: Layout, share: float, turn: int) -> Chosen:
+    return _by_index(top_k(v, layout, share), v, layout)
+
+
+def _globaltopk(v: Tensor, layout: Layout, share: float, turn: int) -> Chosen:
+    return _by_index(global_top_k(v, share), v, layout)
+
+
+def _randomk(v: Tensor, layout: Layout, share: float, turn: int) -> Chosen:
+    seed = seed_of(turn)
+    indices = drawn(layout.d, share_of(layout.d, share), seed)
+    return Chosen(
+        indices, those_in(layout, indices), lambda values, how: Drawn(layout.d, seed, values, v.dtype, how)
+    )
+
+
+def _grouped(v: Tensor, layout: Layout, groups: float, turn: int) -> Chosen:
+    return _stride(v, layout, group_of(turn, int(groups)), int(groups))
+
+
+def _stride(v: Tensor, layout: Layout, start: int, step: int) -> Chosen:
+    return Chosen(
+        slice(start, None, step),
+        strided_in(layout, start, step),
+        lambda values, how: Strided(layout.d, start, step, values, v.dtype, how),
+    )
+
+
+def _lowrank(v: Tensor, layout: Layout, rank: float, values: str) -> Body:
+    inner = factors(layout, int(rank))
+    numbers, coding = encoded(factorize(v, layout, int(rank)), values, inner, inner.sizes)
+    return LowRank(layout, int(rank), numbers, v.dtype, coding)
+
+
+def _bits(v: Tensor, layout: Layout, bits: float, values: str) -> Body:
+    return quantize(v, bits, layout)
+
+
+SPARSIFIERS: dict[str, Callable[[Tensor, Layout, float, int], Chosen]] = {
+    "topk": _topk,
+    "globaltopk": _globaltopk,
+    "randomk": _randomk,
+    "grouped": _grouped,
+}
+TRANSFORMS: dict[str, Callable[[Tensor, Layout, float, str], Body]] = {"lowrank": _lowrank, "bits": _bits}
+
+
+@dataclass(frozen=True, slots=True)
+class Compressor:
+    """Makes bodies of flat vectors of `layout.d` entries of the session's `dtype`.
 
     "fp32" keeps values as they are: float64 in a float64 session. Nothing is random and nothing is kept
     between calls; a body shares no memory with its input. Calls raise DivergedError unless v is finite.
     """
-    bits, fraction = spec.bits, spec.top_k
-    if bits is not None:
-        return lambda v: quantize(_finite(v, layout, dtype), bits, layout)
-    if fraction is not None:
-        return lambda v: _sparse(_finite(v, layout, dtype), layout, fraction, spec.values)
-    return lambda v: _dense(_finite(v, layout, dtype), layout, spec.values)
+
+    spec: Compression
+    layout: Layout
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, v: Tensor, turn: int = 0) -> Body:
+        """turn: the round's number; only sparsifiers that go by turns heed it."""
+        v, spec, layout = self._finite(v), self.spec, self.layout
+        if spec.transform is not None:
+            transform = TRANSFORMS[spec.transform.name]
+            return transform(v.cpu(), layout, spec.transform.amount, spec.values)
+        if spec.sparsifier is not None:
+            choose = SPARSIFIERS[spec.sparsifier.name]
+            return self._coded(v, choose(v, layout, spec.sparsifier.amount, turn))
+        numbers, coding = encoded(v.cpu(), spec.values, layout, layout.sizes)
+        return Dense(numbers, v.dtype, coding)
+
+    def every(self, v: Tensor, start: int, step: int) -> Body:
+        """Of every `step`-th entry from `start` on alone. For a spec that keeps all."""
+        assert self.spec.sparsifier is None and self.spec.transform is None
+        return self._coded(v, _stride(self._finite(v), self.layout, start, step))
+
+    def _coded(self, v: Tensor, chosen: Chosen) -> Body:
+        kept = v[chosen.entries].cpu()
+        return chosen.body(*encoded(kept, self.spec.values, self.layout, chosen.counts))
+
+    def _finite(self, v: Tensor) -> Tensor:
+        layout, dtype = self.layout, self.dtype
+        assert v.dtype == dtype and v.shape == (layout.d,), (
+            f"{v.shape} of {v.dtype}, not {layout.d} of {dtype}"
+        )
+        v = v.detach()
+        peak = float(v.abs().max())
+        if not math.isfinite(peak):
+            raise DivergedError.found(peak)
+        return v
 
 
-def _finite(v: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
-    assert v.dtype == dtype and v.shape == (layout.d,), f"{v.shape} of {v.dtype}, not {layout.d} of {dtype}"
-    v = v.detach().cpu()
-    peak = float(v.abs().max())
-    if not math.isfinite(peak):
-        raise DivergedError.found(peak)
-    return v
-
-
-def _dense(v: Tensor, layout: Layout, values: str | None) -> Dense:
-    if values == "int8":
-        levels, scales = to_int8(v, layout.sizes)
-        return Dense(levels, v.dtype, scales, layout)
-    if values == "fp16":
-        halves, scale = to_half(v)
-        return Dense(halves, v.dtype, scale)
-    return Dense(v.clone(), v.dtype)
-
-
-def _sparse(v: Tensor, layout: Layout, fraction: float, values: str | None) -> Sparse:
-    indices = top_k(v, layout, fraction)
-    kept = v[indices]
-    if values == "int8":
-        cuts = torch.searchsorted(indices, torch.tensor(layout.bounds))
-        levels, scales = to_int8(kept, cuts.diff().tolist())
-        return Sparse(layout.d, indices, levels, v.dtype, scales, layout)
-    if values == "fp16":
-        halves, scale = to_half(kept)
-        return Sparse(layout.d, indices, halves, v.dtype, scale)
-    return Sparse(layout.d, indices, kept, v.dtype)
+def compressor(spec: Compression, layout: Layout, dtype: torch.dtype = torch.float32) -> Compressor:
+    """The compressor of `spec`."""
+    return Compressor(spec, layout, dtype)

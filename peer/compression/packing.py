@@ -1,94 +1,68 @@
 """Message bodies as bytes, little-endian. Lengths follow from the model, or are checked against it.
 
     Empty      nothing
-    Dense      value type u8, blocks u8, scales, values
-    Sparse     value type u8, blocks u8, varint length of the index section, index section, scales, values
+    Dense      values
+    Sparse     varint length of the index section, index section, values
+    Strided    step u16, start u16, values
+    Drawn      seed u32, count u32, values
+    LowRank    rank u8, values: the factors
     Quantized  blocks u8, step f64, symbol section
-    Half       start u8, value type u8, blocks u8, scales, values
     Recalled   blocks u8, step f64, check u32, symbol section (read with its link's history)
 
-blocks: 0 the whole vector is one block, 1 every tensor of the model is. Scales come with int8 values, and
-with fp16 values of a value type of their own, one per block, in the session's dtype. Sections are `golomb`'s
-three streams. `read_body` checks every count, length and number before it uses it (CodecError), and takes
-memory in proportion to d at most.
+Values are `value_bytes`' matter. blocks: 0 the whole vector is coded as one, 1 each tensor of the model is.
+Sections are `golomb`'s three streams. `read_body` checks every count, length and number before it uses it
+(CodecError), and takes memory in proportion to d at most.
 """
 
 from __future__ import annotations
 
-import math
 import struct
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from peer.compression.bodies import (
     MAX_SYMBOL,
     Body,
     Dense,
+    Drawn,
     Empty,
-    Half,
     Layout,
+    LowRank,
     Quantized,
     Recalled,
     Sparse,
-    half_of,
+    Strided,
+    drawn,
+    strided_below,
+    strided_in,
+    those_in,
 )
-from peer.compression.golomb import BitReader, BitWriter, read_varint, varint
+from peer.compression.cursor import Cursor
+from peer.compression.golomb import BitReader, BitWriter, varint
+from peer.compression.low_rank import bound, factors
 from peer.compression.quantize import read_symbols, write_symbols
-from peer.compression.sparsify import INT8_LEVELS
-from peer.errors import CodecError, DivergedError
+from peer.compression.value_bytes import read_values, write_values
+from peer.compression.values import Coding
+from peer.errors import CodecError
+from peer.grammar import MAX_GROUPS, MAX_RANK
 
-EMPTY, DENSE, SPARSE, QUANTIZED, HALF, RECALLED = range(6)
+EMPTY, DENSE, SPARSE, QUANTIZED, STRIDED, RECALLED, DRAWN, LOW_RANK = range(8)
 KINDS: dict[type[Body], int] = {
     Empty: EMPTY,
     Dense: DENSE,
     Sparse: SPARSE,
     Quantized: QUANTIZED,
-    Half: HALF,
+    Strided: STRIDED,
     Recalled: RECALLED,
+    Drawn: DRAWN,
+    LowRank: LOW_RANK,
 }
-_TYPES: dict[torch.dtype, tuple[int, np.dtype[Any]]] = {
-    torch.float32: (0, np.dtype("<f4")),
-    torch.float16: (1, np.dtype("<f2")),
-    torch.int8: (2, np.dtype("i1")),
-    torch.float64: (3, np.dtype("<f8")),
-}
-_SCALED_HALF = 4
-_BY_CODE = {code: dtype for dtype, (code, _) in _TYPES.items()} | {_SCALED_HALF: torch.float16}
-_LARGEST = {torch.int8: float(INT8_LEVELS), torch.float16: torch.finfo(torch.float16).max}  # that is scaled
 _STEP = struct.Struct("<d")
 _RECALLED = struct.Struct("<dI")
-
-
-class Cursor:
-    """Reads fields off the front of some bytes; whatever is not there is a CodecError."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, size: int, what: str) -> memoryview:
-        if size > len(self._data) - self._at:
-            raise CodecError(f"{what}: expected {size} bytes, found {len(self._data) - self._at}")
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def byte(self, what: str) -> int:
-        return self.take(1, what)[0]
-
-    def varint(self, limit: int, what: str) -> int:
-        number, self._at = read_varint(self._data, self._at, limit, what)
-        return number
-
-    def rest(self) -> memoryview:
-        return self.take(len(self._data) - self._at, "the rest")
-
-    def finish(self) -> None:
-        if self._at != len(self._data):
-            raise CodecError(f"message: expected its end at byte {self._at}, found {len(self._data)} bytes")
+_STRIDED = struct.Struct("<HH")
+_DRAWN = struct.Struct("<II")
 
 
 def write_body(body: Body) -> bytes:
@@ -97,16 +71,18 @@ def write_body(body: Body) -> bytes:
         case Empty():
             return b""
         case Dense():
-            return bytes((_code(body), body.blocks is not None)) + _packed_values(body)
-        case Half():
-            head = bytes((body.start, _code(body), body.blocks is not None))
-            return head + _packed_values(body)
+            return write_values(body)
+        case Strided():
+            return _STRIDED.pack(body.step, body.start) + write_values(body)
+        case Drawn():
+            return _DRAWN.pack(body.seed, body.values.numel()) + write_values(body)
+        case LowRank():
+            return bytes((body.rank,)) + write_values(body)
         case Sparse():
             writer = BitWriter()
             writer.positions(body.size, body.indices.cpu().numpy())
             section = writer.finish()
-            head = bytes((_code(body), body.blocks is not None)) + varint(len(section))
-            return head + section + _packed_values(body)
+            return varint(len(section)) + section + write_values(body)
         case Quantized():
             symbols = body.symbols.cpu().numpy().astype(np.int64)
             assert int(np.abs(symbols).max()) <= MAX_SYMBOL, "a symbol is too large"
@@ -125,65 +101,60 @@ def read_body(kind: int, data: memoryview, layout: Layout, dtype: torch.dtype) -
     if kind == EMPTY:
         body = Empty(layout.d, dtype)
     elif kind == DENSE:
-        stored, scaled, blocks = _read_type(cursor, layout, dtype)
-        scales = _read_scales(cursor, stored, blocks, dtype) if scaled else None
-        body = Dense(_read_values(cursor, layout.d, stored), dtype, scales, blocks)
-    elif kind == SPARSE:
-        body = _read_sparse(cursor, layout, dtype)
-    elif kind == QUANTIZED:
-        body = _read_quantized(cursor, layout, dtype)
-    elif kind == HALF:
-        body = _read_half(cursor, layout, dtype)
-    elif kind == RECALLED:
-        body = _read_recalled(cursor, layout, dtype)
+        body = Dense(*_values(read_values(cursor, layout.d, layout, lambda: layout.sizes, dtype), dtype))
+    elif kind in _READERS:
+        body = _READERS[kind](cursor, layout, dtype)
     else:
-        raise CodecError(f"body kind: expected 0..{RECALLED}, found {kind}")
+        raise CodecError(f"body kind: expected 0..{LOW_RANK}, found {kind}")
     cursor.finish()
     return body
 
 
-def _finite(values: Tensor) -> bool:
-    """A sum is finite only if all is, and takes a tenth of the time; a large one proves nothing."""
-    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
+def _values(
+    read: tuple[torch.Tensor, Coding | None], dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.dtype, Coding | None]:
+    return read[0], dtype, read[1]
 
 
-def _code(body: Dense | Sparse | Half) -> int:
-    if body.values.dtype == torch.float16 and body.scales is not None:
-        return _SCALED_HALF
-    return _TYPES[body.values.dtype][0]
+def _read_strided(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Strided:
+    step, start = _STRIDED.unpack(cursor.take(_STRIDED.size, "step and start"))
+    if not 2 <= step <= MAX_GROUPS:
+        raise CodecError(f"step: expected 2 to {MAX_GROUPS}, found {step}")
+    if start >= step:
+        raise CodecError(f"start: expected 0 to {step - 1}, found {start}")
+    count = strided_below(layout.d, start, step)
+    read = read_values(cursor, count, layout, lambda: strided_in(layout, start, step), dtype)
+    return Strided(layout.d, start, step, *_values(read, dtype))
 
 
-def _packed_values(body: Dense | Sparse | Half) -> bytes:
-    values = body.values.detach().cpu()
-    if values.is_floating_point() and not _finite(values):
-        raise DivergedError.found(float(values.abs().max()))
-    packed = _packed(values)
-    return packed if body.scales is None else _packed(body.scales.cpu()) + packed
+def _read_drawn(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Drawn:
+    seed, count = _DRAWN.unpack(cursor.take(_DRAWN.size, "seed and count"))
+    if not 1 <= count <= layout.d:
+        raise CodecError(f"count: expected 1 to {layout.d}, found {count}")
+    read = read_values(cursor, count, layout, lambda: those_in(layout, drawn(layout.d, count, seed)), dtype)
+    return Drawn(layout.d, seed, *_values(read, dtype))
 
 
-def _packed(tensor: Tensor) -> bytes:
-    return tensor.numpy().astype(_TYPES[tensor.dtype][1], copy=False).tobytes()
-
-
-def _read_half(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Half:
-    start = cursor.byte("start")
-    if start > 1:
-        raise CodecError(f"start: expected 0 or 1, found {start}")
-    stored, scaled, blocks = _read_type(cursor, layout, dtype)
-    scales = _read_scales(cursor, stored, blocks, dtype) if scaled else None
-    values = _read_values(cursor, half_of(layout.d, start), stored)
-    return Half(layout.d, start, values, dtype, scales, blocks)
+def _read_low_rank(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> LowRank:
+    rank = cursor.byte("rank")
+    if not 1 <= rank <= MAX_RANK:
+        raise CodecError(f"rank: expected 1 to {MAX_RANK}, found {rank}")
+    inner = factors(layout, rank)
+    read = read_values(cursor, inner.d, inner, lambda: inner.sizes, dtype)
+    body = LowRank(layout, rank, *_values(read, dtype))
+    largest = bound(body.factors(), layout, rank)
+    if not largest <= torch.finfo(dtype).max:
+        raise CodecError(f"factors: expected finite products in {dtype}, found up to {largest}")
+    return body
 
 
 def _read_sparse(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Sparse:
-    stored, scaled, blocks = _read_type(cursor, layout, dtype)
     length = cursor.varint(layout.d // 4 + 64, "length of the index section")  # 1.08 bits each at most
     reader = BitReader(cursor.take(length, "index section"), layout.d)
-    indices = reader.positions(layout.d)
+    indices = torch.from_numpy(reader.positions(layout.d))
     reader.finish()
-    scales = _read_scales(cursor, stored, blocks, dtype) if scaled else None
-    values = _read_values(cursor, len(indices), stored)
-    return Sparse(layout.d, torch.from_numpy(indices), values, dtype, scales, blocks)
+    read = read_values(cursor, len(indices), layout, lambda: those_in(layout, indices), dtype)
+    return Sparse(layout.d, indices, *_values(read, dtype))
 
 
 def _read_quantized(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Quantized:
@@ -229,38 +200,11 @@ def _read_blocks(cursor: Cursor, layout: Layout) -> Layout | None:
     return layout if flag else None
 
 
-def _read_type(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> tuple[torch.dtype, bool, Layout | None]:
-    """How values are stored, whether with scales, and the blocks of these."""
-    code = cursor.byte("value type")
-    if code not in _BY_CODE:
-        raise CodecError(f"value type: expected one of {sorted(_BY_CODE)}, found {code}")
-    stored = _BY_CODE[code]
-    if stored == torch.float64 != dtype:
-        raise CodecError(f"value type: expected one that fits a session of {dtype}, found {stored}")
-    return stored, stored == torch.int8 or code == _SCALED_HALF, _read_blocks(cursor, layout)
-
-
-def _read_values(cursor: Cursor, count: int, stored: torch.dtype) -> Tensor:
-    numbers = _read_array(cursor, count, stored, "values")
-    if stored == torch.int8:
-        if count and int(numbers.min()) < -INT8_LEVELS:
-            raise CodecError(f"values: expected int8 from -{INT8_LEVELS}, found {int(numbers.min())}")
-    elif not np.isfinite(numbers).all():
-        at = int(np.flatnonzero(~np.isfinite(numbers))[0])
-        raise CodecError(f"values: expected finite numbers, found {numbers[at]} at {at}")
-    return torch.from_numpy(numbers)
-
-
-def _read_scales(cursor: Cursor, stored: torch.dtype, blocks: Layout | None, dtype: torch.dtype) -> Tensor:
-    scales = _read_array(cursor, 1 if blocks is None else len(blocks.sizes), dtype, "scales")
-    largest = torch.finfo(dtype).max / _LARGEST[stored]
-    wrong = ~((scales >= 0) & (scales <= largest))  # NaN is wrong too
-    if wrong.any():
-        raise CodecError(f"scales: expected numbers from 0 to {largest}, found {scales[wrong][0]}")
-    return torch.from_numpy(scales)
-
-
-def _read_array(cursor: Cursor, count: int, dtype: torch.dtype, what: str) -> npt.NDArray[Any]:
-    stored = _TYPES[dtype][1]
-    raw = cursor.take(count * stored.itemsize, what)
-    return np.frombuffer(raw, dtype=stored).astype(stored.newbyteorder("="))
+_READERS: dict[int, Callable[[Cursor, Layout, torch.dtype], Body]] = {
+    SPARSE: _read_sparse,
+    QUANTIZED: _read_quantized,
+    STRIDED: _read_strided,
+    RECALLED: _read_recalled,
+    DRAWN: _read_drawn,
+    LOW_RANK: _read_low_rank,
+}

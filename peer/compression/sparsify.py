@@ -1,23 +1,23 @@
-"""Fewer values, or smaller ones: top-k per tensor, and the types values travel in.
+"""Which entries travel: the largest, of each tensor or of all, or those that the turn says.
 
-What is lost is the caller's to keep: residual = v - body.dense() (error feedback, Karimireddy et al. 2019).
-Every function here takes finite input only, and gives finite values back.
+What is left out is the caller's to keep: residual = v - body.dense() (error feedback, Karimireddy et al.
+2019). A turn is the number of a round; the same turn gives the same entries on every machine. The largest are
+found with numpy on the CPU and with torch on a tensor's own device otherwise, by the same steps and with the
+same result.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Layout
+from peer.compression.layout import Layout
+from peer.compression.portable import words
 
-INT8_LEVELS = 127
 SAMPLED, SAMPLE = 1 << 15, 1 << 12  # so many values are sampled, at least this many of them or 1 %; measured
 DEVIATIONS = 4.0  # of a sample's count, that the guess is on the safe side; guess
 PIECE = 1 << 17  # values; half a megabyte, which a Pi's second cache holds
@@ -27,16 +27,45 @@ Ints = npt.NDArray[np.int64]
 
 
 def top_k(v: Tensor, layout: Layout, fraction: float) -> Tensor:
-    """Indices of the `fraction` of largest |v| of each tensor, at least 1 of each: int64, increasing.
+    """Indices of the `fraction` of largest |v| of each tensor, at least 1 of each: int64, increasing, on the
+    CPU.
 
     Ties go to the lower index, so the result does not depend on the machine.
     """
-    values = v.detach().cpu().numpy()
-    parts = []
-    for start, stop in pairwise(layout.bounds):
-        block = values[start:stop]
-        parts.append(_largest(block, min(max(1, round(fraction * len(block))), len(block))) + start)
-    return torch.from_numpy(np.concatenate(parts))
+    v = v.detach()
+    return torch.cat(
+        [_largest_of(v[start:stop], share_of(stop - start, fraction)) + start for start, stop in layout.spans]
+    )
+
+
+def global_top_k(v: Tensor, fraction: float) -> Tensor:
+    """The same of the whole vector."""
+    return _largest_of(v.detach(), share_of(v.numel(), fraction))
+
+
+def share_of(count: int, fraction: float) -> int:
+    """So many of `count` entries, at least 1."""
+    return min(max(1, round(fraction * count)), count)
+
+
+def seed_of(turn: int) -> int:
+    """What entries are drawn by in that turn: 32 bits."""
+    return int(words(turn, 1)[0] >> np.uint64(32))
+
+
+def group_of(turn: int, groups: int) -> int:
+    """Which of the groups has its turn. Each has one in `groups` turns that follow each other; the order
+    starts at another one each time, so that none keeps step with the cycle of a topology's links."""
+    return int((turn + int(words(turn // groups, 1)[0] >> np.uint64(32))) % groups)
+
+
+# --- the largest -------------------------------------------------------------------------------------
+
+
+def _largest_of(values: Tensor, k: int) -> Tensor:
+    if values.device.type == "cpu":
+        return torch.from_numpy(_largest(values.numpy(), k))
+    return largest_on_device(values, k).cpu()
 
 
 def _largest(values: Floats, k: int) -> Ints:
@@ -58,14 +87,43 @@ def _largest(values: Floats, k: int) -> Ints:
     return largest
 
 
+def largest_on_device(values: Tensor, k: int) -> Tensor:
+    """`_largest` in operations of torch, on whatever device the values are."""
+    n = values.numel()
+    threshold = torch.zeros((), dtype=values.dtype, device=values.device)
+    if (step := _sampled_step(n, k)) > 0:
+        sample = values[::step].abs()
+        threshold = sample.topk(_rank(n, k, sample.numel())).values[-1]
+    candidates = torch.nonzero(values.abs() >= threshold).reshape(-1)
+    if candidates.numel() < k:
+        candidates = torch.arange(n, device=values.device)
+    magnitudes = values[candidates].abs()
+    least = magnitudes.topk(k, sorted=True).values[-1]
+    chosen = magnitudes > least
+    ties = torch.nonzero(magnitudes == least).reshape(-1)
+    chosen[ties[: k - int(chosen.sum())]] = True
+    return candidates[chosen]
+
+
+def _sampled_step(n: int, k: int) -> int:
+    """Every so-many-th value is looked at first; 0 where it is not worth it."""
+    return 0 if n < SAMPLED or k > n // 4 else max(1, n // max(SAMPLE, n // 100))
+
+
+def _rank(n: int, k: int, sampled: int) -> int:
+    """The magnitude of this rank in a sample is most likely reached by at least k of n values."""
+    expected = k * sampled / n
+    return min(sampled, math.ceil(expected + DEVIATIONS * math.sqrt(expected) + DEVIATIONS))
+
+
 def _guess(values: Floats, k: int) -> float:
     """A magnitude that most likely at least k of the values reach; 0 where it is not worth a guess."""
     n = len(values)
-    if n < SAMPLED or k > n // 4:
+    step = _sampled_step(n, k)
+    if step == 0:
         return 0.0
-    sample = np.abs(values[:: max(1, n // max(SAMPLE, n // 100))])
-    expected = k * len(sample) / n
-    rank = min(len(sample), math.ceil(expected + DEVIATIONS * math.sqrt(expected) + DEVIATIONS))
+    sample = np.abs(values[::step])
+    rank = _rank(n, k, len(sample))
     return float(np.partition(sample, len(sample) - rank)[len(sample) - rank])
 
 
@@ -78,31 +136,3 @@ def _above(values: Floats, threshold: float) -> Ints:
         magnitudes = np.abs(piece, out=buffer[: len(piece)])
         found.append(np.flatnonzero(magnitudes >= threshold) + start)
     return np.concatenate(found)
-
-
-def to_half(v: Tensor) -> tuple[Tensor, Tensor]:
-    """(values, scale) of v: v ~ values * scale, values in fp16, scale [1] a power of two in the dtype of v.
-
-    The largest is brought to between 2^14 and 2^15, so that nothing exceeds the type's range, and what is
-    small only because everything is (a share of little mass) keeps its 11 bits. In the topmost binade of v it
-    lies below 2^16, so that any value of the type times the scale is finite, as whoever reads it demands.
-    """
-    limits, largest = torch.finfo(v.dtype), torch.finfo(torch.float16).max
-    _, exponent = math.frexp(float(v.abs().max()))
-    highest = math.frexp(limits.max / largest)[1] - 1
-    scale = 2.0 ** min(max(exponent - 15, math.frexp(limits.tiny)[1]), highest)
-    return (v / scale).clamp_(-largest, largest).to(torch.float16), torch.tensor([scale], dtype=v.dtype)
-
-
-def to_int8(v: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(values, scales) of v cut into blocks of these sizes: v ~ values * scale, scale = max |v| / 127.
-
-    A block too small for a normal scale becomes zero. scales: one per block, the dtype of v.
-    """
-    limits = torch.finfo(v.dtype)
-    bounds = accumulate(sizes, initial=0)
-    peaks = torch.stack([v[start:stop].abs().max() for start, stop in pairwise(bounds)])
-    scales = (peaks / INT8_LEVELS).clamp(max=limits.max / (INT8_LEVELS + 1))
-    scales[scales < limits.tiny] = 0
-    levels = v / scales.clamp(min=limits.tiny).repeat_interleave(torch.tensor(sizes), output_size=v.numel())
-    return levels.round_().clamp_(-INT8_LEVELS, INT8_LEVELS).to(torch.int8), scales

@@ -51,7 +51,7 @@ def begun(nodes: list[PushSum], graph: Graph, model: Tensor) -> Swarm:
     return Swarm(nodes, LAYOUT, graph).begin([model] * len(nodes)).links()
 
 
-def tenth(v: Tensor) -> Body:
+def tenth(v: Tensor, turn: int = 0) -> Body:
     indices = top_k(v, LAYOUT, 0.1)
     return Sparse(D, indices, v[indices], F64)
 

@@ -1,0 +1,62 @@
+"""The tensors of a model inside its flat vector, and equality of what holds tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes (parameter counts) of the model's tensors, in the order of the flat vector. rows: lengths of
+    their first axes; (): every tensor is one row."""
+
+    sizes: tuple[int, ...]
+    rows: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.sizes and min(self.sizes) > 0, f"a layout has tensors of at least 1 entry: {self.sizes}"
+        assert all(size % rows == 0 for size, (rows, _) in zip(self.sizes, self.shapes, strict=True))
+
+    @property
+    def d(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Where tensors start, and d."""
+        return tuple(accumulate(self.sizes, initial=0))
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Where each tensor starts and ends."""
+        return tuple(pairwise(self.bounds))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Of each tensor, as a matrix: first axis x rest."""
+        rows = self.rows or (1,) * len(self.sizes)
+        return tuple((r, size // r) for r, size in zip(rows, self.sizes, strict=True))
+
+
+class Comparable:
+    """Equality field by field, tensors bit for bit in value and dtype."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # every subclass is a dataclass
+        return all(_same(getattr(self, name), getattr(other, name)) for name in names)
+
+    __hash__ = None  # type: ignore[assignment]  # tensors have no value hash
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and a == b
