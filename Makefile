@@ -76,7 +76,7 @@ soak: venv
 
 fuzz: venv
 	HYPOTHESIS_PROFILE=fuzz $(RUN) pytest -q -x tests --ignore=tests/lan
-	.venv/bin/python -P tests/compression/fuzz_codec.py --seconds $(FUZZ_SECONDS)
+	PYTHONPATH=tests .venv/bin/python -P tests/compression/fuzz_codec.py --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,9 +7,10 @@ from hypothesis import strategies as st
 
 from peer import algorithms, catalogue
 from peer.catalogue import Compression, parse_compression
+from peer.compression import compressor, values
 from peer.compression.bodies import Layout
 from peer.errors import UsageError
-from peer.grammar import Shard, parse_shard
+from peer.grammar import PARTS, Shard, Sized, parse_shard, written
 from peer.learner.schedule import Schedule
 from peer.mesh import graphs, topology
 
@@ -16,26 +19,53 @@ from peer.mesh import graphs, topology
     ("text", "meant"),
     [
         ("none", Compression()),
+        ("fp32", Compression(values="fp32")),
         ("fp16", Compression(values="fp16")),
-        ("int8", Compression(values="int8")),
-        ("topk=1%", Compression(top_k=0.01)),
-        ("topk=1%,fp16", Compression(top_k=0.01, values="fp16")),
-        ("int8, topk=0.1%", Compression(top_k=0.001, values="int8")),
-        ("topk=0.25", Compression(top_k=0.25)),
-        ("bits=1", Compression(bits=1.0)),
-        ("bits=.5", Compression(bits=0.5)),
+        ("int4", Compression(values="int4")),
+        ("sign", Compression(values="sign")),
+        ("topk=1%", Compression(Sized("topk", 0.01))),
+        ("topk=1%,fp16", Compression(Sized("topk", 0.01), "fp16")),
+        ("int8, topk=0.1%", Compression(Sized("topk", 0.001), "int8")),
+        ("topk=0.25", Compression(Sized("topk", 0.25))),
+        ("globaltopk=1%,bf16", Compression(Sized("globaltopk", 0.01), "bf16")),
+        ("sign,randomk=1%", Compression(Sized("randomk", 0.01), "sign")),
+        ("grouped=8,int4", Compression(Sized("grouped", 8), "int4")),
+        ("lowrank=2", Compression(transform=Sized("lowrank", 2))),
+        ("lowrank=2,fp16", Compression(values="fp16", transform=Sized("lowrank", 2))),
+        ("bits=1", Compression(transform=Sized("bits", 1.0))),
+        ("bits=.5", Compression(transform=Sized("bits", 0.5))),
     ],
 )
-def test_a_compression_is_a_sparsifier_and_a_value_type_or_a_budget(text: str, meant: Compression) -> None:
+def test_a_compression_is_a_sparsifier_a_value_type_and_a_transform(text: str, meant: Compression) -> None:
     assert parse_compression(text) == meant
 
 
-@pytest.mark.parametrize(
-    "text", ["auto", "lowrank=2", "sign", "int4", "bf16", "randomk=1%", "topk=1%,bf16", "lowrank=2,int8"]
-)
+@pytest.mark.parametrize("text", ["auto", "auto,fp16", "topk=1%,auto"])
 def test_what_is_not_built_is_an_error_that_says_what_exists(text: str) -> None:
-    with pytest.raises(UsageError, match=r"not built yet.*topk=1%.*bits=1"):
+    with pytest.raises(UsageError, match=r"not built yet.*topk=1%.*int4.*bits=1"):
         parse_compression(text)
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_every_part_is_parsed_as_it_is_written_and_named_in_errors_and_in_help(name: str) -> None:
+    part, found = PARTS[name], parse_compression(written(name))
+    at = {"sparsifier": found.sparsifier, "transform": found.transform}.get(part.kind)
+    assert found.values == name if part.kind == "value type" else at is not None and at.name == name
+    assert written(name) in catalogue.COMPRESSION_HELP
+    with pytest.raises(UsageError, match=re.escape(written(name))):
+        parse_compression("zip")
+    wrong = f"{name}=0" if part.amount else f"{name}=1"
+    with pytest.raises(UsageError, match=name):
+        parse_compression(wrong)
+
+
+def test_words_and_what_makes_bytes_of_them_have_the_same_names() -> None:
+    for kind, built in (
+        ("sparsifier", compressor.SPARSIFIERS),
+        ("value type", values.VALUE_TYPES),
+        ("transform", compressor.TRANSFORMS),
+    ):
+        assert [name for name, part in PARTS.items() if part.kind == kind] == list(built)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +91,20 @@ def test_what_is_not_built_is_an_error_that_says_what_exists(text: str) -> None:
         "topk=1%%",
         "bits=inf",
         "topk=1e-400",
+        "grouped=1",
+        "grouped=1025",
+        "grouped=2.5",
+        "grouped=8%",
+        "lowrank=0",
+        "lowrank=65",
+        "lowrank=1%",
+        "lowrank=2,topk=1%",
+        "lowrank=2,bits=1",
+        "bits=1,topk=1%",
+        "bits=1%",
+        "sign,int4",
+        "sign=",
+        "topk=1%,randomk=1%",
     ],
 )
 def test_a_malformed_compression_is_a_usage_error(text: str) -> None:
@@ -74,7 +118,8 @@ def test_any_text_is_a_compression_or_a_usage_error(text: str) -> None:
         found = parse_compression(text)
     except UsageError:
         return
-    assert found.top_k is None or 0 < found.top_k <= 1
+    for part in (found.sparsifier, found.transform):
+        assert part is None or PARTS[part.name].least <= part.amount <= PARTS[part.name].most
     assert found.bits is None or 0 < found.bits <= catalogue.MAX_BITS
 
 
@@ -86,10 +131,18 @@ def test_each_algorithm_can_work_with_its_own_default() -> None:
 
 
 def test_an_algorithm_refuses_a_compression_it_cannot_work_with() -> None:
-    with pytest.raises(UsageError, match=r"sgp cannot work with compression 'topk=1%'; it can with none"):
+    with pytest.raises(
+        UsageError, match=r"sgp cannot work with compression 'topk=1%'; it can with none or fp32, fp16"
+    ):
         catalogue.compression_of("sgp", "topk=1%")
-    with pytest.raises(UsageError, match=r"it can with topk=1%,fp16"):
+    with pytest.raises(
+        UsageError, match=r"it can with topk=1%, .*, each with fp32, .*sign or sign or lowrank=2"
+    ):
         catalogue.compression_of("sparse-push", "none")
+    with pytest.raises(UsageError, match=r"it can with bits=1 or fp32"):
+        catalogue.compression_of("difference-push", "none")
+    with pytest.raises(UsageError, match="'int4'"):
+        catalogue.compression_of("sparse-push", "int4")
 
 
 def test_unknown_names_are_errors_that_list_the_known_ones() -> None:

@@ -116,7 +116,7 @@ def _read_scales(cursor: Cursor, count: int, exponent: int, largest: float, dtyp
     bits = _read_array(cursor, count, "<i2", "scales")
     numbers = (bits.astype(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     limits = torch.finfo(dtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         scales = np.ldexp(numbers.astype(np.float64), exponent)
     fits = (bits >= FIRST_NORMAL) & (scales >= limits.tiny) & (scales <= limits.max / largest)  # not NaN
     wrong = ~fits & (bits != 0)

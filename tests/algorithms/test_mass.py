@@ -17,13 +17,17 @@ from peer.algorithms.push_sum import PushSum
 from peer.compression.bodies import Layout
 from peer.events import FINAL, Key
 
-LAYOUT = Layout((30, 4, 6))
+LAYOUT = Layout((30, 4, 6), (5, 1, 1))
 KINDS: dict[str, tuple[str, dict[str, str], str]] = {
     "sgp": ("sgp", {}, ""),
     "sgp-int8": ("sgp", {}, "int8"),
     "sparse-push": ("sparse-push", {"reference": "zero"}, ""),
     "sparse-push-deviations": ("sparse-push", {"gamma": "0.3"}, "topk=10%,int8"),
     "difference-push": ("difference-push", {"bits": "0.5"}, ""),
+    "sparse-push-turns": ("sparse-push", {}, "grouped=3,int4"),
+    "sparse-push-signs": ("sparse-push", {}, "sign"),
+    "difference-push-drawn": ("difference-push", {}, "randomk=30%,bf16"),
+    "difference-push-factors": ("difference-push", {}, "lowrank=1"),
     "difference-push-no-replicas": ("difference-push", {"replicas": "off"}, ""),
 }
 PAPER = {"min-weight": "0", "overshoot": "1e9"}  # no guard: x += w̄ u and u = p w to the letter

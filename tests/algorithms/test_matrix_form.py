@@ -18,7 +18,7 @@ from peer.compression.compressor import compressor
 from peer.compression.history import History, recalling
 from peer.compression.sparsify import top_k
 from peer.events import FINAL, TRAIN
-from peer.grammar import Compression, Values
+from peer.grammar import Compression
 from reference.difference_push import difference_push_round
 from reference.sgp import sgp_round
 from reference.sparse_push import deviation_round, scsp_round, sparse_push_round
@@ -64,8 +64,8 @@ def begun(nodes: Sequence[PushSum], graph: Graph) -> Swarm:
 
 
 @pytest.mark.parametrize(("n", "graph"), GRAPHS)
-@pytest.mark.parametrize("values", [None, "fp16", "int8"])
-def test_sgp_equals_its_matrix_form(n: int, graph: Graph, values: Values | None) -> None:
+@pytest.mark.parametrize("values", [None, "fp32", "fp16", "bf16", "int8", "int4"])
+def test_sgp_equals_its_matrix_form(n: int, graph: Graph, values: str | None) -> None:
     Q = None if values is None else compressor(Compression(values=values), LAYOUT, F64)
     swarm = begun([SGP(LAYOUT, F64, Q, guard=OFF) for _ in range(n)], graph)
     X, w = swarm.X, swarm.w

@@ -1,4 +1,4 @@
-"""Damages real messages at random: `python tests/compression/fuzz_codec.py --seconds 60 [--seed 0]`.
+"""Damages real messages at random: `PYTHONPATH=tests python tests/compression/fuzz_codec.py --seconds 60`.
 
 Every damaged message must be refused with CodecError or decode to a sound one; anything else ends the run
 with the message in hex. The tests of this folder do the same by the hundred; this does it by the million.
@@ -9,12 +9,15 @@ import functools
 import itertools
 import sys
 import time
+import warnings
 
 import numpy as np
 import torch
 
+from compression.damage import damaged
+from compression.specs import SPECS
 from peer.catalogue import parse_compression
-from peer.compression.bodies import Body, Dense, Half, Layout, Quantized, Recalled
+from peer.compression.bodies import Body, Dense, Layout, Quantized, Recalled
 from peer.compression.codec import Message, decode, encode
 from peer.compression.compressor import compressor
 from peer.compression.history import History
@@ -23,7 +26,7 @@ from peer.errors import CodecError, UnknownBaseError
 from peer.events import Key
 
 LAYOUTS = [Layout((1,)), Layout((144, 16, 4, 700, 5)), Layout((64, 64, 4000), (8, 1, 40))]
-SPECS = ["none", "fp16", "int8", "topk=10%", "topk=1%,fp16", "topk=50%,int8", "bits=0.3", "bits=1", "bits=8"]
+MORE = ["topk=50%,int8", "bits=0.3", "bits=8", "lowrank=1", "grouped=2,int4"]
 
 
 @functools.cache
@@ -34,39 +37,19 @@ def remembered(layout: Layout, dtype: torch.dtype) -> History:
 
 
 def seeds(generator: np.random.Generator) -> list[tuple[bytes, Layout, torch.dtype]]:
-    """One good message of each compression, layout and dtype; half of a whole vector too."""
+    """One good message of each compression, layout and dtype, of a link with memory too, and of halves."""
     cases = []
-    for layout, text, dtype in itertools.product(LAYOUTS, SPECS, (torch.float32, torch.float64)):
+    for layout, text, dtype in itertools.product(LAYOUTS, SPECS + MORE, (torch.float32, torch.float64)):
         v = torch.from_numpy(generator.laplace(size=layout.d)).to(dtype)
-        body = compressor(parse_compression(text), layout, dtype)(v)
+        pack = compressor(parse_compression(text), layout, dtype)
+        body = pack(v, 7)
         sent: tuple[Body, ...] = (body,)
         if isinstance(body, Dense):
-            sent = (body, Half.of(body, 1))
+            sent = (body, pack.every(v, 1, 2))
         elif isinstance(body, Quantized):
             sent = (body, remembered(layout, dtype).recall(body))
-        cases += [(encode(Message(Key(1, 2), 16, one, 0.5, b"base")), layout, dtype) for one in sent]
+        cases += [(encode(Message(Key(1, 2), 16, one, 0.5)), layout, dtype) for one in sent]
     return cases
-
-
-def damaged(data: bytes, generator: np.random.Generator) -> bytes:
-    """Some bytes flipped, cut out, repeated or replaced by noise; the first 32 mostly spared."""
-    raw = bytearray(data)
-    first = 0 if generator.random() < 0.1 else min(32, len(raw) - 1)
-    for _ in range(generator.integers(1, 5)):
-        at = int(generator.integers(min(first, len(raw)), len(raw) + 1))
-        length = int(generator.integers(1, 9))
-        match generator.integers(5):
-            case 0:
-                raw[at : at + 1] = bytes((int(generator.integers(256)),))
-            case 1:
-                del raw[at : at + length]
-            case 2:
-                raw[at:at] = raw[at : at + length]
-            case 3:
-                raw[at : at + length] = generator.bytes(length)
-            case _:
-                raw[at : at + 1] = bytes(b ^ 1 << int(generator.integers(8)) for b in raw[at : at + 1])
-    return bytes(raw)
 
 
 def check(data: bytes, layout: Layout, dtype: torch.dtype) -> bool:
@@ -93,6 +76,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
     generator = np.random.default_rng(arguments.seed)
     cases = seeds(generator)
     end = time.monotonic() + arguments.seconds

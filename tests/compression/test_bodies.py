@@ -2,8 +2,23 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from peer.compression.bodies import Dense, Empty, Half, Layout, Quantized, Sparse
+from peer.compression.bodies import (
+    Dense,
+    Drawn,
+    Empty,
+    Layout,
+    LowRank,
+    Quantized,
+    Sparse,
+    Strided,
+    drawn,
+    strided_in,
+    those_in,
+)
+from peer.compression.values import Coding
 
 LAYOUT = Layout((2, 3))
 LEVELS = torch.tensor([1, -2, 3, 0, 127], dtype=torch.int8)
@@ -18,24 +33,70 @@ def test_a_layout_knows_where_its_tensors_start():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_body_reads_back_in_the_dtype_of_its_session(dtype):
-    scales = torch.tensor([0.5, 2.0], dtype=dtype)
+    two = torch.tensor([0.5, 2.0], dtype=torch.bfloat16)
+    int8, sign = Coding("int8", 1, two, LAYOUT), Coding("sign", 0, two, LAYOUT)
+    signs = torch.tensor([1, -1, -1, 1, 1], dtype=torch.int8)
+    thin = Layout((6, 2), (2, 1))  # a 2 x 3 tensor as (p, q), and two entries
     bodies = [
         (Empty(5, dtype), [0, 0, 0, 0, 0]),
-        (Dense(torch.arange(5, dtype=torch.float16), dtype), [0, 1, 2, 3, 4]),
-        (Dense(LEVELS, dtype, scales, LAYOUT), [0.5, -1, 6, 0, 254]),
-        (Dense(LEVELS, dtype, scales[:1]), [0.5, -1, 1.5, 0, 63.5]),
+        (Dense(torch.arange(5, dtype=torch.float16), dtype, Coding("fp16", -1)), [0, 0.5, 1, 1.5, 2]),
+        (Dense(torch.arange(5, dtype=torch.bfloat16), dtype, Coding("bf16", 2)), [0, 4, 8, 12, 16]),
+        (Dense(LEVELS, dtype, int8), [1, -2, 12, 0, 508]),
+        (Dense(signs, dtype, sign), [0.5, -0.5, -2, 2, 2]),
         (Sparse(5, AT, torch.tensor([7, -8], dtype=dtype), dtype), [0, 7, 0, 0, -8]),
-        (Sparse(5, AT, LEVELS[:2], dtype, scales, LAYOUT), [0, 0.5, 0, 0, -4]),
-        (Sparse(5, AT, LEVELS[:2], dtype, scales[:1]), [0, 0.5, 0, 0, -1]),
-        (Half(5, 0, torch.tensor([7, -8, 9], dtype=dtype), dtype), [7, 0, -8, 0, 9]),
-        (Half(5, 1, torch.tensor([7, -8], dtype=dtype), dtype), [0, 7, 0, -8, 0]),
-        (Half(5, 1, LEVELS[:2], dtype, scales, LAYOUT), [0, 0.5, 0, -4, 0]),
+        (Sparse(5, AT, LEVELS[:2], dtype, int8), [0, 1, 0, 0, -8]),
+        (Sparse(5, AT[1:], LEVELS[:1], dtype, Coding("int4", 0, two[1:], LAYOUT)), [0, 0, 0, 0, 2]),
+        (Strided(5, 0, 2, torch.tensor([7, -8, 9], dtype=dtype), dtype), [7, 0, -8, 0, 9]),
+        (Strided(5, 2, 3, torch.tensor([7], dtype=dtype), dtype), [0, 0, 7, 0, 0]),
+        (Strided(5, 1, 2, LEVELS[:2], dtype, int8), [0, 1, 0, -8, 0]),
+        (Drawn(5, 3, torch.arange(1, 6, dtype=dtype), dtype), [1, 2, 3, 4, 5]),
+        (Drawn(5, 3, LEVELS, dtype, int8), [1, -2, 12, 0, 508]),
         (Quantized(SYMBOLS, 0.25, dtype), [0, 0.25, -0.5, 0.75, -8191.75]),
+        (
+            LowRank(thin, 1, torch.tensor([1, 2, 3, 4, 5, 6, 7], dtype=dtype), dtype),
+            [3, 4, 5, 6, 8, 10, 6, 7],
+        ),
     ]
     for body, expected in bodies:
         assert body.dense().dtype == dtype
         assert body.dense().tolist() == expected
-        assert body.size == 5
+        assert body.size == len(expected)
+
+
+@given(st.integers(1, 5000), st.data(), st.integers(0, 2**32 - 1))
+def test_drawn_entries_are_as_many_as_wanted_one_in_each_stretch(size, data, seed):
+    k = data.draw(st.integers(1, size))
+    indices = drawn(size, k, seed).tolist()
+    assert len(indices) == k
+    assert all(i * size // k <= at < (i + 1) * size // k for i, at in enumerate(indices))
+
+
+def in_whole_numbers(size, k, seed):
+    """The same without numpy: splitmix64."""
+
+    def mixed(x):
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    start, cuts = mixed((seed + golden) % 2**64), [i * size // k for i in range(k + 1)]
+    words = [mixed((start + golden * i) % 2**64) for i in range(1, k + 1)]
+    return [a + word % (b - a) for a, b, word in zip(cuts, cuts[1:], words, strict=False)]
+
+
+@pytest.mark.parametrize(("size", "k", "seed"), [(100, 7, 1), (2**32 - 1, 3, 2), (5000, 4999, 2**32 - 1)])
+def test_drawn_entries_are_the_same_on_every_machine(size, k, seed):
+    assert drawn(size, k, seed).tolist() == in_whole_numbers(size, k, seed)
+    assert drawn(100, 7, 1).tolist() == [0, 22, 28, 50, 60, 77, 99]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(2, 9), st.data())
+def test_entries_are_counted_tensor_by_tensor(sizes, step, data):
+    layout, start = Layout(tuple(sizes)), data.draw(st.integers(0, step - 1))
+    entries = torch.arange(layout.d)[start::step].contiguous()
+    counts = [sum(a <= at < b for at in entries.tolist()) for a, b in layout.spans]
+    assert strided_in(layout, start, step) == those_in(layout, entries) == counts
 
 
 def test_float64_values_stay_float64():
@@ -48,6 +109,7 @@ def test_bodies_are_equal_by_value_and_dtype():
     ones = torch.ones(3)
     assert Dense(ones) == Dense(ones.clone())
     assert Dense(ones) != Dense(2 * ones)
-    assert Dense(ones) != Dense(ones.half())
+    assert Dense(ones) != Dense(ones.double())
+    assert Dense(ones.half(), coding=Coding("fp16")) != Dense(ones.half(), coding=Coding("fp16", 1))
     assert Dense(ones) != Empty(3)
     assert Quantized(SYMBOLS, 0.5) != Quantized(SYMBOLS, 0.25)
