@@ -43,6 +43,10 @@ class DivergedError(PeerdError):
         return cls(f"training diverged: the model's change contains {value}; lower --lr and start again")
 
 
+class CodecCheckError(PeerdError):
+    """A codec gives other bytes or values here than it was built to give; this device must not train."""
+
+
 class UnknownSessionError(PeerdError):
     """This device knows no session of that name."""
 
@@ -94,6 +98,6 @@ class UnknownBaseError(RemoteError):
 def by_exit_code(code: int, message: str) -> PeerdError:
     """The error a daemon reported over the local socket, as the class it was raised as there."""
     for kind in PeerdError.__subclasses__():
-        if kind.exit_code == code and kind is not RemoteError:
+        if kind.exit_code == code and "exit_code" in vars(kind):
             return kind(message)
     return PeerdError(message)

@@ -14,6 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
+from peer.compression.self_check import check_codecs
 from peer.errors import NoDaemonError, PeerdError
 from peer.learner.attach import Swarm, Terms
 from peer.learner.devices import pick_device, use_threads
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _take_part(attached: Attachment, socket: Path) -> None:
+    check_codecs()
     session, options = attached.descriptor, attached.options
     settings = Settings(
         seed=session.seed,

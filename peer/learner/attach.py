@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from peer import algorithms, catalogue
 from peer.compression.bodies import Layout
+from peer.compression.self_check import check_codecs
 from peer.errors import DivergedError
 from peer.event_frames import to_frame
 from peer.events import Looked
@@ -68,8 +69,10 @@ def attach(
     socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others, and is
     what a script gets whatever the session's own pace is; "lockstep" waits in every exchange.
     local_steps: calls of `step()` per exchange; None: the session's.
-    Raises NoDaemonError, UnknownSessionError, or DataError when the model does not fit the session.
+    Raises NoDaemonError, UnknownSessionError, DataError when the model does not fit the session, or
+    CodecCheckError when this machine's libraries are not to be trusted with messages.
     """
+    check_codecs()
     path = Path(socket) if socket is not None else default_socket(None, os.environ)
     attached = dial(path, session, child=False)
     swarm = Swarm(

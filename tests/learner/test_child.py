@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from learner.daemon_stand_in import StandIn, descriptor
+from peer.compression import values
 from peer.daemon.supervisor import environment
 from peer.learner import __main__ as child
 from peer.learner.devices import pick_device, use_threads
@@ -61,6 +63,24 @@ def test_a_task_file_that_does_not_load_is_told_with_code_65(attach: Attach, tmp
     daemon.wait_for(lambda: bool(daemon.frames))
     assert daemon.frames[0]["code"] == 65
     assert "defines no batches(shard, device)" in daemon.frames[0]["message"]
+    daemon.close()
+
+
+def test_a_codec_that_gives_other_bytes_is_told_and_nothing_is_trained(
+    attach: Attach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a version of numpy that rounds otherwise."""
+    floor = np.floor
+    monkeypatch.setattr(values.np, "rint", floor)
+    daemon = StandIn(descriptor(rounds=3))
+    attach(daemon.attachment(tmp_path, device="cpu"))
+    assert child.main(ARGUMENTS) == 70
+    daemon.wait_for(lambda: bool(daemon.frames))
+    assert daemon.frames[0]["op"] == "failed" and daemon.frames[0]["code"] == 70
+    said = daemon.frames[0]["message"]
+    assert f"the codec 'int8' gives other bytes than it should with numpy {np.__version__} and torch" in said
+    assert "Install other versions of the two (peerd was made with numpy" in said
+    assert not daemon.events, "it was never a member"
     daemon.close()
 
 
