@@ -98,13 +98,18 @@ def written_all(kind: PartKind) -> str:
     return ", ".join(written(name) for name, part in PARTS.items() if part.kind == kind)
 
 
+def _explained(kind: PartKind) -> str:
+    words = [f"{written(name)} ({part.about})" for name, part in PARTS.items() if part.kind == kind]
+    return f"one {kind}: {', '.join(words)};"
+
+
 COMPRESSIONS = (
     f"'none', or one sparsifier ({written_all('sparsifier')}), one value type ({written_all('value type')}) "
     f"and one transform ({written_all('transform')}), as in 'topk=1%,fp16'"
 )
 COMPRESSION_HELP = (
-    f"none, or one sparsifier ({written_all('sparsifier')}), one value type ({written_all('value type')}) "
-    f"and one transform ({written_all('transform')}), as in 'topk=1%,fp16'; the algorithm's own by default."
+    f"none, or {_explained('sparsifier')} {_explained('value type')} {_explained('transform')} as far as "
+    "they go together, as in topk=1%,fp16; the algorithm's own by default."
 )
 
 
