@@ -11,12 +11,15 @@ from algorithms.trees import Grove, double_tree, heap
 from compression.specs import SPECS
 from peer import catalogue
 from peer.algorithms import make
+from peer.algorithms.base import Links
 from peer.algorithms.push_sum import PushSum
 from peer.algorithms.sparse_push import SparsePush
 from peer.algorithms.whole_model import WholeModel
-from peer.compression.bodies import Layout
+from peer.compression.bodies import Dense, Layout, LowRank, Quantized, Sparse, Strided
 from peer.compression.compressor import compressor
+from peer.compression.sparsify import group_of
 from peer.errors import UsageError
+from peer.events import FINAL, TRAIN, Key, LinkUp
 
 LAYOUT = Layout((60, 7, 33), (6, 1, 3))
 DIRECTED = ["sgp", "sparse-push", "difference-push"]
@@ -116,3 +119,21 @@ def test_training_with_the_default_consensus_step_comes_near_the_minimum(name: s
     Z = train(swarm.begin([start()] * n).links(), problem, 100)
     assert error(Z, problem) < 0.5, f"{error(start()[None], problem)} at the start"
     assert spread(Z) < 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("topk=20%,int4", Sparse), ("grouped=4", Strided), ("sign", Dense), ("lowrank=1", LowRank)],
+)
+def test_final_rounds_and_links_without_replicas_keep_the_quantizer(text: str, kind: type) -> None:
+    model, zero = randoms(1, LAYOUT.d, 1)[0], torch.zeros(LAYOUT.d, dtype=F64)
+    for replicas, phase, found in (("on", TRAIN, kind), ("on", FINAL, Quantized), ("off", TRAIN, Quantized)):
+        one = make("difference-push", {"replicas": replicas}, LAYOUT, F64, text)
+        one.know(zero)
+        one.begin(model, 1.0)
+        one.on_links(LinkUp("b", "out", 1, one.bases))
+        links = Links(Key(0, 1, phase), {"b": 0.5}, frozenset(), 2, 1.0, frozenset({"b"}))
+        message = one.step(zero, 0.1, links, 0.0)["b"]
+        assert type(message.body) is found
+        if text == "grouped=4" and found is Strided:
+            assert isinstance(message.body, Strided) and message.body.start == group_of(1, 4)
