@@ -376,19 +376,19 @@ def trained(name: str, compression: str, rounds: int = 120) -> tuple[float, floa
 
 # measured so: (error, spread) exactly, in fp16, in int8, whose steps are as large as the late local changes
 ROUNDED = {
-    "relay-sum": ((4.65e-2, 2.9e-4), (4.68e-2, 1.5e-3), (1.37e-1, 1.8e-2)),
+    "relay-sum": ((4.65e-2, 2.9e-4), (4.68e-2, 1.5e-3), (9.67e-2, 1.8e-2)),
     "relay-sum-grad": ((4.06e-2, 0.1035), (4.05e-2, 0.1030), (4.04e-2, 0.1057)),
-    "d-psgd": ((0.2092, 0.8632), (0.2111, 0.8640), (0.2318, 0.8584)),
+    "d-psgd": ((0.2092, 0.8632), (0.2111, 0.8640), (0.2183, 0.8562)),
 }
 
 
 @pytest.mark.parametrize("name", list(ROUNDED))
 def test_what_rounding_costs(name: str) -> None:
-    """fp16 next to nothing; int8 of a relayed model is rounded again at every hop: three times the error."""
+    """fp16 next to nothing; int8 of a relayed model is rounded again at every hop: twice the error."""
     found = [trained(name, compression) for compression in ("none", "fp16", "int8")]
     for one, measured in zip(found, ROUNDED[name], strict=True):
         assert one == pytest.approx(measured, rel=0.1)
     (exact, _), (fp16, _), (int8, apart) = found
     assert fp16 < 1.05 * exact
-    assert int8 < 4 * exact
+    assert int8 < 3 * exact
     assert apart < 1.1 * max(ROUNDED[name][0][1], 0.02)
