@@ -9,8 +9,8 @@
 
 blocks: 0 the whole vector is one block, 1 every tensor of the model is. Scales come with int8 values, and
 with fp16 values of a value type of their own, one per block, in the session's dtype. Sections are `golomb`'s
-three streams. `read_body` checks every count, length and number before it uses it (CodecError), and takes
-memory in proportion to d at most.
+three streams; what the index section holds says `indices`. `read_body` checks every count, length and number
+before it uses it (CodecError), and takes memory in proportion to d at most.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from peer.compression.bodies import (
     half_of,
 )
 from peer.compression.golomb import BitReader, BitWriter, read_varint, varint
+from peer.compression.indices import read_indices, write_indices
 from peer.compression.quantize import read_symbols, write_symbols
 from peer.compression.sparsify import INT8_LEVELS
 from peer.errors import CodecError, DivergedError
@@ -91,8 +92,9 @@ class Cursor:
             raise CodecError(f"message: expected its end at byte {self._at}, found {len(self._data)} bytes")
 
 
-def write_body(body: Body) -> bytes:
-    """Raises DivergedError for values that are not finite."""
+def write_body(body: Body, layout: Layout | None = None) -> bytes:
+    """layout: the model's, by which sets of indices that cluster get shorter. Raises DivergedError for values
+    that are not finite."""
     match body:
         case Empty():
             return b""
@@ -103,7 +105,7 @@ def write_body(body: Body) -> bytes:
             return head + _packed_values(body)
         case Sparse():
             writer = BitWriter()
-            writer.positions(body.size, body.indices.cpu().numpy())
+            write_indices(writer, body.indices.cpu().numpy(), layout or Layout((body.size,)))
             section = writer.finish()
             head = bytes((_code(body), body.blocks is not None)) + varint(len(section))
             return head + section + _packed_values(body)
@@ -178,8 +180,8 @@ def _read_half(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Half:
 def _read_sparse(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Sparse:
     stored, scaled, blocks = _read_type(cursor, layout, dtype)
     length = cursor.varint(layout.d // 4 + 64, "length of the index section")  # 1.08 bits each at most
-    reader = BitReader(cursor.take(length, "index section"), layout.d)
-    indices = reader.positions(layout.d)
+    reader = BitReader(cursor.take(length, "index section"), 2 * layout.d)  # one number in a bit at most
+    indices = read_indices(reader, layout)
     reader.finish()
     scales = _read_scales(cursor, stored, blocks, dtype) if scaled else None
     values = _read_values(cursor, len(indices), stored)

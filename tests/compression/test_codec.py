@@ -85,14 +85,14 @@ def accepted(data, layout, dtype=torch.float32):
     assert dense.shape == (layout.d,) and dense.dtype == dtype
     assert bool(torch.isfinite(dense).all())
     assert 0 <= message.weight < math.inf
-    assert decode(encode(message), layout, dtype) == message
+    assert decode(encode(message, layout), layout, dtype) == message
     return True
 
 
 @given(messages())
 def test_a_message_comes_back_and_both_ends_read_the_same_bits(case):
     message, layout, dtype = case
-    back = decode(encode(message), layout, dtype)
+    back = decode(encode(message, layout), layout, dtype)
     assert back == message
     here, there = message.body.dense(), back.body.dense()
     assert here.dtype == there.dtype == dtype
@@ -108,7 +108,7 @@ def test_whatever_a_compressor_makes_comes_back(values, text):
     v = torch.tensor(values)
     layout = Layout((len(values),))
     message = Message(Key(1, 2, FINAL), 16, compressor(parse_compression(text), layout)(v), 0.5)
-    assert decode(encode(message), layout) == message
+    assert decode(encode(message, layout), layout) == message
 
 
 def test_a_header_takes_32_bytes():
@@ -140,7 +140,7 @@ def test_two_halves_are_the_whole_and_each_takes_half_of_its_values(layout, dtyp
 @given(messages(), st.data())
 def test_damaged_messages_are_refused_or_still_sound(case, data):
     message, layout, dtype = case
-    raw = bytearray(encode(message))
+    raw = bytearray(encode(message, layout))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
     accepted(bytes(raw), layout, dtype)
@@ -149,7 +149,7 @@ def test_damaged_messages_are_refused_or_still_sound(case, data):
 @given(messages(), st.data())
 def test_truncated_and_lengthened_messages_are_refused(case, data):
     message, layout, dtype = case
-    raw = encode(message)
+    raw = encode(message, layout)
     assert not accepted(raw[: data.draw(st.integers(0, len(raw) - 1))], layout, dtype)
     assert not accepted(raw + data.draw(st.binary(min_size=1, max_size=9)), layout, dtype)
 
@@ -157,7 +157,7 @@ def test_truncated_and_lengthened_messages_are_refused(case, data):
 @given(LAYOUTS, DTYPES, st.integers(0, 5), st.binary(max_size=300))
 @settings(max_examples=max(300, settings.default.max_examples))
 def test_random_bodies_are_refused_or_sound(layout, dtype, kind, junk):
-    head = HEAD.pack(b"pd", 2, 0, 0, 0, 16, 0, 1.0, 0) + BODY.pack(kind, layout.d)
+    head = HEAD.pack(b"pd", 3, 0, 0, 0, 16, 0, 1.0, 0) + BODY.pack(kind, layout.d)
     accepted(head + junk, layout, dtype)
     accepted(junk, layout, dtype)
 
@@ -173,7 +173,7 @@ def peak_bytes(data, layout):
 
 
 def message_with(body: bytes, kind: int, d: int = 100, weight: float = 1.0, **head) -> bytes:
-    fields = {"magic": b"pd", "version": 2, "delivery": 0, "base": 0} | head
+    fields = {"magic": b"pd", "version": 3, "delivery": 0, "base": 0} | head
     place = fields["magic"], fields["version"], 0, 0, 0, 16, fields["delivery"], weight, fields["base"]
     return HEAD.pack(*place) + BODY.pack(kind, d) + body
 
@@ -189,8 +189,8 @@ STEP = struct.Struct("<d").pack
     ("data", "reason"),
     [
         (b"", "header: expected 27 bytes, found 0"),
-        (message_with(b"", EMPTY, magic=b"xx"), "expected b'pd' version 2, found b'xx'"),
-        (message_with(b"", EMPTY, version=1), "found b'pd' version 1"),
+        (message_with(b"", EMPTY, magic=b"xx"), "expected b'pd' version 3, found b'xx'"),
+        (message_with(b"", EMPTY, version=2), "found b'pd' version 2"),
         (message_with(b"", EMPTY, delivery=2), "delivery: expected 0 or 1, found 2"),
         (message_with(b"", EMPTY, base=33), "base: expected at most 32 bytes, found 33"),
         (message_with(b"", EMPTY, weight=math.nan), "weight: expected a finite number from 0, found nan"),
@@ -231,12 +231,15 @@ STEP = struct.Struct("<d").pack
             message_with(b"\x00\x00\xff\xff\xff\xff\x0f", SPARSE),
             "length of the index section: expected at most",
         ),
-        (message_with(b"\x00\x00\x04\x02\x00\xff\x0f", SPARSE), "number of positions: expected at most 100"),
         (
-            message_with(b"\x00\x00\x03\x01\x00\x64" + FLOATS.tobytes()[:4], SPARSE),
+            message_with(b"\x00\x00\x05\x03\x00\x00\xff\x0f", SPARSE),
+            "number of positions: expected at most 100",
+        ),
+        (
+            message_with(b"\x00\x00\x04\x02\x00\x00\x64" + FLOATS.tobytes()[:4], SPARSE),
             "values: expected 400 bytes",
         ),
-        (message_with(b"\x00\x00\x04\x01\x00\x64\x80", SPARSE), "unary stream: expected"),
+        (message_with(b"\x00\x00\x05\x02\x00\x00\x64\x80", SPARSE), "unary stream: expected"),
         (message_with(b"\x00" + STEP(0.0) + b"\x01\x00\x00", QUANTIZED), "step: expected a normal positive"),
         (message_with(b"\x00" + STEP(math.nan) + b"\x01\x00\x00", QUANTIZED), "step: .* found nan"),
         (message_with(b"\x00" + STEP(1e39) + b"\x01\x00\x00", QUANTIZED), r"step: .* found 1e\+39"),
