@@ -389,8 +389,8 @@ def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("parameters", "peers", "cores", "s", "raw s", "x raw", "hivemind s", "CPU s", "bytes / models",
-                  "memory MB", "goal", title="one exchange of a whole model")  # fmt: skip
+    heads = ("parameters", "peers", "cores", "s", "raw s", "x raw", "hivemind s", "CPU s", "bytes / models")
+    table = Table(*heads, "memory MB", "goal", title="one exchange of a whole model")
     for row in rows:
         theirs = row["hivemind_seconds"]
         table.add_row(

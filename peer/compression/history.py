@@ -37,8 +37,8 @@ _f = np.float32
 
 
 class History:
-    """After `count` parcels; never changed, `after` makes the next one. a, e: of every parameter. step: the last
-    one, where the search for the next begins; 0 before there was any."""
+    """After `count` parcels; never changed, `after` makes the next one. a, e: of every parameter. step: the
+    last one, where the search for the next begins; 0 before there was any."""
 
     BYTES: ClassVar[int] = 2  # for each parameter, between parcels
 

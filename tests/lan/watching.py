@@ -118,7 +118,7 @@ def as_good_as(known: float, devices: Iterable[Wired]) -> bool:
 
 
 def weight_between_rounds(devices: Sequence[Wired]) -> float | None:
-    """Sum of push-sum weights, when all have just closed the same round with nothing in flight."""
+    """Sum of push-sum weights, when all have just closed the same round; what came late is not in it."""
     before, after = sessions(devices), sessions(devices)
     weights = [s["weight"] for s in after]
     if len({s["round"] for s in (*before, *after)}) != 1 or None in weights:
@@ -132,4 +132,15 @@ def comes_to(devices: Sequence[Wired], weight: float) -> bool:
 
 
 def settled_weight(lan: Switch, devices: Sequence[Wired]) -> float:
-    return lan.wait("a moment with no weight in flight", lambda: weight_between_rounds(devices))
+    """The sum that three moments have in common: at one alone something late may be on its way, which counts
+    with the next round."""
+    seen: dict[int, float] = {}
+
+    def agreed() -> float | None:
+        weight = weight_between_rounds(devices)
+        if weight is not None:
+            seen[max(rounds(devices).values())] = weight
+        last = list(seen.values())[-3:]
+        return last[0] if len(last) == 3 and max(last) - min(last) < MASS else None
+
+    return lan.wait("no weight is in flight, three times", agreed)
