@@ -7,6 +7,7 @@ they are scaled or coded each on its own; None: the whole vector is one block. B
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
 from typing import Self
@@ -51,6 +52,12 @@ class Layout:
         """Of each tensor, as a matrix: first axis x rest."""
         rows = self.rows or (1,) * len(self.sizes)
         return tuple((r, size // r) for r, size in zip(rows, self.sizes, strict=True))
+
+
+def peak_of(v: Tensor) -> float:
+    """The largest |v|; not finite unless all of v is. In one pass, without a vector of magnitudes."""
+    least, most = torch.aminmax(v)
+    return max(-float(least), float(most)) if bool(least <= most) else math.nan
 
 
 class _Comparable:

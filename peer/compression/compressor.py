@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from peer.catalogue import Compression
-from peer.compression.bodies import Body, Dense, Layout, Sparse
+from peer.compression.bodies import Body, Dense, Layout, Sparse, peak_of
 from peer.compression.quantize import quantize
 from peer.compression.sparsify import to_half, to_int8, top_k
 from peer.errors import DivergedError
@@ -34,7 +34,7 @@ def compressor(spec: Compression, layout: Layout, dtype: torch.dtype = torch.flo
 def _finite(v: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
     assert v.dtype == dtype and v.shape == (layout.d,), f"{v.shape} of {v.dtype}, not {layout.d} of {dtype}"
     v = v.detach().cpu()
-    peak = float(v.abs().max())
+    peak = peak_of(v)
     if not math.isfinite(peak):
         raise DivergedError.found(peak)
     return v

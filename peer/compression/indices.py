@@ -6,7 +6,7 @@
 
 What a layer's dead inputs, or words that did not occur, leave untouched then takes next to nothing. A row
 with c entries is of class bit_length(c): which rows exceed 0, of those 1, .. are sets themselves. The writer
-takes what is shortest, by `golomb`'s meter; a random set is longer by one byte for the choice.
+takes what is shortest, by `golomb`'s meter, where something else than one set may be.
 
     way u8 | one set: positions | by tensor: per tensor, axis u8 if long, positions
     axis rows, columns: highest class, then sets of rows per class, then a set of entries per class
@@ -26,12 +26,18 @@ ONE_SET, BY_TENSOR = 0, 1
 AS_IT_IS, ROWS, COLUMNS = 0, 1, 2
 LONG = 4096  # entries of a tensor that may be sorted; below, a byte is too much for the choice (guess)
 FEWEST = 64  # of its entries in the set, for rows to be tried: counts of fewer tell little (guess)
+UNLIKE = 1.2  # variance over mean of counts, from which sorting may be worth it: 1 if entries are random
+MANY = 1000  # entries for each tensor, from which a count for each costs nothing to speak of
+
+Way = Callable[[BitSink], None]
 
 
 def write_indices(sink: BitSink, indices: Ints, layout: Layout) -> None:
-    """A strictly increasing set out of the layout's d positions, in the shortest way."""
-    ways = [_one_set(indices, layout), _by_tensor(indices, layout)]
-    way = min((ONE_SET, BY_TENSOR), key=lambda which: _length(ways[which]))
+    """A strictly increasing set out of the layout's d positions."""
+    ways = {BY_TENSOR: _by_tensor(indices, layout)}
+    if len(indices) < MANY * len(layout.sizes):
+        ways = {ONE_SET: lambda sink: sink.positions(layout.d, indices), **ways}
+    way = _shortest(ways)
     sink.number(way)
     ways[way](sink)
 
@@ -42,22 +48,20 @@ def read_indices(reader: BitReader, layout: Layout) -> Ints:
         return reader.positions(layout.d)
     parts = [
         _read_tensor(reader, rows, columns) + start
-        for start, (rows, columns) in zip(layout.bounds, layout.shapes, strict=False)
+        for (start, _), (rows, columns) in zip(layout.spans, layout.shapes, strict=True)
     ]
     return np.concatenate(parts)
 
 
-Way = Callable[[BitSink], None]
-
-
-def _length(way: Way) -> int:
-    meter = BitMeter()
-    way(meter)
-    return len(meter)
-
-
-def _one_set(indices: Ints, layout: Layout) -> Way:
-    return lambda sink: sink.positions(layout.d, indices)
+def _shortest(ways: dict[int, Way]) -> int:
+    if len(ways) == 1:
+        return next(iter(ways))
+    lengths = {}
+    for name, way in ways.items():
+        meter = BitMeter()
+        way(meter)
+        lengths[name] = len(meter)
+    return min(lengths, key=lengths.__getitem__)
 
 
 def _by_tensor(indices: Ints, layout: Layout) -> Way:
@@ -87,10 +91,16 @@ def _tensor(ones: Ints, rows: int, columns: int) -> Way:
         return lambda sink: sink.positions(rows * columns, ones)
     ways: dict[int, Way] = {AS_IT_IS: lambda sink: sink.positions(rows * columns, ones)}
     if len(ones) >= FEWEST:
-        row, column = np.divmod(ones, columns)
-        ways[ROWS] = _lines(row, column, rows, columns)
-        ways[COLUMNS] = _lines(column, row, columns, rows)
-    axis = min(ways, key=lambda which: _length(ways[which]))
+        row = ones // columns
+        column = ones - row * columns
+        for axis, line, place, lines, length in (
+            (ROWS, row, column, rows, columns),
+            (COLUMNS, column, row, columns, rows),
+        ):
+            counts = np.bincount(line, minlength=lines)
+            if np.var(counts) > UNLIKE * np.mean(counts):
+                ways[axis] = _lines(line, place, counts, length)
+    axis = _shortest(ways)
 
     def write(sink: BitSink) -> None:
         sink.number(axis)
@@ -110,32 +120,26 @@ def _read_tensor(reader: BitReader, rows: int, columns: int) -> Ints:
     return np.sort(row * columns + column)
 
 
-def _classes(counts: Ints) -> Ints:
-    """bit_length of each."""
-    return np.frexp(counts.astype(np.float64))[1].astype(np.int64)
-
-
-def _lines(line: Ints, place: Ints, lines: int, length: int) -> Way:
-    """Entries at `place` in `line`, of so many lines of that length; sorted by the classes of their lines."""
-    classes = _classes(np.bincount(line, minlength=lines))
+def _lines(line: Ints, place: Ints, counts: Ints, length: int) -> Way:
+    """Entries at `place` in `line`, of lines of that length; sorted by the classes of their lines."""
+    classes = np.frexp(counts.astype(np.float64))[1].astype(np.int64)  # bit_length
     highest = int(classes.max())
-    among, levels = np.arange(lines), []
+    among, sets = np.arange(len(counts)), []
     for level in range(highest):
         above = np.flatnonzero(classes[among] > level)
-        levels.append((len(among), above))
+        sets.append((len(among), above))
         among = among[above]
-    sets = []
     own = classes[line]
     for level in range(1, highest + 1):
         of_class = np.flatnonzero(classes == level)
-        seat = np.zeros(lines, dtype=np.int64)
+        seat = np.zeros(len(counts), dtype=np.int64)
         seat[of_class] = np.arange(len(of_class))
         chosen = own == level
         sets.append((len(of_class) * length, np.sort(seat[line[chosen]] * length + place[chosen])))
 
     def write(sink: BitSink) -> None:
         sink.number(highest)
-        for n, ones in (*levels, *sets):
+        for n, ones in sets:
             sink.positions(n, ones)
 
     return write

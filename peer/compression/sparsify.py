@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Layout
+from peer.compression.bodies import Layout, peak_of
 
 INT8_LEVELS = 127
 SAMPLED, SAMPLE = 1 << 15, 1 << 12  # so many values are sampled, at least this many of them or 1 %; measured
@@ -88,7 +88,7 @@ def to_half(v: Tensor) -> tuple[Tensor, Tensor]:
     lies below 2^16, so that any value of the type times the scale is finite, as whoever reads it demands.
     """
     limits, largest = torch.finfo(v.dtype), torch.finfo(torch.float16).max
-    _, exponent = math.frexp(float(v.abs().max()))
+    _, exponent = math.frexp(peak_of(v))
     highest = math.frexp(limits.max / largest)[1] - 1
     scale = 2.0 ** min(max(exponent - 15, math.frexp(limits.tiny)[1]), highest)
     return (v / scale).clamp_(-largest, largest).to(torch.float16), torch.tensor([scale], dtype=v.dtype)
