@@ -177,6 +177,6 @@ def _classes(a: npt.NDArray[np.uint8], e: npt.NDArray[np.int8], count: int) -> n
 
 def recalling(layout: Layout, v: Tensor, bits: float, history: History | None) -> Quantized:
     """`v` at no more than `bits` per parameter (quantize.py), as it is coded with this history."""
-    of_use = history is not None and history.is_of_use
-    size_of = history.coded_bytes if history is not None and of_use else None
-    return quantize(v, bits, layout, size_of, history.step if history is not None else 0.0)
+    if history is None or not history.is_of_use:
+        return quantize(v, bits, layout)
+    return quantize(v, bits, layout, history.coded_bytes, history.step)
