@@ -111,12 +111,13 @@ def weight(lan: Switch, devices: Sequence[Wired], total: float, kept: float, wha
 
 @dataclass(frozen=True)
 class Line:
-    """What each device's line is like: how to make it so and as it was, and what it could carry in a second.
-    deaths: how many false ones an hour of one device may have."""
+    """What each device's line is like. mend: makes it as it was, and returns how many packets were lost that
+    should not have been, if they are counted. deaths: false ones that an hour of one device may have.
+    bytes_s: what it carries."""
 
     name: str
     spoil: Callable[[Wired], object]
-    mend: Callable[[Wired], object]
+    mend: Callable[[Wired], int | None]
     deaths: float = 0.0
     bytes_s: int | None = None
 
@@ -174,8 +175,9 @@ def spoiled(
         quarter = len(seen) // 4
         grown = statistics.median(seen[-quarter:]) / statistics.median(seen[:quarter]) - 1
         sheet.note(f"  {what}: a daemon's memory, last quarter over first", 100 * grown, "%", 5.0)
-    for device in devices:
-        line.mend(device)
+    lost = [line.mend(device) for device in devices]
+    if None not in lost:
+        sheet.note(f"  {what}: packets that were lost against the plan", sum(filter(None, lost)), "", 0.0)
     all_train(lan, devices)
     rounds_later(lan, 3, devices)
     if pace == "lockstep":
