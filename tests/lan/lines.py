@@ -25,6 +25,7 @@ from lan.watching import (
     rounds_later,
     sessions,
     settled_weight,
+    weight_between_rounds,
     well,
 )
 
@@ -32,6 +33,7 @@ BASE_S = 12.0  # before a fault
 DEAF_TO_ONE_S, DEAF_TO_ALL_S = 45.0, 60.0  # who hears nobody is dead after 8 to 32 s
 GENERATION_S = 15.0  # at most one new in this time
 DIES, CHANGES = re.compile("is silent: taken for dead"), re.compile("takes up a generation")
+YIELDS = re.compile("starts over with the model of the other half")
 
 
 class Logged:
@@ -71,21 +73,20 @@ def deaf(
 ) -> None:
     others, session, alone = without(devices, victim), victim.session(NAME), len(unheard) > 1
     what = f"deaf to {'all' if alone else 'one'}, {session['algorithm']}"
-    mass = session["generation"] is None
-    total = settled_weight(lan, devices) if mass else 0.0
+    books = Books(lan, devices) if session["generation"] is None else None
     before, pulse = Pulse(others), Pulse(others)
     during(lan, BASE_S, before.look)
     deaths, changes, began = Logged(devices, DIES), Logged(devices, CHANGES), time.monotonic()
     for other in unheard:
         victim.ignore(other)
     during(lan, DEAF_TO_ALL_S if alone else DEAF_TO_ONE_S, pulse.look)
-    kept = settled_weight(lan, others) if mass and alone else total
+    kept = settled_weight(lan, others) if alone and books is not None else 0.0
     victim.hear_again()
     sheet.note(f"{what}: the others' rounds, below before by", 100 * (1 - pulse.mean() / before.mean()), "%")
     sheet.note(f"  {what}: until all train", seconds(lambda: all_train(lan, devices)), "s")
     sheet.note(f"  {what}: taken for dead", sum(deaths.counts()), "", None if alone else 0.0)
-    if mass:
-        weight(lan, devices, total, kept, f"  {what}: weight lost", sheet)
+    if books is not None:
+        books.close(what, sheet, kept=kept)
     else:
         lan.wait("one generation", lambda: one_generation(devices))
         often = max(changes.counts())
@@ -96,14 +97,31 @@ def deaf(
     well(devices)
 
 
-def weight(lan: Switch, devices: Sequence[Wired], total: float, kept: float, what: str, sheet: Sheet) -> None:
-    """None may be made, nor lost of what those had that were never taken for dead."""
-    if kept == total:
-        lan.wait(f"no weight of {total} is lost", lambda: comes_to(devices, total))
-    rounds_later(lan, 3, devices)
-    now = settled_weight(lan, devices)
-    assert kept - MASS < now < total + MASS, f"{total} before, {kept} kept, {now} in the end"
-    sheet.note(what, 100 * max(0.0, total - now), "%")
+class Books:
+    """Of the weight of these devices, from now on: none may be made, and none lost but by those who take over
+    the model of the other half, and give up what they hold (reliability note, section c)."""
+
+    def __init__(self, lan: Switch, devices: Sequence[Wired]) -> None:
+        self._lan, self._devices = lan, devices
+        self._yields = Logged(devices, YIELDS)
+        self.total = settled_weight(lan, devices)
+
+    def close(self, what: str, sheet: Sheet, *, kept: float) -> None:
+        """kept: what those had that stayed together."""
+        rounds_later(self._lan, 3, self._devices)
+        yielded, total = sum(self._yields.counts()), self.total
+        least = kept if yielded else total
+        self._lan.wait(f"there is weight of {least}", lambda: self._now() > least - MASS)
+        now = settled_weight(self._lan, self._devices)
+        assert now < total + MASS, f"{total} before, {now} in the end"
+        sheet.note(f"  {what}: start over with another's model", yielded, "")
+        sheet.note(
+            f"  {what}: weight given up by these", 100 * max(0.0, total - now) if yielded else 0.0, "%"
+        )
+
+    def _now(self) -> float:
+        """Nothing where some of it may be on its way."""
+        return weight_between_rounds(self._devices) or 0.0
 
 
 # --- bad lines --------------------------------------------------------------------------------------------
@@ -146,7 +164,7 @@ def spoiled(
     lan: Switch, devices: Sequence[Wired], minutes: int, sheet: Sheet, *, line: Line, pace: str
 ) -> None:
     """What was lost is sent again: in lockstep no weight may be missing."""
-    what = f"{line.name}, {pace}"
+    what, books = f"{line.name}, {pace}", Books(lan, devices) if pace == "lockstep" else None
     before, pulse = Pulse(devices), Pulse(devices)
     usual_s = sent_a_second(lan, devices, BASE_S, before.look)
     memory: dict[str, list[float]] = {device.name: [] for device in devices}
@@ -180,8 +198,8 @@ def spoiled(
         sheet.note(f"  {what}: packets that were lost against the plan", sum(filter(None, lost)), "", 0.0)
     all_train(lan, devices)
     rounds_later(lan, 3, devices)
-    if pace == "lockstep":
-        weight(lan, devices, 1.0, 0.0 if any(deaths.counts()) else 1.0, f"  {what}: weight lost", sheet)
+    if books is not None:
+        books.close(what, sheet, kept=0.0)
     finite(devices)
     well(devices)
 
