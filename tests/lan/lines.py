@@ -19,6 +19,7 @@ from lan.watching import (
     MASS,
     NAME,
     comes_to,
+    distances,
     during,
     known_at,
     one_generation,
@@ -30,7 +31,8 @@ from lan.watching import (
 )
 
 BASE_S = 12.0  # before a fault
-DEAF_TO_ONE_S, DEAF_TO_ALL_S = 45.0, 60.0  # who hears nobody is dead after 8 to 32 s
+DEAF_TO_ONE_S = 90.0  # a tree goes around it: 10 s until an end says so, 10 more, 32 to weigh trees again
+DEAF_TO_ALL_S = 60.0  # who hears nobody is dead after 8 to 32 s
 GENERATION_S = 15.0  # at most one new in this time
 DIES, CHANGES = re.compile("is silent: taken for dead"), re.compile("takes up a generation")
 YIELDS = re.compile("starts over with the model of the other half")
@@ -81,8 +83,12 @@ def deaf(
         victim.ignore(other)
     during(lan, DEAF_TO_ALL_S if alone else DEAF_TO_ONE_S, pulse.look)
     kept = settled_weight(lan, others) if alone and books is not None else 0.0
+    farthest = max(distances(devices))
     victim.hear_again()
-    sheet.note(f"{what}: the others' rounds, below before by", 100 * (1 - pulse.mean() / before.mean()), "%")
+    sheet.note(f"{what}: farthest from the common minimum, at its end", farthest, "")
+    sheet.note(
+        f"  {what}: the others' rounds, below before by", 100 * (1 - pulse.mean() / before.mean()), "%"
+    )
     sheet.note(f"  {what}: until all train", seconds(lambda: all_train(lan, devices)), "s")
     sheet.note(f"  {what}: taken for dead", sum(deaths.counts()), "", None if alone else 0.0)
     if books is not None:
