@@ -85,7 +85,7 @@ def deaf(
     kept = settled_weight(lan, others) if alone and books is not None else 0.0
     farthest = max(distances(devices))
     victim.hear_again()
-    sheet.note(f"{what}: farthest from the common minimum, at its end", farthest, "")
+    sheet.note(f"{what}: farthest from the common minimum, at its end", 1000 * farthest, "/1000")
     sheet.note(
         f"  {what}: the others' rounds, below before by", 100 * (1 - pulse.mean() / before.mean()), "%"
     )
