@@ -111,6 +111,10 @@ class Gossip:
         """Is nothing to be expected of this member for now? It does not answer, or others say so too."""
         return self._probing.unanswered(peer, now) or self.members.suspicion(peer) is not None
 
+    def cut_off(self, peer: PeerId, now: float) -> bool:
+        """Is there no way from here to this member, even if it lives?"""
+        return self._probing.cut_off(peer, now)
+
     def merge(self, records: Iterable[Record], now: float) -> list[Effect]:
         self._merge(records, now)
         return self._take()
