@@ -21,7 +21,7 @@ from peer.compression.packing import KINDS, read_body, write_body
 from peer.errors import CodecError
 from peer.events import Delivery, Key
 
-VERSION = 3
+VERSION = 4
 MAX_BASE_BYTES = 32  # SHA-256
 _MAGIC = b"pd"
 _HEAD = struct.Struct("<2sBQIBBBdB")
@@ -46,8 +46,11 @@ class Message:
     delivery: Delivery = "mass"
 
 
-def encode(message: Message) -> bytes:
-    """Raises DivergedError if the body's values are not finite."""
+def encode(message: Message, layout: Layout | None = None) -> bytes:
+    """layout: of the model it is about, known to the reader; some bodies are shorter by it.
+
+    Raises DivergedError if the body's values are not finite.
+    """
     key, base = message.key, message.base
     assert 0 <= message.weight < math.inf, f"weight {message.weight}"
     assert len(base) <= MAX_BASE_BYTES, f"base of {len(base)} bytes"
@@ -55,7 +58,7 @@ def encode(message: Message) -> bytes:
     place = key.generation, key.round, key.phase
     head = _HEAD.pack(_MAGIC, VERSION, *place, message.meaning, delivery, message.weight, len(base))
     body = message.body
-    return b"".join((head, base, _BODY.pack(KINDS[type(body)], body.size), write_body(body)))
+    return b"".join((head, base, _BODY.pack(KINDS[type(body)], body.size), write_body(body, layout)))
 
 
 def decode(

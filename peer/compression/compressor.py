@@ -23,6 +23,7 @@ from peer.compression.bodies import (
     Sparse,
     Strided,
     drawn,
+    peak_of,
     strided_in,
     those_in,
 )
@@ -139,7 +140,7 @@ class Compressor:
             f"{v.shape} of {v.dtype}, not {layout.d} of {dtype}"
         )
         v = v.detach()
-        peak = float(v.abs().max())
+        peak = peak_of(v)
         if not math.isfinite(peak):
             raise DivergedError.found(peak)
         return v

@@ -2,10 +2,11 @@
 
 A set of k of n positions is coded by the gaps between its members (or between the non-members, if those are
 fewer) in Golomb code: gap = m * quotient + remainder, the quotient unary, the remainder truncated binary
-(Golomb 1966; Gallager & van Voorhis 1975 for the choice of m). m follows from n and k and is not sent. No
-set takes more than 1.08 n bits; a random one takes at most 1.5 % more than its entropy below 30 % density,
-and 4.3 % at the worst (38 %). Large numbers are Rice-coded (m = 2^b, b sent). There are three streams, so
-that nothing has to be decoded bit by bit:
+(Golomb 1966; Gallager & van Voorhis 1975 for the choice of m). m follows from n and k and is not sent. Where
+gaps are short, a long set is coded by pairs of positions: which have a member, which of these two, and which
+of its two the others have. No set takes more than 1.08 n bits; a random one takes at most 1.5 % more than its
+entropy, and some bytes for the counts. Large numbers are Rice-coded (m = 2^b, b sent). There are three
+streams, so that nothing has to be decoded bit by bit:
 
     varint |head|, varint |fixed|, head (varints), fixed (bits, zero-padded), unary (bits, zero-padded)
 
@@ -25,6 +26,7 @@ from peer.errors import CodecError
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 RICE_MAX = 15  # largest Rice parameter
+PAIRED = 1024  # a set of more positions may be coded by pairs: two more counts, 2 bytes each, are 0.3 % of it
 
 
 def varint(number: int) -> bytes:
@@ -61,6 +63,11 @@ def _parameter(n: int, k: int) -> tuple[int, int]:
     if 1000 * j >= 382 * n:  # above this density (1 - golden ratio conjugate) m would be 1
         return j, 0
     return j, max(2, 1 + (6931 * n - 8400 * j) // (10000 * j))
+
+
+def _by_pairs(n: int, j: int) -> bool:
+    """Is the set shorter that way? From 30 % to 46 %, where Golomb code and plain bits lose 1 to 4 %."""
+    return n > PAIRED and 300 * n <= 1000 * j <= 460 * n
 
 
 class Grouping:
@@ -104,17 +111,30 @@ class BitSink(ABC):
         if k in (0, n):
             return
         j, m = _parameter(n, k)
-        if m == 0:
+        if m == 0 and not _by_pairs(n, j):
             flags = np.zeros(n, dtype=np.int64)
             flags[ones] = 1
             self.fixed(flags, 1)
             return
         members = ones if j == k else _complement(n, ones)
+        if _by_pairs(n, j):
+            self._pairs(n, members)
+            return
         gaps = np.diff(members, prepend=-1) - 1
         quotients = gaps // m
         remainders = gaps - quotients * m
         self.unary(quotients)
         self._truncated_binary(remainders, m)
+
+    def _pairs(self, n: int, members: Ints) -> None:
+        held = np.zeros(n + n % 2, dtype=np.bool_)
+        held[members] = True
+        first, second = held[0::2], held[1::2]
+        some = np.flatnonzero(first | second)
+        both = first[some] & second[some]
+        self.positions(len(first), some)
+        self.positions(len(some), np.flatnonzero(both))
+        self.fixed(second[some][~both].astype(np.int64), 1)
 
     def _truncated_binary(self, remainders: Ints, m: int) -> None:
         width = (m - 1).bit_length()
@@ -261,6 +281,9 @@ class BitReader:
         if k == n:
             return np.arange(n)
         j, m = _parameter(n, k)
+        if _by_pairs(n, j):
+            members = self._pairs(n, j)
+            return members if j == k else _complement(n, members)
         if m == 0:
             ones = np.flatnonzero(self.fixed(n, 1))
             if len(ones) != k:
@@ -275,6 +298,17 @@ class BitReader:
         if members[-1] >= n:
             raise CodecError(f"positions: expected all below {n}, found {members[-1]}")
         return members if j == k else _complement(n, members)
+
+    def _pairs(self, n: int, j: int) -> Ints:
+        held = np.zeros(n + n % 2, dtype=np.bool_)
+        some = self.positions(len(held) // 2)
+        both = np.zeros(len(some), dtype=np.bool_)
+        both[self.positions(len(some))] = True
+        held[2 * some[both]] = held[2 * some[both] + 1] = True
+        held[2 * some[~both] + self.fixed(len(some) - int(both.sum()), 1)] = True
+        if held[n:].any() or int(np.count_nonzero(held)) != j:
+            raise CodecError(f"pairs: expected {j} positions below {n}, found {np.count_nonzero(held)}")
+        return np.flatnonzero(held)
 
     def _truncated_binary(self, count: int, m: int) -> Ints:
         width = (m - 1).bit_length()

@@ -37,14 +37,20 @@ _f = np.float32
 
 
 class History:
-    """After `count` parcels; never changed, `after` makes the next one. a, e: of every parameter."""
+    """After `count` parcels; never changed, `after` makes the next one. a, e: of every parameter. step: the
+    last one, where the search for the next begins; 0 before there was any."""
 
     BYTES: ClassVar[int] = 2  # for each parameter, between parcels
 
     def __init__(
-        self, layout: Layout, a: npt.NDArray[np.uint8], e: npt.NDArray[np.int8], count: int = 0
+        self,
+        layout: Layout,
+        a: npt.NDArray[np.uint8],
+        e: npt.NDArray[np.int8],
+        count: int = 0,
+        step: float = 0.0,
     ) -> None:
-        self.layout, self.a, self.e, self.count = layout, a, e, count
+        self.layout, self.a, self.e, self.count, self.step = layout, a, e, count, step
         self._recollection: Recollection | None = None
 
     @classmethod
@@ -62,7 +68,7 @@ class History:
         symbols = body.symbols.numpy()
         a = self.a - (self.a >> 2) + (np.minimum(np.abs(symbols), 3).astype(np.uint8) << 4)
         e = self.e - (self.e >> 2) + 8 * np.clip(symbols, -3, 3).astype(np.int8)
-        return type(self)(self.layout, a, e, self.count + 1)
+        return type(self)(self.layout, a, e, self.count + 1, body.step)
 
     def recall(self, body: Body) -> Body:
         """`body` coded with this in mind, for `read`; as it is where that is of no use."""
@@ -171,5 +177,6 @@ def _classes(a: npt.NDArray[np.uint8], e: npt.NDArray[np.int8], count: int) -> n
 
 def recalling(layout: Layout, v: Tensor, bits: float, history: History | None) -> Quantized:
     """`v` at no more than `bits` per parameter (quantize.py), as it is coded with this history."""
-    of_use = history is not None and history.is_of_use
-    return quantize(v, bits, layout, history.coded_bytes if history is not None and of_use else None)
+    if history is None or not history.is_of_use:
+        return quantize(v, bits, layout)
+    return quantize(v, bits, layout, history.coded_bytes, history.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
 
@@ -60,3 +61,9 @@ def _same(a: object, b: object) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     return type(a) is type(b) and a == b
+
+
+def peak_of(v: Tensor) -> float:
+    """The largest |v|; not finite unless all of v is. In one pass, without a vector of magnitudes."""
+    least, most = torch.aminmax(v)
+    return max(-float(least), float(most)) if bool(least <= most) else math.nan

@@ -9,9 +9,9 @@
     Quantized  blocks u8, step f64, symbol section
     Recalled   blocks u8, step f64, check u32, symbol section (read with its link's history)
 
-Values are `value_bytes`' matter. blocks: 0 the whole vector is coded as one, 1 each tensor of the model is.
-Sections are `golomb`'s three streams. `read_body` checks every count, length and number before it uses it
-(CodecError), and takes memory in proportion to d at most.
+Values are `value_bytes`' matter, indices `indices`'. blocks: 0 the whole vector is coded as one, 1 each
+tensor of the model is. Sections are `golomb`'s three streams. `read_body` checks every count, length and
+number before it uses it (CodecError), and takes memory in proportion to d at most.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from peer.compression.bodies import (
 )
 from peer.compression.cursor import Cursor
 from peer.compression.golomb import BitReader, BitWriter, varint
+from peer.compression.indices import read_indices, write_indices
 from peer.compression.low_rank import bound, factors
 from peer.compression.quantize import read_symbols, write_symbols
 from peer.compression.value_bytes import read_values, write_values
@@ -65,8 +66,9 @@ _STRIDED = struct.Struct("<HH")
 _DRAWN = struct.Struct("<II")
 
 
-def write_body(body: Body) -> bytes:
-    """Raises DivergedError for values that are not finite."""
+def write_body(body: Body, layout: Layout | None = None) -> bytes:
+    """layout: the model's, by which sets of indices that cluster get shorter. Raises DivergedError for values
+    that are not finite."""
     match body:
         case Empty():
             return b""
@@ -80,7 +82,7 @@ def write_body(body: Body) -> bytes:
             return bytes((body.rank,)) + write_values(body)
         case Sparse():
             writer = BitWriter()
-            writer.positions(body.size, body.indices.cpu().numpy())
+            write_indices(writer, body.indices.cpu().numpy(), layout or Layout((body.size,)))
             section = writer.finish()
             return varint(len(section)) + section + write_values(body)
         case Quantized():
@@ -150,8 +152,8 @@ def _read_low_rank(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> LowRan
 
 def _read_sparse(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Sparse:
     length = cursor.varint(layout.d // 4 + 64, "length of the index section")  # 1.08 bits each at most
-    reader = BitReader(cursor.take(length, "index section"), layout.d)
-    indices = torch.from_numpy(reader.positions(layout.d))
+    reader = BitReader(cursor.take(length, "index section"), 2 * layout.d)  # one number in a bit at most
+    indices = torch.from_numpy(read_indices(reader, layout))
     reader.finish()
     read = read_values(cursor, len(indices), layout, lambda: those_in(layout, indices), dtype)
     return Sparse(layout.d, indices, *_values(read, dtype))

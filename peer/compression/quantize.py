@@ -33,16 +33,22 @@ STEP_BYTES = 9  # the step and the flag for blocks, written by `codec`
 SMALLEST_BUDGET = 32  # bytes: below it, side information would leave nothing for the symbols (guess)
 CLOSE_ENOUGH, AIM = 0.995, 0.9975  # of the budget: where the search for a step ends, and aims
 TINY_BYTES = 3  # for each value: so few values are coded at the finest step, if they fit, without a search
+FROM_GUESS = 3  # tries that go on from a guess in its own way (measured: two or three in all are enough)
 MOST_TRIES, NO_DIFFERENCE = 40, 1e-5  # the latter between steps, relative
 
 
 def quantize(
-    v: Tensor, bits: float, blocks: Layout | None = None, size_of: Callable[[Ints], int] | None = None
+    v: Tensor,
+    bits: float,
+    blocks: Layout | None = None,
+    size_of: Callable[[Ints], int] | None = None,
+    guess: float = 0.0,
 ) -> Quantized:
     """`v` at no more than `bits` per parameter, all side information included, or 32 bytes if that is more.
 
     v: flat, float32 or float64. size_of: bytes that these symbols (int64) take; as a Quantized body, unless
-    they are coded otherwise. Raises DivergedError unless v is finite.
+    they are coded otherwise. guess: where to begin the search for the step, as the last one of a link. Raises
+    DivergedError unless v is finite.
     """
     values = v.detach().cpu().numpy()
     magnitudes = np.abs(values)
@@ -60,6 +66,7 @@ def quantize(
         magnitudes,
         peak,
         (lambda s: size_of(signed(s))) if size_of is not None else (lambda s: coded_bytes(s, blocks)),
+        guess,
     )
     symbols32 = signed(symbols).astype(np.int32)
     return Quantized(torch.from_numpy(symbols32), step, v.dtype, blocks)
@@ -73,12 +80,18 @@ def coded_bytes(symbols: Ints, blocks: Layout | None) -> int:
 
 
 def _within(
-    budget: int, magnitudes: npt.NDArray[np.floating], peak: float, size_of: Callable[[Ints], int]
+    budget: int,
+    magnitudes: npt.NDArray[np.floating],
+    peak: float,
+    size_of: Callable[[Ints], int],
+    guess: float = 0.0,
 ) -> tuple[float, Ints]:
     """The smallest step found whose symbols take at most `budget` bytes; all zero if there is none.
 
     The size falls by about 1 bit per parameter when the step doubles, from 16 at the finest: interpolation
     finds the step in a third of the tries, and every third try halves the bracket whatever the sizes are.
+    guess: a step to try first, 0 for none; near it the size is taken to fall in proportion to the step, as it
+    does at about 1 bit.
     """
     limits = np.finfo(magnitudes.dtype)
     finest, coarsest = max(peak / MAX_SYMBOL, float(limits.tiny)), min(2 * peak, float(limits.max))
@@ -92,9 +105,11 @@ def _within(
             return step, symbols
     fine, most = math.log(finest), 2.0 * len(magnitudes) + budget
     coarse, least = math.log(coarsest), 0.0
+    middle = math.log(guess) if guess > 0 else math.inf
     for attempt in range(1, MOST_TRIES + 1):
-        share = 0.5 if attempt % 3 == 0 else (most - AIM * budget) / (most - least)
-        middle = fine + min(max(share, 0.05), 0.95) * (coarse - fine)
+        if not fine < middle < coarse:
+            share = 0.5 if attempt % 3 == 0 else (most - AIM * budget) / (most - least)
+            middle = fine + min(max(share, 0.05), 0.95) * (coarse - fine)
         step = float(magnitudes.dtype.type(min(max(math.exp(middle), finest), coarsest)))
         symbols = _symbols(magnitudes, step)
         size = size_of(symbols)
@@ -104,6 +119,8 @@ def _within(
             coarse, least, best = middle, size, (step, symbols)
         if CLOSE_ENOUGH * budget <= least or coarse - fine < NO_DIFFERENCE:
             break
+        near = guess > 0 and attempt <= FROM_GUESS and size > 0
+        middle = middle + math.log(size / (AIM * budget)) if near else math.inf
     return best
 
 

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peer.compression.layout import Comparable, Layout
+from peer.compression.layout import Comparable, Layout, peak_of
 
 Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
@@ -128,7 +128,7 @@ def _floats(v: Tensor, values: str, kind: ValueType) -> tuple[Tensor, Coding]:
     if v.numel() == 0:
         return v.to(kind.stored), Coding(values)
     least, _ = exponents(v.dtype)
-    exponent = min(max(math.frexp(float(v.abs().max()))[1] - 15, least), highest_exponent(kind, v.dtype))
+    exponent = min(max(math.frexp(peak_of(v))[1] - 15, least), highest_exponent(kind, v.dtype))
     numbers = (v / 2.0**exponent).clamp_(-kind.largest, kind.largest)
     return numbers.to(kind.stored), Coding(values, exponent)
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from peer import algorithms, catalogue
-from peer.compression.bodies import Layout
+from peer.compression.bodies import Layout, peak_of
 from peer.compression.self_check import check_codecs
 from peer.errors import DivergedError
 from peer.event_frames import to_frame
@@ -278,7 +278,7 @@ class Swarm:
 
     def _is_finite(self, here: Tensor) -> bool:
         """May this model be handed over? If not, the model is rolled back."""
-        peak = float(here.abs().max())
+        peak = peak_of(here)
         if not math.isfinite(peak):
             self.roll_back(peak)
             return False

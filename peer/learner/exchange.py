@@ -277,7 +277,7 @@ class Exchange:
         if delivery == "mass":
             assert dst in self._epochs and dst not in self._out, f"a message for {dst}: link not clear"
             self._out[dst] = message
-        return Push(dst, self._epochs[dst].epoch, message.key, codec.encode(message), delivery)
+        return Push(dst, self._epochs[dst].epoch, message.key, codec.encode(message, self.layout), delivery)
 
     def _renewed(self) -> list[FromLearner]:
         return [Renew(dst) for dst in self.algorithm.evicted()]

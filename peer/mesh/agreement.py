@@ -120,8 +120,10 @@ class Agreement:
 
     # --- costs of links ------------------------------------------------------------------------------
 
-    def measured(self, peer: PeerId, rtt_s: float, known: Iterable[PeerId], now: float) -> bytes | None:
-        """What this node's record is to say of its links, if that has changed. known: the members."""
+    def measured(self, peer: PeerId, rtt_s: float, reached: Iterable[PeerId], now: float) -> bytes | None:
+        """What this node's record is to say of its links, if that has changed. reached: the members that it
+        can speak with; of a link to another one nothing is said, and no tree is made of it if there is a
+        better."""
         if self.topology != "spanning-tree":
             return None
         before = self._rtts.get(peer, rtt_s)
@@ -129,8 +131,8 @@ class Agreement:
         if now - self._weighed_at < WEIGHED_S:
             return None
         self._weighed_at = now
-        members = set(known)
-        self._rtts = {other: rtt for other, rtt in self._rtts.items() if other in members}
+        within_reach = set(reached)
+        self._rtts = {other: rtt for other, rtt in self._rtts.items() if other in within_reach}
         classes = {other: graphs.cost_class(rtt) for other, rtt in self._rtts.items()}
         if classes == self._classes:
             return None

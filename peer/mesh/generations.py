@@ -167,7 +167,8 @@ class Generations:
         return stable and now - self._adopted_at >= AGAIN_S + turn
 
     def _better(self, costs: graphs.Costs, now: float) -> Generation | None:
-        """The same view on a tree that costs less, now and then."""
+        """The same view on a tree that costs less, or of fewer links that nobody has measured: those may be
+        broken. Now and then."""
         assert self.latest is not None
         turn = TURN_S * min(TURNS, self._view.index(self.me))
         if self.spec != "spanning-tree" or now - self._measured_at < BETTER_S + turn:
@@ -176,7 +177,8 @@ class Generations:
         view, parents = self._graph(costs, now)
         old = graphs.tree_cost(self.latest.view, self.latest.parents, costs)
         new = graphs.tree_cost(view, parents, costs)
-        return self._next(view, parents, now) if new < (1 - BETTER_PART) * old else None
+        better = new.classes < (1 - BETTER_PART) * old.classes or new.unmeasured < old.unmeasured
+        return self._next(view, parents, now) if better else None
 
     def _returning(self, now: float) -> bool:
         """Is the only difference that known devices are back, and none of them one that comes and goes?

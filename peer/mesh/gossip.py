@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from peer.errors import RemoteError
@@ -46,6 +47,7 @@ class Gossip:
         self._differs: dict[PeerId, float] = {}  # members whose view is another, since when
         self._suspicions: dict[Suspicion, int] = {}  # to be passed on so often yet
         self._relayed: dict[PeerId, int] = {}  # records to be passed on so often yet
+        self._seconded: set[tuple[PeerId, Suspicion]] = set()  # to whom, of late, which suspicion of theirs
         self._spread_at = self._compared_at = self._pulled_at = self._all_at = -math.inf
         self._turn = 0
         self._effects: list[Effect] = []
@@ -109,6 +111,10 @@ class Gossip:
         """Is nothing to be expected of this member for now? It does not answer, or others say so too."""
         return self._probing.unanswered(peer, now) or self.members.suspicion(peer) is not None
 
+    def cut_off(self, peer: PeerId, now: float) -> bool:
+        """Is there no way from here to this member, even if it lives?"""
+        return self._probing.cut_off(peer, now)
+
     def merge(self, records: Iterable[Record], now: float) -> list[Effect]:
         self._merge(records, now)
         return self._take()
@@ -150,6 +156,8 @@ class Gossip:
         elif any(accused) or self.members.me.incarnation > before.incarnation:
             told.pop(self._me, None)
             self._say(peer)
+        elif seconds := self._seconds(peer, probe.suspicions):
+            self._say(peer, rumors=seconds)
         elif own is not None and said is not None and _mark(own) != _mark(said):
             self._say(peer, also=(own,))  # so that it can outrank what is known of it
         else:
@@ -164,6 +172,22 @@ class Gossip:
         if not mine and self.members.suspect(rumor.peer, rumor.incarnation, rumor.by, now):
             self._suspicions[rumor] = self._often()
         return False
+
+    def _seconds(self, peer: PeerId, said: tuple[Suspicion, ...]) -> tuple[Suspicion, ...]:
+        """Whoever suspects a member that is dead here already is told that it is not alone; once in a while,
+        so that two who both know do not go on telling each other."""
+        news = {
+            (peer, rumor)
+            for rumor in said
+            if rumor.by == peer and self.members.is_dead(rumor.peer) and self._is_of_now(rumor)
+        }
+        news -= self._seconded
+        self._seconded |= news
+        return tuple(replace(rumor, by=self._me) for _, rumor in sorted(news, key=lambda new: new[1].peer))
+
+    def _is_of_now(self, rumor: Suspicion) -> bool:
+        record = self.members.record(rumor.peer)
+        return record is not None and record.incarnation == rumor.incarnation
 
     def _compare_views(self, peer: PeerId, view: bytes, now: float) -> None:
         """Anti-entropy: a peer whose records differ for a while is told everything."""
@@ -229,6 +253,7 @@ class Gossip:
         first, self._compared_at = math.isinf(self._compared_at), now
         if pull:
             self._pulled_at = now
+            self._seconded.clear()
             known = {r.peer for r in self.members.records()}
             self._told = {p: told for p, told in self._told.items() if p in known}
         self._turn += 1
@@ -244,10 +269,12 @@ class Gossip:
         also: tuple[Record, ...] = (),
         accuse: bool = False,
         pull: bool = False,
+        rumors: tuple[Suspicion, ...] = (),
     ) -> None:
         """A sign of life with what the peer has not been told: this node's own record and what is passed on.
 
         own: that record in any case. everything: every record in any case. accuse: what it can refute.
+        rumors: these before others.
         """
         told = self._told.setdefault(peer, {})
         if everything:
@@ -261,7 +288,7 @@ class Gossip:
                 records = [self.members.me, *records]
             records += [r for r in also if r not in records]
         told.update({r.peer: _mark(r) for r in records})
-        rumors = self._rumors(peer, accuse)
+        rumors = (*rumors, *self._rumors(peer, accuse))[:MAX_RUMORS]
         self._effects.append(Tell(peer, Probe(self.members.digest(), tuple(records), rumors, pull)))
 
     def _rumors(self, peer: PeerId, accuse: bool) -> tuple[Suspicion, ...]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from types import MappingProxyType
+from typing import NamedTuple
 
 from peer.errors import RemoteError, UsageError
 from peer.events import PeerId
@@ -60,6 +61,13 @@ def double_tree(n: int) -> tuple[Parents, Parents]:
     return tree, tuple(n - 1 - parent for parent in reversed(tree))
 
 
+class TreeCost(NamedTuple):
+    """What the links of a tree cost together, and how many of them nobody has measured."""
+
+    classes: int
+    unmeasured: int
+
+
 def spanning_tree(view: Sequence[PeerId], costs: Costs, cap: int = MAX_DEGREE) -> Parents:
     """A spanning tree with at most `cap` >= 2 neighbors each, as Kruskal finds it: links by class, then by
     pair of places. The least there is, unless the cap is in the way.
@@ -83,11 +91,12 @@ def spanning_tree(view: Sequence[PeerId], costs: Costs, cap: int = MAX_DEGREE) -
     return _rooted(beside)
 
 
-def tree_cost(view: Sequence[PeerId], parents: Sequence[int], costs: Costs) -> int:
+def tree_cost(view: Sequence[PeerId], parents: Sequence[int], costs: Costs) -> TreeCost:
     """What the links of this tree cost together."""
     said = _said(view, costs)
-    pairs = ((min(w, parent), max(w, parent)) for w, parent in enumerate(parents) if w != parent)
-    return sum(said.get(pair, UNKNOWN) for pair in pairs)
+    pairs = [(min(w, parent), max(w, parent)) for w, parent in enumerate(parents) if w != parent]
+    classes = sum(said.get(pair, UNKNOWN) for pair in pairs)
+    return TreeCost(classes, sum(pair not in said for pair in pairs))
 
 
 def _by_cost(view: Sequence[PeerId], costs: Costs) -> Iterator[tuple[int, int]]:

@@ -638,8 +638,9 @@ class Node:
 
     def _measured(self, event: Measured, now: float) -> None:
         if self.agreement is not None:
-            known = (record.peer for record in self.members.records())
-            if (costs := self.agreement.measured(event.peer, event.rtt_s, known, now)) is not None:
+            peers = (record.peer for record in self.members.records())
+            within_reach = (peer for peer in peers if not self.gossip.cut_off(peer, now))
+            if (costs := self.agreement.measured(event.peer, event.rtt_s, within_reach, now)) is not None:
                 self._publish(costs=costs)
 
     def _hear_generation(self, peer: PeerId, generation: Generation, now: float) -> None:

@@ -21,6 +21,7 @@ from peer.mesh.suspicion import INTERVAL_S
 
 TIMEOUT_S = 1.0  # reliability note, section e: Wi-Fi power save, and stalls of 240 ms
 ANSWER_S = 0.5  # who does not answer for so long is not waited for in a round: above those stalls; guess
+CUT_OFF_S = 10.0  # who answers others and not this node for so long is out of its reach: five probes; guess
 HELPERS = 3  # same
 NEW_AT_ONCE = 3  # members never heard that are asked in one go: memberlist's gossip fan-out
 LOST_S, LOST_AGAIN_S = 1.0, 5.0  # between any two probes of the lost, and of the same one; guess
@@ -71,6 +72,10 @@ class Probing:
     def unanswered(self, peer: PeerId, now: float) -> bool:
         """Has it been asked, and given no sign of life since, for longer than a member that runs takes?"""
         return now - self._unanswered.get(peer, now) >= ANSWER_S * (1 + self._members.awareness.score)
+
+    def cut_off(self, peer: PeerId, now: float) -> bool:
+        """Has it given no sign of life to this node itself for long, whatever others say of it?"""
+        return now - self._unanswered.get(peer, now) >= CUT_OFF_S
 
     def stood(self) -> None:
         """This device did not run: what was not answered meanwhile may have been, and not heard."""

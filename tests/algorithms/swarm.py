@@ -124,7 +124,7 @@ class Swarm:
                 self.nodes[i].settled(str(j), message)
 
     def take(self, i: int, j: int, message: Message) -> None:
-        heard = codec.decode(codec.encode(message), self.layout, self.nodes[j].dtype)
+        heard = codec.decode(codec.encode(message, self.layout), self.layout, self.nodes[j].dtype)
         assert self.nodes[j].receive(str(i), heard, 0.0) == {}
 
     def mass(self) -> tuple[Tensor, float]:

@@ -25,7 +25,7 @@ from peer.compression.quantize import quantize
 from peer.errors import CodecError, UnknownBaseError
 from peer.events import Key
 
-LAYOUTS = [Layout((1,)), Layout((144, 16, 4, 700, 5)), Layout((64, 64, 4000), (8, 1, 40))]
+LAYOUTS = [Layout((1,)), Layout((144, 16, 4, 700, 5)), Layout((64, 64, 4800), (8, 1, 40))]
 MORE = ["topk=50%,int8", "bits=0.3", "bits=8", "lowrank=1", "grouped=2,int4"]
 
 
@@ -48,7 +48,7 @@ def seeds(generator: np.random.Generator) -> list[tuple[bytes, Layout, torch.dty
             sent = (body, pack.every(v, 1, 2))
         elif isinstance(body, Quantized):
             sent = (body, remembered(layout, dtype).recall(body))
-        cases += [(encode(Message(Key(1, 2), 16, one, 0.5)), layout, dtype) for one in sent]
+        cases += [(encode(Message(Key(1, 2), 16, one, 0.5), layout), layout, dtype) for one in sent]
     return cases
 
 

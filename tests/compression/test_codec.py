@@ -137,20 +137,20 @@ def accepted(data, layout, dtype=torch.float32):
         return False
     assert message.body.size == layout.d
     if isinstance(message.body, Recalled):  # what it says, only its link's history can tell
-        assert decode(encode(message), layout, dtype) == message
+        assert decode(encode(message, layout), layout, dtype) == message
         return True
     dense = message.body.dense()
     assert dense.shape == (layout.d,) and dense.dtype == dtype
     assert bool(torch.isfinite(dense).all())
     assert 0 <= message.weight < math.inf
-    assert decode(encode(message), layout, dtype) == message
+    assert decode(encode(message, layout), layout, dtype) == message
     return True
 
 
 @given(messages())
 def test_a_message_comes_back_and_both_ends_read_the_same_bits(case):
     message, layout, dtype = case
-    back = decode(encode(message), layout, dtype)
+    back = decode(encode(message, layout), layout, dtype)
     assert back == message
     if isinstance(message.body, Recalled):
         return
@@ -172,7 +172,7 @@ def test_whatever_a_compressor_makes_comes_back(values, text, rows, turn):
     v = torch.tensor(values * rows)
     layout = Layout((len(v),), (rows,))
     message = Message(Key(1, 2, FINAL), 16, compressor(parse_compression(text), layout)(v, turn), 0.5)
-    back = decode(encode(message), layout)
+    back = decode(encode(message, layout), layout)
     assert back == message
     assert back.body.dense().numpy().tobytes() == message.body.dense().numpy().tobytes()
 
@@ -224,7 +224,7 @@ def test_two_halves_are_the_whole_and_each_takes_half_of_its_values(layout, dtyp
 @given(messages(), st.data())
 def test_damaged_messages_are_refused_or_still_sound(case, data):
     message, layout, dtype = case
-    raw = bytearray(encode(message))
+    raw = bytearray(encode(message, layout))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
     accepted(bytes(raw), layout, dtype)
@@ -236,14 +236,14 @@ def test_messages_whose_fields_are_damaged_are_refused_or_still_sound(case, seed
     message, layout, dtype = case
     generator = np.random.default_rng(seed)
     for _ in range(5):
-        accepted(damaged(encode(message), generator), layout, dtype)
+        accepted(damaged(encode(message, layout), generator), layout, dtype)
 
 
 @given(messages(), st.data())
 def test_truncated_and_lengthened_messages_are_refused(case, data):
     message, layout, dtype = case
     assume(not isinstance(message.body, Recalled))  # its symbols are any bytes, until they are read
-    raw = encode(message)
+    raw = encode(message, layout)
     assert not accepted(raw[: data.draw(st.integers(0, len(raw) - 1))], layout, dtype)
     assert not accepted(raw + data.draw(st.binary(min_size=1, max_size=9)), layout, dtype)
 
@@ -286,8 +286,8 @@ STEP = struct.Struct("<d").pack
     ("data", "reason"),
     [
         (b"", "header: expected 27 bytes, found 0"),
-        (message_with(b"", EMPTY, magic=b"xx"), "expected b'pd' version 3, found b'xx'"),
-        (message_with(b"", EMPTY, version=2), "found b'pd' version 2"),
+        (message_with(b"", EMPTY, magic=b"xx"), "expected b'pd' version 4, found b'xx'"),
+        (message_with(b"", EMPTY, version=3), "found b'pd' version 3"),
         (message_with(b"", EMPTY, delivery=2), "delivery: expected 0 or 1, found 2"),
         (message_with(b"", EMPTY, base=33), "base: expected at most 32 bytes, found 33"),
         (message_with(b"", EMPTY, weight=math.nan), "weight: expected a finite number from 0, found nan"),
@@ -343,9 +343,12 @@ STEP = struct.Struct("<d").pack
         (message_with(b"\x41\x00", LOW_RANK), "rank: expected 1 to 64, found 65"),
         (message_with(b"\x02\x00", LOW_RANK), "values: expected 100 bytes at least, found 0"),
         (message_with(b"\xff\xff\xff\xff\x0f", SPARSE), "length of the index section: expected at most"),
-        (message_with(b"\x04\x02\x00\xff\x0f", SPARSE), "number of positions: expected at most 100"),
-        (message_with(b"\x03\x01\x00\x64\x00" + FLOATS.tobytes()[:4], SPARSE), "values: expected 100 bytes"),
-        (message_with(b"\x04\x01\x00\x64\x80", SPARSE), "unary stream: expected"),
+        (message_with(b"\x05\x03\x00\x00\xff\x0f", SPARSE), "number of positions: expected at most 100"),
+        (
+            message_with(b"\x04\x02\x00\x00\x64\x00" + FLOATS.tobytes()[:4], SPARSE),
+            "values: expected 100 bytes",
+        ),
+        (message_with(b"\x05\x02\x00\x00\x64\x80", SPARSE), "unary stream: expected"),
         (message_with(b"\x00" + STEP(0.0) + b"\x01\x00\x00", QUANTIZED), "step: expected a normal positive"),
         (message_with(b"\x00" + STEP(math.nan) + b"\x01\x00\x00", QUANTIZED), "step: .* found nan"),
         (message_with(b"\x00" + STEP(1e39) + b"\x01\x00\x00", QUANTIZED), r"step: .* found 1e\+39"),

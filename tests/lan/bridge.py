@@ -3,12 +3,13 @@
     lan = Switch()                       # two bridges in a namespace of their own; ports are on the first
     a = lan.add("a")                     # a namespace with `lan0`, 10.77.0.1/24, on a port of the switch
     lan.split([a], [b, c]); lan.heal()   # ports move between the bridges
-    a.unplug(); a.move(); a.shape(loss=0.05, rate="1mbit"); a.firewall(); a.deafen(); a.ignore(b)
+    a.unplug(); a.move(); a.shape(loss=0.05, rate="1mbit"); a.lose(0.2); a.delay(0.1)
+    a.firewall(); a.deafen(); a.ignore(b)
     a.freeze(); a.thaw(); a.crash()      # daemon and learner together
 
 iproute2 does it all, with what a kernel's bridge, veth, tbf, clsact, u32, bpf and mirred bring: a packet is
-dropped by sending it down a hole. No iptables, no netem. Everything is gone when the holders of the
-namespaces end, whatever happened in between.
+dropped by sending it down a hole. No iptables, no netem: delay.py holds packets back. Everything is gone when
+the holders of the namespaces end, whatever happened in between.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ from lan.namespace import Namespace, NamespaceRefusedError
 
 WIRE = "lan0"  # a device's interface; no name that peerd leaves out
 HOME, AWAY = "home0", "away0"  # the two bridges
+DELAY = Path(__file__).with_name("delay.py")
 HOLE, BOTTOM = "hole0", "bottom0"  # what goes in there never comes out
 REFUSED = "tests/lan needs bridges, veth pairs and traffic control, and this kernel refused them: {reason}"
 # classic BPF: load SKF_AD_RANDOM; is it at most K? then the packet is the filter's, else it is not
@@ -44,6 +47,8 @@ class Wired(Device):
         super().__init__(name, folder, own, script)
         self.namespace, self._switch = own, switch
         self.port = f"port{number}"
+        self._far_end = (f"near{number}", f"far{number}")  # a pair that lengthens the wire, while it is slow
+        self._delay: subprocess.Popen[str] | None = None
         self.host = ""
         self._addresses = (f"10.77.{net}.{number}" for net in range(256))  # of one /16
         pair = ("type", "veth", "peer", "name", WIRE, "netns", str(self.namespace.pid))
@@ -72,19 +77,49 @@ class Wired(Device):
     def join_bridge(self, bridge: str) -> None:
         self._switch.run("ip", "link", "set", self.port, "master", bridge)
 
-    def shape(self, *, loss: float, rate: str) -> None:
-        """Lose packets at random and be slow, both ways."""
-        most = str(round(loss * 0xFFFFFFFF))
+    def lose(self, part: float) -> None:
+        """Packets at random, both ways."""
+        most = str(round(part * 0xFFFFFFFF))
         for way in ("ingress", "egress"):
             self._drop(way, "all", "1", "bpf", "bytecode", BPF_RANDOM.format(most=most))
+
+    def lose_nothing(self) -> None:
+        for way in ("ingress", "egress"):
+            self._undrop(way, "1")
+
+    def shape(self, *, loss: float, rate: str) -> None:
+        """Lose packets at random and be slow, both ways."""
+        self.lose(loss)
         self._switch.run("tc", "qdisc", "add", "dev", self.port, "root", "tbf", "rate", rate, *QUEUE)
         self.namespace.run("tc", "qdisc", "add", "dev", WIRE, "root", "tbf", "rate", rate, *QUEUE)
 
     def unshape(self) -> None:
-        for way in ("ingress", "egress"):
-            self._undrop(way, "1")
+        self.lose_nothing()
         self._switch.run("tc", "qdisc", "del", "dev", self.port, "root")
         self.namespace.run("tc", "qdisc", "del", "dev", WIRE, "root")
+
+    def delay(self, seconds: float) -> None:
+        """Between its port and the switch every packet is held back so long, both ways."""
+        near, far = self._far_end
+        self._switch.run("ip", "link", "add", near, "type", "veth", "peer", "name", far)
+        self._switch.run("ip", "link", "set", near, "gso_max_segs", "1", "up")
+        self._switch.run("ip", "link", "set", self.port, "nomaster")
+        command = self._switch.command([sys.executable, "-I", str(DELAY), self.port, near, str(seconds)])
+        self._delay = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._delay.stdout is not None
+        assert self._delay.stdout.readline() == "ready\n"
+        self._switch.run("ip", "link", "set", far, "master", HOME, "gso_max_segs", "1", "up")
+
+    def undelay(self) -> int:
+        """Returns how many packets the delay has dropped: none, unless this machine is far too busy."""
+        if self._delay is None:
+            return 0
+        self._delay.terminate()
+        dropped = int(self._delay.communicate(timeout=PATIENCE_S)[0])
+        self._delay = None
+        self._switch.run("ip", "link", "del", self._far_end[0])
+        self.join_bridge(HOME)
+        return dropped
 
     def firewall(self) -> None:
         """Nobody can open a connection to it; those that it opens work, and so does multicast."""
@@ -188,6 +223,7 @@ class Switch(Network):
     def clear(self) -> None:
         """No devices any more, nor anything they kept: another story begins."""
         for device in self.devices.values():
+            device.undelay()
             device.namespace.close()
             if device.daemon is not None:
                 device.daemon.wait()
@@ -195,6 +231,8 @@ class Switch(Network):
         self.devices.clear()
 
     def close(self) -> None:
+        for device in self.devices.values():
+            device.undelay()
         for own in self._owned:
             own.close()
         super().close()

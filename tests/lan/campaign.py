@@ -24,25 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 from lan.bridge import Switch, Wired
-from lan.faults import (
-    Sheet,
-    heard_one_way,
-    joined_late,
-    killed,
-    killed_while_sending,
-    moved,
-    slow,
-    stopped,
-    switched_off,
-)
+from lan.faults import Sheet, joined_late, killed, killed_while_sending, stopped, switched_off
 from lan.intact import clean_logs
+from lan.lines import FAR, LOSSY, SLOW, Line, deaf_to_all, deaf_to_one, moved, spoiled
 from lan.measuring import jiffies, judged, show
 from lan.watching import begin, rounds_later
 
 COUNT = 4
 PUSH = ("--algorithm", "difference-push", "--topology", "complete")
 DENSE = ("--algorithm", "sgp", "--topology", "exponential")  # 80 kB in each parcel
-RELAY = ("--algorithm", "relay-sum", "--topology", "binary-tree")
+TREE = ("--algorithm", "relay-sum", "--topology", "spanning-tree")
 SETTLED_ROUNDS = 10
 LATE_ROUNDS, FEW_ROUNDS = 500, 50  # of two steps, before somebody joins: the note's, and for a look
 
@@ -62,11 +53,11 @@ def again(fault: Fault, *terms: str) -> Story:
     return story
 
 
-def slowly(pace: str) -> Story:
+def on(line: Line, pace: str = "lockstep") -> Story:
     def story(lan: Switch, sheet: Sheet, times: int) -> None:
         devices = begin(lan, COUNT, *DENSE, "--local-steps", "1", "--pace", pace)
         rounds_later(lan, SETTLED_ROUNDS, devices)
-        slow(lan, devices, times, sheet, pace=pace)
+        spoiled(lan, devices, times, sheet, line=line, pace=pace)
 
     return story
 
@@ -93,8 +84,10 @@ ROWS = {
     2: Row(3, 100, (again(killed, *PUSH),)),
     3: Row(3, 500, (again(killed_while_sending, *DENSE),)),
     4: Row(1, 20, (again(stopped, *PUSH, "--local-steps", "4"),)),  # longer rounds: noise is less of them
-    6: Row(1, 10, (again(heard_one_way, *RELAY), again(heard_one_way, *PUSH))),
-    7: Row(1, 10, (slowly("free"), slowly("lockstep"))),  # minutes
+    6: Row(
+        1, 10, tuple(again(deaf, *terms) for deaf in (deaf_to_one, deaf_to_all) for terms in (TREE, PUSH))
+    ),
+    7: Row(3, 10, (on(SLOW, "free"), on(SLOW), on(LOSSY), on(FAR))),  # minutes
     8: Row(4, 20, (again(moved, *PUSH),)),
     20: Row(4, 100, (again(switched_off, *PUSH),)),
     23: Row(3, 50, (late,)),

@@ -1,4 +1,5 @@
-"""Faults of four devices on a switch, each at one of them in turn: what lan/campaign.py measures.
+"""Faults of four devices on a switch, each at one of them in turn: what lan/campaign.py measures. Those of
+the network are in lines.py.
 
 A function takes the devices, who is hit, and the sheet for its figures; it raises AssertionError where
 something is broken that must hold (lan/intact.py, and the sum of weights).
@@ -7,7 +8,6 @@ something is broken that must hold (lan/intact.py, and the sum of weights).
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import signal
 import statistics
@@ -42,10 +42,7 @@ from lan.watching import (
     during,
     everyone_trains,
     key_of,
-    known_at,
-    one_generation,
     rounds_later,
-    sessions,
     settled_weight,
     states,
     weight_between_rounds,
@@ -55,11 +52,9 @@ from peer.learner.checkpoint import EVERY_S
 
 BASE_S = 12.0  # before a fault
 LOST_S = 20.0  # between crash and start, at the most
-RATE, RATE_BYTES_S = "1mbit", 125_000
-LOSS = 0.05  # between two devices
+RATE = "1mbit"
 STOPPED_S = (1.0, 10.0, 60.0)
 DEAD_S = 30.0  # who stands still for longer is dead for the others, and they go on without its weight
-DEAF_S, GENERATION_S = 45.0, 15.0
 LOST_SHARES = 3.0  # of what the killed one held last: it may have been handed as much again, twice
 LOOKS = 8  # at the weight; on a slow line some is nearly always on its way
 
@@ -227,93 +222,6 @@ def stopped_for(lan: Switch, span_s: float, devices: Sequence[Wired], victim: Wi
     else:
         lan.wait(f"no weight of {total} is lost", lambda: comes_to(devices, total))
     finite(devices)
-    well(devices)
-
-
-# --- the network ------------------------------------------------------------------------------------------
-
-
-def heard_one_way(
-    lan: Switch, devices: Sequence[Wired], victim: Wired, sheet: Sheet, dice: random.Random
-) -> None:
-    """The victim does not hear one of the others, which hears it."""
-    what = f"one hears not the other, {victim.session(NAME)['algorithm']}"
-    mass = victim.session(NAME)["generation"] is None
-    total = settled_weight(lan, devices) if mass else 0.0
-    before, pulse = Pulse(devices), Pulse(devices)
-    during(lan, BASE_S, before.look)
-    generations: set[int] = set()
-    dead: set[str] = set()
-
-    def look() -> None:
-        pulse.look()
-        for session in sessions(devices):
-            generations.add(session["generation"])
-            dead.update(row["peer"] for row in session["links"] if row["state"] == "dead")
-
-    victim.ignore(dice.choice(without(devices, victim)))
-    during(lan, DEAF_S, look)
-    victim.hear_again()
-    sheet.note(f"{what}: rounds, below before by", 100 * (1 - pulse.mean() / before.mean()), "%")
-    sheet.note(f"  {what}: taken for dead", len(dead), "", 0.0)
-    sheet.note(f"  {what}: until all train", seconds(lambda: all_train(lan, devices)), "s")
-    if mass:
-        lan.wait(f"no weight of {total} is lost", lambda: comes_to(devices, total))
-    else:
-        often = (len(generations) - 1) * GENERATION_S / DEAF_S
-        sheet.note(f"  {what}: new generations in {GENERATION_S:.0f} s", often, "", 1.0)
-        lan.wait("one generation", lambda: one_generation(devices))
-    finite(devices)
-    well(devices)
-
-
-def slow(lan: Switch, devices: Sequence[Wired], minutes: int, sheet: Sheet, *, pace: str) -> None:
-    """Each packet crosses two ports. What was lost is sent again: in lockstep no weight may be missing."""
-    what = f"{LOSS:.0%} loss, {RATE}, {pace}"
-    for device in devices:
-        device.shape(loss=1 - math.sqrt(1 - LOSS), rate=RATE)
-    memory: dict[str, list[float]] = {device.name: [] for device in devices}
-    dead: set[str] = set()
-
-    def look() -> None:
-        for device in devices:
-            status = device.status()
-            memory[device.name].append(status["rss_mb"])
-            links = status["sessions"][0]["links"]
-            dead.update(f"{device.name} {row['peer']}" for row in links if row["state"] == "dead")
-
-    during(lan, BASE_S, lambda: None)
-    for _ in range(minutes):
-        before, began = sessions(devices), time.monotonic()
-        during(lan, 60.0, look)
-        could = RATE_BYTES_S * (time.monotonic() - began)
-        for was, now in zip(before, sessions(devices), strict=True):
-            unused = 1 - (now["bytes_sent"] - was["bytes_sent"]) / could
-            goal = 40.0 if pace == "free" else None  # in lockstep the line rests while a device trains
-            sheet.note(f"{what}: of the rate not used", 100 * unused, "%", goal)
-    sheet.note(f"  {what}: taken for dead", len(dead), "", 0.0)
-    for seen in memory.values():
-        quarter = len(seen) // 4
-        grown = statistics.median(seen[-quarter:]) / statistics.median(seen[:quarter]) - 1
-        sheet.note(f"  {what}: a daemon's memory, last quarter over first", 100 * grown, "%", 5.0)
-    for device in devices:
-        device.unshape()
-    rounds_later(lan, 3, devices)
-    if pace == "lockstep":
-        lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
-    finite(devices)
-    well(devices)
-
-
-def moved(lan: Switch, devices: Sequence[Wired], mover: Wired, sheet: Sheet, _: random.Random) -> None:
-    others, peer = without(devices, mover), mover.peer
-    rounds_later(lan, 5, devices)
-    began = time.monotonic()
-    mover.move()
-    lan.wait("everybody has it at its new address", lambda: known_at(others, mover, peer))
-    all_train(lan, devices)
-    sheet.note("another address: until all train", time.monotonic() - began, "s", 20.0)
-    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
     well(devices)
 
 

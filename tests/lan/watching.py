@@ -1,4 +1,7 @@
-"""What tests on a switch ask of a session: begin it on several devices, and look at all of them at once."""
+"""What tests on a switch ask of a session: begin it on several devices, and look at all of them at once.
+
+A device may be in several sessions: what is asked of devices is asked of all that they are in.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,35 @@ def begin(lan: Switch, count: int, *terms: str) -> list[Wired]:
     """So many devices in one session, all of them training."""
     devices = [lan.add(f"d{k}") for k in range(count)]
     lan.start(*devices)
-    founder = devices[0]
-    founder.ok(
-        "create", NAME, "--task", str(TASK), *STEPS, "--shard", f"0/{count}", "--listen", f":{PORT}", *terms
-    )
-    joining = [
-        device.spawn("join", NAME, "--key", key_of(founder), "--task", str(TASK), "--shard", f"{k}/{count}")
-        for k, device in enumerate(devices)
-        if k
-    ]
-    assert [process.wait(120) for process in joining] == [0] * (count - 1)
-    lan.wait(f"{count} devices train", lambda: everyone_trains(devices))
+    found(lan, devices, NAME, "--listen", f":{PORT}", *terms)
     return devices
 
 
-def key_of(device: Wired) -> str:
-    return device.ok("key", NAME).out.split()[-1]
+def found(lan: Switch, devices: Sequence[Wired], name: str, *terms: str) -> None:
+    """A session of that name, founded by the first of these; all of them train in it."""
+    founder, *others = devices
+    shards = [f"{k}/{len(devices)}" for k in range(len(devices))]
+    founder.ok("create", name, "--task", str(TASK), *STEPS, "--shard", shards[0], *terms)
+    key = key_of(founder, name)
+    joining = [
+        device.spawn("join", name, "--key", key, "--task", str(TASK), "--shard", shard)
+        for device, shard in zip(others, shards[1:], strict=True)
+    ]
+    assert [process.wait(120) for process in joining] == [0] * len(others)
+    lan.wait(f"{len(devices)} devices train", lambda: everyone_trains(devices))
+
+
+def key_of(device: Wired, name: str = NAME) -> str:
+    return device.ok("key", name).out.split()[-1]
 
 
 def sessions(devices: Iterable[Wired]) -> list[Json]:
-    return [device.session(NAME) for device in devices]
+    seen = []
+    for device in devices:
+        of_this = device.status()["sessions"]
+        assert of_this, f"{device.name} is in no session"
+        seen += of_this
+    return seen
 
 
 def everyone_trains(devices: Sequence[Wired], members: int | None = None) -> bool:
@@ -50,7 +62,8 @@ def everyone_trains(devices: Sequence[Wired], members: int | None = None) -> boo
 
 
 def rounds(devices: Iterable[Wired]) -> dict[str, int]:
-    return {device.name: device.session(NAME).get("round") or 0 for device in devices}
+    """By device and session."""
+    return {f"{d.name} {s['name']}": s["round"] or 0 for d in devices for s in sessions([d])}
 
 
 def rounds_later(lan: Switch, count: int, devices: Sequence[Wired]) -> None:
@@ -91,7 +104,9 @@ def known_at(devices: Iterable[Wired], mover: Wired, peer: str) -> bool:
 
 
 def one_generation(devices: Iterable[Wired]) -> bool:
-    return len({s["generation"] for s in sessions(devices)}) == 1
+    """In each session."""
+    seen = {(s["name"], s["generation"]) for s in sessions(devices)}
+    return len(seen) == len({name for name, _ in seen})
 
 
 def well(devices: Sequence[Wired], *, left: bool = False) -> None:
@@ -100,11 +115,11 @@ def well(devices: Sequence[Wired], *, left: bool = False) -> None:
     for device in devices:
         status = device.status()
         assert status["health"] == [], f"{device.name}: {status['health']}"
-        seen = status["sessions"][0]["links"]
-        seen = [link for link in seen if not (left and link["state"] == "left")]
-        rows = [(link["peer"], link["direction"]) for link in seen]
-        assert len(rows) == len(set(rows)), f"{device.name} lists somebody twice: {rows}"
-        assert {peer for peer, _ in rows} <= {other.peer for other in devices}
+        for session in status["sessions"]:
+            seen = [link for link in session["links"] if not (left and link["state"] == "left")]
+            rows = [(link["peer"], link["direction"]) for link in seen]
+            assert len(rows) == len(set(rows)), f"{device.name} lists somebody twice: {rows}"
+            assert {peer for peer, _ in rows} <= {other.peer for other in devices}
 
 
 def distances(devices: Iterable[Wired]) -> list[float]:
@@ -118,7 +133,7 @@ def as_good_as(known: float, devices: Iterable[Wired]) -> bool:
 
 
 def weight_between_rounds(devices: Sequence[Wired]) -> float | None:
-    """Sum of push-sum weights, when all have just closed the same round with nothing in flight."""
+    """Sum of push-sum weights, when all have just closed the same round; what came late is not in it."""
     before, after = sessions(devices), sessions(devices)
     weights = [s["weight"] for s in after]
     if len({s["round"] for s in (*before, *after)}) != 1 or None in weights:
@@ -132,4 +147,15 @@ def comes_to(devices: Sequence[Wired], weight: float) -> bool:
 
 
 def settled_weight(lan: Switch, devices: Sequence[Wired]) -> float:
-    return lan.wait("a moment with no weight in flight", lambda: weight_between_rounds(devices))
+    """The sum that three moments have in common: at one alone something late may be on its way, which counts
+    with the next round."""
+    seen: dict[int, float] = {}
+
+    def agreed() -> float | None:
+        weight = weight_between_rounds(devices)
+        if weight is not None:
+            seen[max(rounds(devices).values())] = weight
+        last = list(seen.values())[-3:]
+        return last[0] if len(last) == 3 and max(last) - min(last) < MASS else None
+
+    return lan.wait("no weight is in flight, three times", agreed)

@@ -115,6 +115,32 @@ def test_a_spanning_tree_is_made_of_what_the_records_say_and_made_anew_when_anot
     assert agreement.generations.current.parents == (0, 0, 0, 0)
 
 
+def test_of_a_link_whose_other_end_is_out_of_reach_nothing_is_said() -> None:
+    agreement = trained(topology="spanning-tree")
+    agreement.measured("b", 0.001, VIEW, 0.0)
+    agreement.measured("c", 0.001, VIEW, 1.0)
+    said = agreement.measured("c", 0.001, ("a", "c", "d"), WEIGHED_S)
+    assert said is not None and graphs.unpack_costs(said, VIEW) == {"c": 0}
+
+
+def test_a_tree_with_a_link_that_nobody_measures_any_more_is_made_anew_however_little_that_saves() -> None:
+    agreement = trained(topology="spanning-tree")
+    dear = {"a": {"b": 3, "d": 3}, "b": {"c": 3}, "c": {"d": 3}}
+
+    def propose(costs: dict[str, dict[str, int]], now: float) -> bool:
+        records = [Record(p, 1, 1, costs=graphs.pack_costs(costs.get(p, {}))) for p in VIEW]
+        return bool(told(agreement.propose(records, VIEW, now)))
+
+    assert propose(dear, PROPOSED_S)
+    assert not propose(dear, PROPOSED_S + 2 * BETTER_S)
+    del dear["b"]["c"]
+    assert propose(dear, PROPOSED_S + 4 * BETTER_S)
+    assert agreement.generations.latest is not None
+    assert agreement.generations.latest.parents == (0, 0, 3, 0)
+    del dear["c"]["d"]  # and nothing is known that is better
+    assert not propose(dear, PROPOSED_S + 6 * BETTER_S)
+
+
 def test_costs_that_make_no_sense_are_as_if_nothing_was_said() -> None:
     agreement = trained(topology="spanning-tree")
     effects = agreement.propose([Record("b", 1, 1, costs=b"xyz")], VIEW, PROPOSED_S)

@@ -199,7 +199,7 @@ class Story:
     def check_start(self) -> None:
         """No change of tree or members moves anybody back towards the initial model; only who begins from an
         old checkpoint, since nobody else has a model, is nearer to it. A newcomer's model is as old as its
-        way over a slow line is long."""
+        way over a slow line is long, and so is a neighbor's of the same round."""
         begun = sum(note.text == BEGINS for _, _, note in self.r.notes)
         far = {
             (d.peer, d.node.life): float((d.exchange.estimate() - self.kind.start).norm())
@@ -210,7 +210,10 @@ class Story:
             self.far.clear()
         old = [nearest for at, _, nearest in self.far if at <= self.r.now - WAY_S]
         known = self.far[-1][1] if self.far else set()
-        nearest = {True: self.far[-1][2] if self.far else 0.0, False: old[-1] if old else 0.0}
+        slow = self.r.weather.bandwidth_bps > 0
+        recent = [nearest for at, _, nearest in self.far if at > self.r.now - (2 * WAY_S if slow else 0.0)]
+        recent += [nearest for _, _, nearest in self.far[-1:]]
+        nearest = {True: min(recent, default=0.0), False: old[-1] if old else 0.0}
         for life, away in far.items():
             assert away >= 0.9 * nearest[life in known], f"{life}: from {nearest} away to {away}"
         self.begun = begun

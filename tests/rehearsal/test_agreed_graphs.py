@@ -12,7 +12,7 @@ from peer.compression.bodies import Layout
 from peer.events import FINAL, Generation, Told
 from peer.learner.exchange import Exchange
 from peer.mesh.node import Terms
-from peer.rehearsal.driver import Rehearsal, Weather, quadratics
+from peer.rehearsal.driver import Device, Rehearsal, Weather, quadratics
 
 D = 6
 LAYOUT = Layout((4, 2))
@@ -338,3 +338,27 @@ def test_who_is_seated_in_the_final_rounds_comes_to_an_end_too() -> None:
     r.add(name(5))
     r.run(600.0, until=lambda: not r.alive())
     assert {d.left for d in r.devices.values() if d.peer != name(4)} == {"finished"}
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("n", [4, 12])
+def test_a_measured_tree_leaves_a_link_that_is_broken_for_one_that_is_not(n: int, both: bool) -> None:
+    """Nobody dies: others hear both its ends. Else the parts of the tree train each by itself."""
+    r = together(home(topology="spanning-tree"), n)
+    r.run(60.0)
+    one = r.devices[name(n - 1)]
+    other = neighbors(one)[0]
+    r.network.block(one.peer, other, both=both)
+    r.run(90.0, until=lambda: other not in neighbors(one) and one_generation(r, n))
+    assert other not in neighbors(one)
+    before = generations(r)
+    r.run(120.0)
+    assert generations(r) == before, "one change, and no other"
+    assert one_generation(r, n)
+    assert error(r, n) < 0.2
+    assert not any(note.text == "is silent: taken for dead" for _, _, note in r.notes)
+
+
+def neighbors(device: Device) -> list[str]:
+    place = device.node.generations.place()
+    return list(place.out)

@@ -1,0 +1,442 @@
+"""One exchange of a whole model between daemons on this machine, beside a raw TCP copy of the same bytes, and
+hivemind where it can be had. `make bench`; alone: `python bench/exchange.py --params 25000000 --peers 2`.
+
+Real daemons in a namespace that has a loopback and nothing else, each with an attached script whose local
+step costs nothing; d-psgd on the complete graph, uncompressed, so that every model is the exact mean after
+one round, which is checked. A round is timed from the moment all scripts are ready until `swarm.step()` is
+back, which includes reading the module, mixing, and writing it. Bytes are those of the interface, so TLS,
+HTTP/2, TCP, acknowledgements and probes count. Memory is the peak of proportional set sizes of a device's
+daemon and script, over what both had before there was a model. The raw copy: as many processes, blocking
+sockets, no TLS, into memory that is there already. hivemind: its DecentralizedAverager as its own
+documentation has it, if the interpreter $HIVEMIND_PYTHON can import it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lan.device import Device, Network  # tests/, see the Makefile
+
+TASK = """
+import torch
+from torch import nn
+
+
+def model():
+    return nn.ParameterList([torch.zeros({params})])
+
+
+def batches(shard, device):
+    while True:
+        yield None
+
+
+def loss(model, batch):
+    return model[0][0] * 0.0
+"""
+SESSION = (
+    *("--algorithm", "d-psgd", "--topology", "complete", "--compression", "none", "--local-steps", "1"),
+    *("--pace", "lockstep", "--lr", "0.1", "--option", "schedule=constant", "--interface", "lo"),
+)
+WARM = 2  # rounds before the clock counts: connections, buffers, patience
+WEIGHED = 2  # rounds in which memory is looked at, and not the clock
+CHUNK = 1 << 20
+
+
+# --- meeting points between processes -----------------------------------------------------------------
+
+
+class Meeting:
+    """Files in a folder: `here` waits until all `n` have said the same word."""
+
+    def __init__(self, folder: Path, me: int, n: int) -> None:
+        self.folder, self.me, self.n = folder, me, n
+
+    def here(self, word: str) -> None:
+        (self.folder / f"{word}.{self.me}").touch()
+        while not all((self.folder / f"{word}.{i}").exists() for i in range(self.n)):
+            time.sleep(0.001)
+
+
+def interface_bytes() -> int:
+    """Sent on this namespace's loopback."""
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    return int(next(line for line in lines if line.strip().startswith("lo:")).split(":")[1].split()[8])
+
+
+def cpu_of(pids: list[int]) -> float:
+    """User + system seconds so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of(pids: list[int]) -> int:
+    """Proportional set size of these processes, in bytes."""
+    total = 0
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        total += int(next(line for line in lines if line.startswith("Pss:")).split()[1]) * 1024
+    return total
+
+
+class Peak(threading.Thread):
+    """The largest memory_of seen, until `stop`."""
+
+    def __init__(self, pids: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.pids, self.seen, self.over = pids, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.02):
+            self.seen = max(self.seen, memory_of(self.pids))
+
+    def stop(self) -> int:
+        self.over.set()
+        self.join()
+        return self.seen
+
+
+# --- ours -----------------------------------------------------------------------------------------------
+
+
+def work(asked: argparse.Namespace) -> None:
+    """One attached script. Prints its figures as JSON."""
+    import torch
+    from torch import nn
+
+    import peer
+
+    torch.set_num_threads(1)
+    meeting = Meeting(asked.folder, asked.work, asked.peers)
+    torch.optim.SGD([torch.zeros(1)], lr=0.1)  # imports what it imports before memory is looked at
+    pids = [os.getpid(), asked.daemon]
+    before = memory_of(pids)
+    model = nn.ParameterList([torch.zeros(asked.params)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def own(i: int, round_: int) -> torch.Tensor:
+        return torch.randn(asked.params, generator=torch.Generator().manual_seed(1000 * round_ + i))
+
+    seconds, wrong, peak, cpu, sent = [], 0.0, 0, [], []
+    with peer.attach("bench", model, optimizer, socket=str(asked.socket), pace="lockstep") as swarm:
+        done = 0
+        while done < WARM + asked.rounds + WEIGHED:
+            round_ = done
+            weighed = round_ >= WARM + asked.rounds  # looking at memory takes time
+            model[0].data.copy_(own(asked.work, round_))
+            meeting.here(f"ready-{round_}")
+            watch = Peak(pids)
+            if weighed:
+                watch.start()
+            bytes_before, cpu_before, began = interface_bytes(), cpu_of(pids), time.perf_counter()
+            mixed = swarm.step(0.0)
+            took = time.perf_counter() - began
+            cpu_used = cpu_of(pids) - cpu_before
+            if weighed:
+                peak = max(peak, watch.stop())
+            meeting.here(f"done-{round_}")
+            if not mixed:
+                raise SystemExit("a step did not mix")
+            done += 1
+            if WARM <= round_ < WARM + asked.rounds:
+                seconds.append(took)
+                cpu.append(cpu_used)
+                sent.append(interface_bytes() - bytes_before)
+            mean = sum(own(i, round_) for i in range(asked.peers)) / asked.peers
+            wrong = max(wrong, float((model[0].data - mean).abs().max()))
+            del mean
+        meeting.here("end")
+    figures = {"seconds": seconds, "cpu": cpu, "bytes": sent, "memory": peak - before, "wrong": wrong}
+    (asked.folder / f"result.{asked.work}").write_text(json.dumps(figures))
+
+
+def ours(params: int, peers: int, rounds: int) -> dict[str, Any]:
+    network = Network()
+    try:
+        task = network.folder / "flat.py"
+        task.write_text(TASK.format(params=params))
+        devices = [network.add(f"d{i}") for i in range(peers)]
+        network.start(*devices)
+        devices[0].ok("create", "bench", "--task", str(task), *SESSION)
+        key = devices[0].ok("key", "bench").out.split()[-1]
+        for device in devices[1:]:
+            device.ok("join", "bench", "--key", key, "--task", str(task), "--interface", "lo")
+        network.wait("all are members", lambda: all(_members(d) == peers for d in devices))
+        folder = network.folder / "meeting"
+        folder.mkdir()
+        scripts = [_script(network, d, i, folder, params, peers, rounds) for i, d in enumerate(devices)]
+        for script in scripts:
+            if script.wait() != 0:
+                raise SystemExit("a script failed; see above")
+        results = [json.loads((folder / f"result.{i}").read_text()) for i in range(peers)]
+        for device in devices:
+            device.stop()
+    finally:
+        network.close()
+    per_round = zip(*(r["seconds"] for r in results), strict=True)
+    return {
+        "seconds": [max(times) for times in per_round],
+        "cpu": sum(statistics.median(r["cpu"]) for r in results),
+        "bytes": statistics.median(results[0]["bytes"]),
+        "memory": max(r["memory"] for r in results),
+        "wrong": max(r["wrong"] for r in results),
+    }
+
+
+def _members(device: Device) -> int:
+    return int(device.session("bench").get("members") or 0)
+
+
+def _script(
+    network: Network, device: Device, i: int, folder: Path, params: int, peers: int, rounds: int
+) -> subprocess.Popen[bytes]:
+    assert device.daemon is not None
+    words = ["--work", str(i), "--folder", str(folder), "--socket", str(device.socket)]
+    words += ["--daemon", str(device.status()["pid"]), "--params", str(params)]
+    words += ["--peers", str(peers), "--rounds", str(rounds)]
+    command = network.namespace.command([sys.executable, "-P", str(Path(__file__)), *words])
+    environment = device.environment() | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    return subprocess.Popen(command, env=environment, cwd=network.folder)
+
+
+# --- a raw copy -----------------------------------------------------------------------------------------
+
+
+def copy(asked: argparse.Namespace) -> None:
+    """One process of the raw copy: sends its bytes to every other one while it takes in theirs."""
+    me, n, length = asked.copy, asked.peers, 4 * asked.params
+    meeting = Meeting(asked.folder, me, n)
+    listener = socket.create_server(("127.0.0.1", 0))
+    (asked.folder / f"port.{me}.part").write_text(str(listener.getsockname()[1]))
+    (asked.folder / f"port.{me}.part").rename(asked.folder / f"port.{me}")
+    meeting.here("listening")
+    others = [i for i in range(n) if i != me]
+    while not all((asked.folder / f"port.{i}").exists() for i in others):
+        time.sleep(0.001)
+    out = [
+        socket.create_connection(("127.0.0.1", int((asked.folder / f"port.{i}").read_text()))) for i in others
+    ]
+    into = [listener.accept()[0] for _ in others]
+    content, places = bytearray(length), [bytearray(length) for _ in others]
+
+    def receive(source: socket.socket, place: bytearray) -> None:
+        view, at = memoryview(place), 0
+        while at < length:
+            at += source.recv_into(view[at : at + CHUNK])
+
+    seconds = []
+    for round_ in range(WARM + asked.rounds):
+        meeting.here(f"ready-{round_}")
+        began = time.perf_counter()
+        threads = [threading.Thread(target=receive, args=pair) for pair in zip(into, places, strict=True)]
+        threads += [threading.Thread(target=target.sendall, args=(content,)) for target in out]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds.append(time.perf_counter() - began)
+        meeting.here(f"done-{round_}")
+    (asked.folder / f"result.{me}").write_text(json.dumps(seconds[WARM:]))
+
+
+def raw(params: int, peers: int, rounds: int) -> list[float]:
+    network = Network()
+    try:
+        folder = network.folder / "meeting"
+        folder.mkdir()
+        words = ["--folder", str(folder), "--params", str(params), "--peers", str(peers)]
+        script = [sys.executable, "-P", str(Path(__file__)), *words, "--rounds", str(rounds)]
+        processes = [
+            subprocess.Popen(network.namespace.command([*script, "--copy", str(i)])) for i in range(peers)
+        ]
+        for process in processes:
+            if process.wait() != 0:
+                raise SystemExit("the raw copy failed; see above")
+        results = [json.loads((folder / f"result.{i}").read_text()) for i in range(peers)]
+    finally:
+        network.close()
+    return [max(times) for times in zip(*results, strict=True)]
+
+
+# --- hivemind -------------------------------------------------------------------------------------------
+
+
+def hivemind(asked: argparse.Namespace) -> None:
+    """One averager of theirs; run by their interpreter."""
+    import hivemind as theirs
+    import torch
+    from hivemind.averaging import DecentralizedAverager
+
+    torch.set_num_threads(1)
+    meeting = Meeting(asked.folder, asked.hivemind, asked.peers)
+    known = asked.folder / "addresses"
+    if asked.hivemind:
+        while not known.exists():
+            time.sleep(0.01)
+    dht = theirs.DHT(
+        host_maddrs=["/ip4/127.0.0.1/tcp/0"],
+        initial_peers=json.loads(known.read_text()) if asked.hivemind else [],
+        start=True,
+        use_relay=False,
+        use_auto_relay=False,
+        auto_nat=False,
+        nat_port_map=False,
+    )
+    if asked.hivemind == 0:
+        (asked.folder / "addresses.part").write_text(json.dumps([str(a) for a in dht.get_visible_maddrs()]))
+        (asked.folder / "addresses.part").rename(known)
+    averager = DecentralizedAverager(
+        [torch.zeros(asked.params)],
+        dht,
+        start=True,
+        prefix="bench",
+        target_group_size=asked.peers,
+        min_group_size=asked.peers,
+        allow_state_sharing=False,
+        min_matchmaking_time=0.5,  # 5 s as it comes
+        request_timeout=0.3,
+    )
+    seconds, wrong = [], 0.0
+    for round_ in range(1 + asked.rounds):
+        with averager.get_tensors() as tensors:
+            tensors[0].normal_().add_(float(asked.hivemind))
+        meeting.here(f"ready-{round_}")
+        began = time.perf_counter()
+        group = averager.step(timeout=90)
+        seconds.append(time.perf_counter() - began)
+        meeting.here(f"done-{round_}")
+        with averager.get_tensors() as tensors:
+            found = float(tensors[0].double().mean())
+        wrong = max(wrong, abs(found - (asked.peers - 1) / 2) if group is not None else float("inf"))
+    (asked.folder / f"result.{asked.hivemind}").write_text(
+        json.dumps({"seconds": seconds[1:], "wrong": wrong, "version": theirs.__version__})
+    )
+    meeting.here("end")
+    averager.shutdown()
+    dht.shutdown()
+
+
+def others(params: int, peers: int, rounds: int) -> dict[str, Any] | None:
+    """hivemind's figures, None where it cannot be had."""
+    interpreter = os.environ.get("HIVEMIND_PYTHON", "")
+    if not interpreter or subprocess.run([interpreter, "-c", "import hivemind"], check=False).returncode:
+        return None
+    network = Network()
+    try:
+        folder = network.folder / "meeting"
+        folder.mkdir()
+        words = ["--folder", str(folder), "--params", str(params), "--peers", str(peers)]
+        script = [interpreter, str(Path(__file__)), *words, "--rounds", str(rounds)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        processes = [
+            subprocess.Popen(network.namespace.command([*script, "--hivemind", str(i)]), env=environment)
+            for i in range(peers)
+        ]
+        for process in processes:
+            if process.wait(600) != 0:
+                raise SystemExit("hivemind failed; see above")
+        results = [json.loads((folder / f"result.{i}").read_text()) for i in range(peers)]
+    finally:
+        network.close()
+    return {
+        "seconds": [max(times) for times in zip(*(r["seconds"] for r in results), strict=True)],
+        "wrong": max(r["wrong"] for r in results),
+        "version": results[0]["version"],
+    }
+
+
+# --- the table ------------------------------------------------------------------------------------------
+
+
+def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
+    os.sched_setaffinity(0, set(range(cores)))
+    peerd = ours(params, peers, rounds)
+    plain = raw(params, peers, rounds)
+    theirs = others(params, peers, max(1, rounds // 2))
+    model = 4 * params
+    return {
+        "params": params,
+        "peers": peers,
+        "cores": cores,
+        "seconds": statistics.median(peerd["seconds"]),
+        "all_seconds": peerd["seconds"],
+        "raw_seconds": statistics.median(plain),
+        "hivemind_seconds": statistics.median(theirs["seconds"]) if theirs else None,
+        "hivemind_version": theirs["version"] if theirs else None,
+        "cpu_seconds": peerd["cpu"],
+        "bytes": peerd["bytes"],
+        "bytes_per_model": peerd["bytes"] / (model * peers * (peers - 1)),
+        "memory_mb": peerd["memory"] / 1e6,
+        "memory_goal_mb": 3 * model / 1e6 + 64,
+        "largest_error": peerd["wrong"],
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    heads = ("parameters", "peers", "cores", "s", "raw s", "x raw", "hivemind s", "CPU s", "bytes / models")
+    table = Table(*heads, "memory MB", "goal", title="one exchange of a whole model")
+    for row in rows:
+        theirs = row["hivemind_seconds"]
+        table.add_row(
+            f"{row['params'] / 1e6:g}M", str(row["peers"]), str(row["cores"]), f"{row['seconds']:.3f}",
+            f"{row['raw_seconds']:.3f}", f"{row['seconds'] / row['raw_seconds']:.1f}",
+            "-" if theirs is None else f"{theirs:.2f} ({theirs / row['seconds']:.1f}x)",
+            f"{row['cpu_seconds']:.2f}", f"{row['bytes_per_model']:.4f}", f"{row['memory_mb']:.0f}",
+            f"{row['memory_goal_mb']:.0f}",
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=int, action="append", help="parameters; again for more rows")
+    parser.add_argument("--peers", type=int, default=0, help="2 and 4 unless given")
+    parser.add_argument("--cores", type=int, default=0, help="1 and 2 unless given")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    for hidden in ("--work", "--copy", "--hivemind"):
+        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--socket", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--daemon", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.folder is not None:
+        asked.params = asked.params[0]
+        if asked.work is not None:
+            work(asked)
+        elif asked.copy is not None:
+            copy(asked)
+        else:
+            hivemind(asked)
+        return
+    rows = [
+        measure(params, peers, cores, asked.rounds)
+        for params in asked.params or (1_000_000, 25_000_000)
+        for peers in ((asked.peers,) if asked.peers else (2, 4))
+        for cores in ((asked.cores,) if asked.cores else (1, 2))
+    ]
+    show(rows)
+    if asked.json:
+        asked.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
