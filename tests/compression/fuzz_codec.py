@@ -66,7 +66,7 @@ def check(data: bytes, layout: Layout, dtype: torch.dtype) -> bool:
             return False
     dense = body.dense()
     assert dense.shape == (layout.d,) and dense.dtype == dtype and bool(torch.isfinite(dense).all())
-    assert decode(encode(message), layout, dtype) == message
+    assert decode(encode(message, layout), layout, dtype) == message
     return True
 
 
