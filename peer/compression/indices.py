@@ -35,7 +35,7 @@ Way = Callable[[BitSink], None]
 def write_indices(sink: BitSink, indices: Ints, layout: Layout) -> None:
     """A strictly increasing set out of the layout's d positions."""
     ways = {BY_TENSOR: _by_tensor(indices, layout)}
-    if len(indices) < MANY * len(layout.sizes):
+    if len(indices) < MANY * len(layout.sizes) or len(layout.sizes) == 1:
         ways = {ONE_SET: lambda sink: sink.positions(layout.d, indices), **ways}
     way = _shortest(ways)
     sink.number(way)

@@ -53,6 +53,11 @@ def test_any_set_comes_back(layout, share, clustered, seed):
     np.testing.assert_array_equal(found, indices)
 
 
+def test_a_writer_without_the_layout_is_read_by_one_who_has_it():
+    indices = np.flatnonzero(drawn(NET, 0.2) >= 0)  # so many that the choice is not measured
+    np.testing.assert_array_equal(read(written(indices, Layout((NET.d,))), NET), indices)
+
+
 @pytest.mark.parametrize("share", [0.3, 0.1, 0.03, 0.01, 0.001])
 def test_a_random_set_takes_at_most_3_percent_more_than_its_information(share):
     indices = drawn(NET, share)
