@@ -182,6 +182,16 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     )
 }
 
+# of tasks that tell classes apart (peer/tasks/labels.py, batches.py)
+_CLASSES = {
+    "logit-adjustment": Option(
+        "0", "0.5 where devices have very different labels: expect one's own to be as frequent", most=4
+    ),
+    "validation": Option(
+        "0", "so many training examples held out, and evaluated on instead of test ones", most=1e6, whole=True
+    ),
+}
+
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # of the spoken-digits data
 
 TASKS: dict[str, TaskEntry] = {
@@ -191,7 +201,7 @@ TASKS: dict[str, TaskEntry] = {
             "spoken-digits",
             "ten spoken digits by six speakers; the data comes with peerd",
             shards=frozenset({"part", "dirichlet", "natural", "speaker"}),
-            options={},
+            options=_CLASSES,
             speakers=SPEAKERS,
         ),
         TaskEntry(
@@ -207,7 +217,10 @@ TASKS: dict[str, TaskEntry] = {
             "fashion-mnist",
             "ten kinds of clothes in 28 x 28 pictures; its four files lie in the folder of --data",
             shards=frozenset({"part", "dirichlet"}),
-            options={"model": Option("cnn", "54,314 parameters, or 101,770", choices=("cnn", "mlp"))},
+            options={
+                "model": Option("cnn", "54,314 parameters, or 101,770", choices=("cnn", "mlp")),
+                **_CLASSES,
+            },
         ),
         TaskEntry(
             "characters",
