@@ -100,6 +100,12 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 "preset": Option("balanced", "how many bytes to save", choices=tuple(_PRESETS)),
                 "bits": Option("1", "as --compression bits=R", least=0.01, most=MAX_BITS),
                 "final-bits": Option("2", "bits in the final rounds", least=0.01, most=MAX_BITS),
+                "placing": Option(
+                    "rate",
+                    "of exchanges in a session with an end: by the learning rate summed up, or every so many "
+                    "steps; rate, but steps with logit-adjustment",
+                    choices=("rate", "steps"),
+                ),
                 "share": Option("0.5", "most of the weight in one parcel", most=0.5),
                 "replicas": Option("on", "remember what each neighbor knows", choices=("on", "off")),
                 "replica-mb": Option("256", "memory for that", most=1e6),
@@ -235,7 +241,7 @@ TASKS: dict[str, TaskEntry] = {
 }
 
 
-# The learning rate over a session (peer/learner/schedule.py).
+# The learning rate over a session (peer/schedule.py).
 _PAIR = r"[0-9]*\.?[0-9]+:[0-9]*\.?[0-9]+"
 TRAINING_OPTIONS = {
     "schedule": Option(

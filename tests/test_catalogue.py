@@ -8,8 +8,8 @@ from peer.catalogue import Compression, parse_compression
 from peer.compression.bodies import Layout
 from peer.errors import UsageError
 from peer.grammar import Shard, parse_shard
-from peer.learner.schedule import Schedule
 from peer.mesh import graphs, topology
+from peer.schedule import Schedule
 
 
 @pytest.mark.parametrize(

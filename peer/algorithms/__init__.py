@@ -34,6 +34,7 @@ _KNOWN = {
         "preset",
         "bits",
         "final-bits",
+        "placing",  # peer/placing.py: of rounds, not of what they send
         "share",
         "replicas",
         "replica-mb",

@@ -12,6 +12,7 @@ from peer.local import Frame
 from peer.mesh.contacts import Contact
 from peer.mesh.node import Node
 from peer.mesh.transport import Transport
+from peer.placing import Placing
 from peer.status import LinkState, LinkStatus
 
 FLOAT32_BYTES = 4
@@ -22,10 +23,12 @@ DIRECTIONS: tuple[Direction, Direction] = ("out", "in")
 class Figures:
     """Running numbers of one session on this device. Times are of the event loop's clock.
 
-    folder: where its learner keeps checkpoints. local_steps: what the learner takes per exchange."""
+    folder: where its learner keeps checkpoints. local_steps: what the learner takes per exchange. placing: of
+    the session's own local steps."""
 
     def __init__(self, folder: Path) -> None:
         self.local_steps = 1
+        self.placing: Placing | None = None
         self.loss: float | None = None
         self.metrics: dict[str, float] = {}
         self.step_s: float | None = None
@@ -94,11 +97,24 @@ class Figures:
         self._used = set()
         model = FLOAT32_BYTES * (self.parameters or 0)
         self.bytes_dense_exchanges += model * links
-        self.bytes_dense += model * links * (self.local_steps if event.key.phase == TRAIN else 1)
+        self.bytes_dense += model * links * (self.steps(event.key.round) if event.key.phase == TRAIN else 1)
         if self._closed_at is not None:
             took = now - self._closed_at
             self.round_s = took if self.round_s is None else self.round_s + ROUND_GAIN * (took - self.round_s)
         self._closed_at = now
+
+    def steps(self, round_: int) -> int:
+        """Local steps that the learner takes in this round."""
+        placing = self.placing
+        if placing is None or placing.local_steps != self.local_steps:
+            return self.local_steps
+        return placing.steps(round_)
+
+    def usual_s(self, round_: int) -> float | None:
+        """How long this round is likely to take, as rounds of late did; they may grow longer."""
+        before = max(0, round_ - round(1 / ROUND_GAIN))
+        longer = max(1.0, self.steps(round_) / self.steps(before))
+        return None if self.round_s is None else longer * self.round_s
 
     def interrupted(self) -> None:
         """The learner is gone: the time until the next one's first round is not a round's."""

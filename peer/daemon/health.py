@@ -161,7 +161,8 @@ def _learner(session: SessionDriver) -> Iterator[str]:
 
 
 def _stuck(session: SessionDriver, now: float) -> Iterator[str]:
-    node, usual_s, end = session.node, session.figures.round_s, session.learning.end
+    node, end = session.node, session.learning.end
+    usual_s = session.figures.usual_s(node.key.round) if node is not None else None
     if node is None or usual_s is None or end is None:
         return
     at_learner_s = node.at_learner_s(now)

@@ -42,6 +42,7 @@ from peer.learner.link import Duties, Link, Resume
 from peer.learner.pulse import Pulse
 from peer.learner.rate import ScaledRate
 from peer.local import default_socket
+from peer.placing import Placing
 
 log = logging.getLogger("peerd.learner")
 Pace = Literal["lockstep", "free"]
@@ -67,7 +68,8 @@ def attach(
 
     socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others, and is
     what a script gets whatever the session's own pace is; "lockstep" waits in every exchange.
-    local_steps: calls of `step()` per exchange; None: the session's.
+    local_steps: calls of `step()` per exchange; None: the session's, which in a session with an end may place
+    its exchanges by its learning rate (peer/placing.py).
     Raises NoDaemonError, UnknownSessionError, or DataError when the model does not fit the session.
     """
     path = Path(socket) if socket is not None else default_socket(None, os.environ)
@@ -107,6 +109,7 @@ class Swarm:
         self._base = self._flat.read()
         self._initial = self._base
         self._since = 0  # local steps since the last hand-over
+        self._placing = Placing.of(self.descriptor)
         self._mass = False
         self._bad = 0
         self.loss_now: Callable[[], float] | None = None  # of the module as it is, on a batch of this device
@@ -129,7 +132,7 @@ class Swarm:
     @property
     def steps(self) -> int:
         """Local steps of the session so far, those before this device joined included."""
-        return max(self._link.position, 0) * self.descriptor.local_steps + self._since
+        return self._placing.first(max(self._link.position, 0)) + self._since
 
     @property
     def finished(self) -> bool:
@@ -199,7 +202,7 @@ class Swarm:
             with link.met:  # the session ends, or a new life has begun: these local steps are not part of it
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
             return self._take()
-        if self._since < self.terms.local_steps:
+        if self._since < self._wanted():
             return False
         if not link.connected or link.state == "seeking":
             self._since = 0  # alone until the daemon is back
@@ -222,7 +225,7 @@ class Swarm:
             with link.met:
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         mixed = self._take()
-        if self._since >= self.terms.local_steps and link.is_open() and not link.over:
+        if self._since >= self._wanted() and link.is_open() and not link.over:
             here = self._flat.read()
             if not self._is_finite(here):
                 return mixed
@@ -281,6 +284,11 @@ class Swarm:
             return False
         self._bad = 0
         return True
+
+    def _wanted(self) -> int:
+        """Local steps of the round that is worked on."""
+        own = self.terms.local_steps
+        return self._placing.steps(max(self._link.position, 0)) if own == self._placing.local_steps else own
 
     def _lr(self) -> float:
         return float(self._optimizer.param_groups[0]["lr"])

@@ -71,10 +71,8 @@ class Play(Witness):
         self._watched = {names[k * plan.peers // WATCHED] for k in range(WATCHED)}
         self._next_point = dict.fromkeys(self._watched, 0)
         self._decay_round = _decay_round(plan, trainer)
-        self._step_s = {
-            name: STEP_S * plan.session.local_steps * plan.slowness(number)
-            for number, name in enumerate(names)
-        }
+        self._step_s = {name: STEP_S * plan.slowness(number) for number, name in enumerate(names)}
+        self._longest = max(trainer.placing.steps(round_) for round_ in range(self.rounds))
         self.rehearsal = _Stage(
             Terms(
                 plan.session.topology,
@@ -125,14 +123,16 @@ class Play(Witness):
         return self.trainer.train(peer, z, round_, self.device(peer).exchange.algorithm.lr_scale)
 
     def _takes_s(self, peer: PeerId) -> float:
-        return self._step_s[peer] if self.device(peer).exchange.key.round < self.rounds else math.inf
+        round_ = self.device(peer).exchange.key.round
+        steps = self.trainer.placing.steps(round_) if round_ < self.rounds else math.inf
+        return steps * self._step_s[peer]
 
     def _weather(self) -> Weather:
         plan = self.plan
         return Weather(latency_s=plan.latency_s, loss=plan.loss, bandwidth_bps=plan.bandwidth_bps)
 
     def _patience_s(self) -> float:
-        return STUCK_S + 4 * max(self._step_s.values())
+        return STUCK_S + 4 * self._longest * max(self._step_s.values())
 
     def _over(self) -> bool:
         return self.front >= self.rounds and all(
@@ -185,7 +185,8 @@ class Play(Witness):
         links = len(self._used.pop(device.peer, ()))
         model = FLOAT32_BYTES * self.trainer.parameters * links
         self.tally.dense_exchanges += model
-        self.tally.dense += model * (self.plan.session.local_steps if event.key.phase == TRAIN else 1)
+        steps = self.trainer.placing.steps(event.key.round) if event.key.phase == TRAIN else 1
+        self.tally.dense += model * steps
         self.tally.generations.add(event.key.generation)
         count = min(event.key.round + 1, self.rounds)
         if count == self.rounds:
@@ -230,4 +231,4 @@ def _decay_round(plan: Plan, trainer: Trainer) -> int | None:
     if not trainer.schedule.decay:
         return None
     step = math.ceil(trainer.schedule.decay[0][0] * plan.steps)
-    return max(1, step // plan.session.local_steps)
+    return max(1, trainer.placing.closed(step))
