@@ -1,9 +1,10 @@
 """A plan, played in virtual time: the daemons' nodes and exchanges, a trainer, faults, and a tally of it all.
 
 All peers begin at time 0 with weight 1 and the same initial model, and have met before the first local step:
-nobody joins, so nothing but what is compared differs between two rehearsals. A session has no final rounds
-here; the report's averaged model says what they would come to. Local steps take STEP_S of virtual time each.
-A peer that has closed the last round takes no more, and answers until the others have closed theirs too.
+nobody joins, so nothing but what is compared differs between two rehearsals. There are no final rounds unless
+asked for; the report's averaged model says what they would come to. Local steps take STEP_S of virtual time
+each. A peer that has closed the last round takes no more, and answers until the others have closed theirs
+too.
 
 How well it goes is measured on the models as they are mixed: of WATCHED peers about POINTS times on the way,
 of all at the end and, with schedule "step", in the last round before the learning rate first falls.
@@ -62,7 +63,8 @@ class Play(Witness):
         self.rounds = plan.session.rounds
         self.front = 0  # rounds closed by whoever has closed most
         self.tally = Tally()
-        self.final: dict[PeerId, Tensor] = {}  # as mixed in the last round
+        self.final: dict[PeerId, Tensor] = {}  # as mixed in the last round, or after the final ones
+        self.before_final: dict[PeerId, Tensor] = {}
         self.before_decay: dict[PeerId, Tensor] = {}
         self._scenes = scenes_of(plan)
         self._used: dict[PeerId, set[PeerId]] = {}  # links that carry something in the open round
@@ -77,6 +79,7 @@ class Play(Witness):
             Terms(
                 plan.session.topology,
                 plan.session.seed,
+                rounds=plan.session.rounds if plan.final_rounds else 0,
                 graph=catalogue.algorithm(plan.session.algorithm).graph,
             ),
             self._exchange,
@@ -135,9 +138,17 @@ class Play(Witness):
         return STUCK_S + 4 * self._longest * max(self._step_s.values())
 
     def _over(self) -> bool:
-        return self.front >= self.rounds and all(
-            device.node.key.round >= self.rounds for device in self.rehearsal.alive()
-        )
+        return self.front >= self.rounds and all(map(self._is_done, self.rehearsal.alive()))
+
+    def _is_done(self, device: Device) -> bool:
+        if self.plan.final_rounds:
+            return device.exchange.state == "finished"
+        return device.node.key.round >= self.rounds
+
+    def there(self) -> list[Device]:
+        """Devices that are on, or have gone because the session was over."""
+        devices = self.rehearsal.devices.values()
+        return [device for device in devices if device.alive or device.left == "finished"]
 
     # --- what happens to the devices -----------------------------------------------------------------
 
@@ -179,6 +190,8 @@ class Play(Witness):
                 self._used.setdefault(device.peer, set()).add(event.dst)
             elif isinstance(event, Closed):
                 self._closed(device, event)
+        if device.exchange.state == "finished" and device.model is not None:
+            self.final[device.peer] = device.model
 
     def _closed(self, device: Device, event: Closed) -> None:
         assert device.model is not None
@@ -191,6 +204,8 @@ class Play(Witness):
         count = min(event.key.round + 1, self.rounds)
         if count == self.rounds:
             self.final.setdefault(device.peer, device.model)
+            if self.plan.final_rounds:
+                self.before_final.setdefault(device.peer, device.model)
         if self._decay_round is not None and count >= self._decay_round:
             self.before_decay.setdefault(device.peer, device.model)
         self._look(count, device.peer, device.model)

@@ -50,7 +50,8 @@ def figures(text: str) -> dict[str, Any]:
 def test_the_json_has_the_contracts_names() -> None:
     found = figures("--algorithm sgp --peers 4 --rounds 8")
     assert list(found) == [
-        "arguments", "seed", "virtual_s", "wall_s", "parameters", "metric", "metric_before_decay", "curve",
+        "arguments", "seed", "virtual_s", "wall_s", "parameters", "metric", "metric_before_decay",
+        "metric_before_final_rounds", "curve",
         "bytes", "mass_error", "weight_min", "weight_max", "consensus_distance", "messages_lost",
         "generations", "rounds_alone",
     ]  # fmt: skip
@@ -109,6 +110,20 @@ def test_before_the_decay_the_rate_is_still_the_first_one() -> None:
     constant = figures(f"{text.replace('40', '20')}")
     assert decayed["metric_before_decay"] == constant["metric"]
     assert decayed["metric"] != decayed["metric_before_decay"]
+
+
+@pytest.mark.parametrize("algorithm", ["sgp", "difference-push", "relay-sum"])
+def test_final_rounds_end_with_one_model_when_they_are_asked_for(algorithm: str) -> None:
+    text = f"--algorithm {algorithm} --peers 8 --rounds 20 --option noise=1 --latency 2ms..40ms"
+    if algorithm == "difference-push":
+        text += " --option final-bits=8"
+    found, without = figures(f"{text} --final-rounds"), figures(text)
+    assert without["metric_before_final_rounds"] is None and not without["arguments"]["final_rounds"]
+    assert found["consensus_distance"] < 0.05 * without["consensus_distance"]
+    assert found["metric"]["worst"] == pytest.approx(found["metric"]["averaged_model"], rel=0.02)
+    assert found["metric_before_final_rounds"] == without["metric"], "up to there it is the same"
+    assert found["bytes"]["sent_per_peer"] > without["bytes"]["sent_per_peer"]
+    assert found["mass_error"] is None or found["mass_error"] < 1e-9
 
 
 def test_dense_figures_are_one_model_per_link_and_local_step() -> None:
