@@ -91,6 +91,13 @@ class Algorithm(ABC):
     def begin(self, model: Tensor, weight: float) -> None:
         """Start with this model and weight: as founder, or from a checkpoint."""
 
+    def own(self) -> dict[str, Tensor]:
+        """What a checkpoint is to hold besides the model: vectors like it, by name, per unit of weight."""
+        return {}
+
+    def restore(self, own: Mapping[str, Tensor]) -> None:  # noqa: B027 - most have nothing of their own
+        """After begin() with the model of a checkpoint: what own() gave for it."""
+
     @abstractmethod
     def open(self, links: Links) -> None:
         """A round opens, or its links have changed before step()."""

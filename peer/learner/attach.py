@@ -35,10 +35,10 @@ from peer.event_frames import to_frame
 from peer.events import Looked
 from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
 from peer.learner.dial import Attachment, dial
-from peer.learner.exchange import Exchange, mixes
+from peer.learner.exchange import Exchange, Resume, mixes
 from peer.learner.export import exported
 from peer.learner.flat import FlatModel, signature_bytes
-from peer.learner.link import Duties, Link, Resume
+from peer.learner.link import Duties, Link
 from peer.learner.pulse import Pulse
 from peer.learner.rate import ScaledRate
 from peer.local import default_socket
@@ -117,7 +117,8 @@ class Swarm:
         found = self._keeper.found
         self._link = Link(attached, Duties(
             self._exchange, self._export, self._redial, self._introduction(),
-            resume=None if found is None else (found.model, found.round), child=terms.child,
+            resume=None if found is None else Resume(found.model, found.round, found.own),
+            child=terms.child,
         ))  # fmt: skip
         for problem in self._keeper.problems:
             self.log(problem)
@@ -323,17 +324,17 @@ class Swarm:
         kept = self._link.kept()
         if kept is None:
             return  # there never was a model here: an earlier checkpoint stays the newest
-        model, round_ = kept
         before = self._keeper.problem
         self._keeper.save(
             Checkpoint(
                 session=self.descriptor.id,
                 algorithm=self.descriptor.algorithm,
-                round=max(round_, 0),
+                round=max(kept.round, 0),
                 weight=self._link.weight,
                 signature=self._flat.signature,
-                model=model,
+                model=kept.model,
                 optimizer=save_plain(self._optimizer.state_dict()),
+                own=dict(kept.own),
             )
         )
         if self._keeper.problem and self._keeper.problem != before:

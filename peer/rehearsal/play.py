@@ -22,7 +22,7 @@ from peer import catalogue
 from peer.algorithms import make
 from peer.errors import PeerdError
 from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed, ToLearner
-from peer.learner.exchange import Exchange
+from peer.learner.exchange import Exchange, Resume
 from peer.mesh.node import Terms
 from peer.rehearsal.books import Books
 from peer.rehearsal.driver import Device, Rehearsal, Weather, Witness
@@ -115,7 +115,7 @@ class Play(Witness):
 
     # --- what the driver asks for --------------------------------------------------------------------
 
-    def _exchange(self, peer: PeerId, resume: tuple[Tensor, int] | None) -> Exchange:
+    def _exchange(self, peer: PeerId, resume: Resume | None) -> Exchange:
         session, trainer = self.plan.session, self.trainer
         own = catalogue.options_for("algorithm", session.options)
         dtype = trainer.initial.dtype

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from learner.daemon_stand_in import StandIn, descriptor, signature_of
+from peer.algorithms.sparse_push import SparsePush
 from peer.errors import DataError, DivergedError, StateError
 from peer.events import Closed, Found, Holds, Key, OpenRound, Ready
 from peer.learner import attach, checkpoint, link
@@ -199,6 +200,26 @@ def test_the_last_checkpoint_holds_the_last_mixed_model_and_a_resume_begins_with
     assert after.events[0] == Ready(1, 2, after.events[0].bases)  # type: ignore[attr-defined]
     again.steps(2)
     after.wait_for(lambda: closed(after) == [3])
+
+
+def error_of(script: Script) -> Tensor:
+    algorithm = script.swarm._link._exchange.algorithm
+    assert isinstance(algorithm, SparsePush)
+    return algorithm.e
+
+
+def test_error_feedback_is_taken_up_with_the_models_own_checkpoint_and_with_no_other(tmp_path: Path) -> None:
+    session = descriptor(algorithm="sparse-push")
+    script = Script(tmp_path, StandIn(session))
+    script.swarm.begin()
+    script.steps(2)
+    error_of(script)[1] = 0.5  # what a parcel would have left
+    script.swarm._checkpoint()
+    resumed, joined = (Script(tmp_path, StandIn(session, resume=resume)) for resume in (True, False))
+    resumed.swarm.begin()
+    joined.swarm.begin()
+    assert error_of(resumed).tolist() == [0, 0.5, 0, 0]
+    assert error_of(joined).tolist() == [0, 0, 0, 0], "it begins with another model"
 
 
 def test_the_end_of_a_bounded_session_is_the_averaged_model(tmp_path: Path) -> None:
