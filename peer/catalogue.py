@@ -73,11 +73,12 @@ DEFAULT_ALGORITHM, DEFAULT_TOPOLOGY, DEFAULT_TASK = (
 )
 DEFAULT_LOCAL_STEPS = 16  # as preset "balanced"
 
-# Local steps and bits per exchange; bytes saved at which loss, measured: 8 peers, Fashion-MNIST, 54k.
+# Local steps and bits per exchange. Bytes saved on the wire, final rounds included, as `peerd rehearse`
+# counts them: 8 peers, Fashion-MNIST cnn, exponential graph, 128 exchanges (bench/frontier.py).
 _PRESETS = {
-    "dense": Preset(4, "bits=1"),  # 123x at 0.5 points
-    "balanced": Preset(16, "bits=1"),  # 475x at 1.0 points
-    "frugal": Preset(32, "bits=1"),  # 951x at 0.5 points, twice the steps
+    "dense": Preset(4, "bits=1"),  # DENSE_X
+    "balanced": Preset(16, "bits=1"),  # 485x
+    "frugal": Preset(32, "bits=0.95"),  # FRUGAL_X
 }
 
 _GUARD = {
@@ -108,7 +109,12 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 ),
                 "share": Option("0.5", "most of the weight in one parcel", most=0.5),
                 "replicas": Option("on", "remember what each neighbor knows", choices=("on", "off")),
-                "replica-mb": Option("256", "memory for that", most=1e6),
+                "replica-mb": Option(
+                    "auto",
+                    "memory for that; auto is a quarter of what the device has left",
+                    most=1e6,
+                    words=("auto",),
+                ),
                 **_GUARD,
             },
             topologies=DIRECTED,

@@ -23,7 +23,7 @@ from torch import Tensor
 from peer.compression.bodies import Dense
 from peer.compression.codec import Message as Message
 from peer.errors import RemoteError
-from peer.events import Key, LinkDown, LinkUp, PeerId
+from peer.events import Direction, Key, LinkDown, LinkUp, PeerId
 
 SNAPSHOT, SHARE, ESTATE = 0, 1, 2  # meanings every algorithm knows; an algorithm's own start at 16
 MAX_WEIGHT = 1e6  # in one message; the weights of a whole session sum up to its founders' (guess)
@@ -159,6 +159,12 @@ class Algorithm(ABC):
     def room(self) -> bool:
         """Is there memory for what one more in-link would have this node keep?"""
         return True
+
+    @property
+    def lacking(self) -> frozenset[tuple[Direction, PeerId]]:
+        """Links in use that do without what this algorithm would keep for them, for want of memory at one of
+        their ends."""
+        return frozenset()
 
     def evicted(self) -> tuple[PeerId, ...]:
         """Out-neighbors whose link's state made room for another: their links need a new epoch. Told once."""

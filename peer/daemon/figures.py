@@ -38,6 +38,8 @@ class Figures:
         self.consensus_distance: float | None = None
         self.checkpoint_at: float | None = None
         self.checkpoint_problem = ""
+        self.links_without_replica: int | None = None
+        self.replica_mb: float | None = None
         self.bytes_dense = 0
         self.bytes_dense_exchanges = 0
         self._folder = folder
@@ -57,6 +59,10 @@ class Figures:
         local_steps = frame.get("local_steps")
         if isinstance(local_steps, int) and local_steps > 0:
             self.local_steps = local_steps
+        self.replica_mb = _number(frame.get("replica_mb"), self.replica_mb)
+        without = frame.get("links_without_replica")
+        if isinstance(without, int) and without >= 0:
+            self.links_without_replica = without
         metrics = frame.get("metrics")
         if isinstance(metrics, dict) and metrics:
             found = {str(name): _number(value, None) for name, value in metrics.items()}
@@ -119,6 +125,7 @@ class Figures:
     def interrupted(self) -> None:
         """The learner is gone: the time until the next one's first round is not a round's."""
         self._closed_at = None
+        self.links_without_replica = self.replica_mb = None
 
     def status(
         self, now: float, descriptor: Descriptor | None, node: Node | None, transport: Transport
@@ -139,6 +146,8 @@ class Figures:
             "bytes_dense_exchanges": self.bytes_dense_exchanges,
             "reduction": self.bytes_dense / sent if sent and self.bytes_dense else None,
             "checkpoint_age_s": age,
+            "links_without_replica": self.links_without_replica,
+            "replica_mb": self.replica_mb,
         }
         if descriptor is not None:
             task = descriptor.task

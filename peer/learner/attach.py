@@ -39,6 +39,7 @@ from peer.learner.exchange import Exchange, Resume, mixes
 from peer.learner.export import exported
 from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.link import Duties, Link
+from peer.learner.memory import with_memory
 from peer.learner.pulse import Pulse
 from peer.learner.rate import ScaledRate
 from peer.local import default_socket
@@ -111,6 +112,7 @@ class Swarm:
         self._since = 0  # local steps since the last hand-over
         self._placing = Placing.of(self.descriptor)
         self._mass = False
+        self._replica_mb: float | None = None  # memory for what is remembered of links
         self._bad = 0
         self.loss_now: Callable[[], float] | None = None  # of the module as it is, on a batch of this device
         self._pulse = Pulse()
@@ -318,7 +320,11 @@ class Swarm:
 
     def _tell(self) -> None:
         kept = {"checkpoint_round": self._keeper.round, "checkpoint_problem": self._keeper.problem}
-        self._link.post({"op": "report", **self._pulse.report(), **kept})
+        memory = {} if self._replica_mb is None else self._memory(self._replica_mb)
+        self._link.post({"op": "report", **self._pulse.report(), **kept, **memory})
+
+    def _memory(self, replica_mb: float) -> dict[str, Any]:
+        return {"replica_mb": replica_mb, "links_without_replica": len(self._link.lacking())}
 
     def _checkpoint(self) -> None:
         kept = self._link.kept()
@@ -394,7 +400,9 @@ class Swarm:
     def _exchange(self, resume: Resume | None) -> Exchange:
         session, lockstep = self.descriptor, self.terms.pace == "lockstep"
         layout = Layout(self._flat.sizes, self._flat.rows)
-        options = catalogue.options_for("algorithm", session.options)
+        options = with_memory(session.algorithm, catalogue.options_for("algorithm", session.options))
+        if "replica-mb" in options:
+            self._replica_mb = float(options["replica-mb"])
         algorithm = algorithms.make(
             session.algorithm, options, layout, self._flat.dtype, session.compression, lockstep=lockstep
         )

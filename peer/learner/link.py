@@ -25,7 +25,7 @@ from torch import Tensor
 
 from peer.errors import DataError, NoDaemonError, PeerdError
 from peer.event_frames import EventAssembler
-from peer.events import FINAL, Closed, Found, FromLearner, Ready, ToLearner
+from peer.events import FINAL, Closed, Direction, Found, FromLearner, PeerId, Ready, ToLearner
 from peer.learner.dial import Attachment
 from peer.learner.exchange import Exchange, Look, Resume, State
 from peer.local import SharedBuffer, error_of
@@ -144,6 +144,11 @@ class Link:
     def lr_scale(self) -> float:
         """What the local steps' learning rate is to be multiplied with, as things stand; `met` held."""
         return self._exchange.lr_scale
+
+    def lacking(self) -> frozenset[tuple[Direction, PeerId]]:
+        """Links that do without a replica for want of memory."""
+        with self.met:
+            return self._exchange.algorithm.lacking
 
     def post(self, frame: dict[str, Any]) -> None:
         """Send a frame to the daemon; dropped while there is none."""
