@@ -76,7 +76,7 @@ DEFAULT_LOCAL_STEPS = 16  # as preset "balanced"
 # Local steps and bits per exchange. Bytes saved on the wire, final rounds included, as `peerd rehearse`
 # counts them: 8 peers, Fashion-MNIST cnn, exponential graph, 128 exchanges (bench/frontier.py).
 _PRESETS = {
-    "dense": Preset(4, "bits=1"),  # 126x, of 512 exchanges
+    "dense": Preset(4, "bits=1"),  # 122x
     "balanced": Preset(16, "bits=1"),  # 485x
     "frugal": Preset(32, "bits=0.95"),  # 1018x
 }
