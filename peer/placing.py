@@ -12,7 +12,9 @@ n_r. Where the rate's peak is so high that a round would have no step of its own
 much as gives it one.
 
 Measured on Fashion-MNIST with 8 peers: placed so, 0.2 to 0.8 points better than every H steps; with logit
-adjustment every H steps is better before the final rounds, and alike after them.
+adjustment every H steps is better before the final rounds, and alike after them. The last round has about a
+tenth of all steps, so it ends with devices further apart, whose data differs much the further: on quadratics,
+where nothing is alike, final rounds at 2 bits leave five times the distance. There `placing=steps`.
 """
 
 from __future__ import annotations
