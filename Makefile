@@ -3,7 +3,7 @@
 # make check   format, lint, types, who may import whom
 # make proto   regenerate peer/wire from proto/peer.proto
 # make bench   footprint and speed, as tables; never part of the tests; with FASHION_MNIST=DIR (the four
-#              files) also what unlike data costs
+#              files) also what unlike data costs, and what saving bytes does: that one takes hours
 # make soak    $FAULT_SEEDS (10000) random stories of faults in virtual time, then the long story of
 #              tests/lan again and again, then a table of how soon devices recover, then one of faults
 #              again and again, $CAMPAIGN ("--full" for half a day of them); make fuzz: hypothesis with many
@@ -67,6 +67,7 @@ bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
 	.venv/bin/python -P bench/rehearsal.py
 	.venv/bin/python -P bench/heterogeneity.py
+	.venv/bin/python -P bench/frontier.py
 
 soak: venv
 	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal/test_faults.py

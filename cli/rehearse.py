@@ -129,6 +129,11 @@ _TRAINING = ("schedule", "warmup", "lr_decay")
     metavar="S",
     help="Of everything random.",
 )
+@click.option(
+    "--final-rounds",
+    is_flag=True,
+    help="End as a session with an end does, with some rounds of averaging alone.",
+)
 @click.option("--data", metavar="PATH", help="Folder with the task's data; a text for characters.")
 @click.option(
     "--json", "json_file", metavar="FILE", help="Write the figures for programs; - is standard output."
@@ -138,8 +143,8 @@ def command(**arguments: Any) -> None:
     """Many devices in virtual time: the daemon's own code, by seed.
 
     Tries an algorithm, a topology or a bad network before any device does. All peers begin at once with the
-    same model and without final rounds; each takes its local steps on its own part of the data. Local steps
-    take 50 ms each of virtual time.
+    same model; each takes its local steps on its own part of the data. Local steps take 50 ms each of virtual
+    time.
     """  # fmt: skip
     request = request_of(arguments)
     sys.stdout.flush()
@@ -168,7 +173,7 @@ def request_of(arguments: dict[str, Any]) -> dict[str, Any]:
         "task_file": str(Path(arguments["task"]).absolute()) if task.name == "file" else None,
         "data": arguments["data"],
         "json": arguments["json_file"],
-        **{name: arguments[name] for name in ("peers", "split", "plot")},
+        **{name: arguments[name] for name in ("peers", "split", "plot", "final_rounds")},
         "words": {name: arguments[name] for name in _WORDS},
     }
 

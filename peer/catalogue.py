@@ -91,11 +91,12 @@ DEFAULT_ALGORITHM, DEFAULT_TOPOLOGY, DEFAULT_TASK = (
 )
 DEFAULT_LOCAL_STEPS = 16  # as preset "balanced"
 
-# Local steps and bits per exchange; bytes saved at which loss, measured: 8 peers, Fashion-MNIST, 54k.
+# Local steps and bits per exchange. Bytes saved on the wire, final rounds included, as `peerd rehearse`
+# counts them: 8 peers, Fashion-MNIST cnn, exponential graph, 128 exchanges (bench/frontier.py).
 _PRESETS = {
-    "dense": Preset(4, "bits=1"),  # 123x at 0.5 points
-    "balanced": Preset(16, "bits=1"),  # 475x at 1.0 points
-    "frugal": Preset(32, "bits=1"),  # 951x at 0.5 points, twice the steps
+    "dense": Preset(4, "bits=1"),  # 122x
+    "balanced": Preset(16, "bits=1"),  # 485x
+    "frugal": Preset(32, "bits=0.95"),  # 1018x
 }
 
 _GUARD = {
@@ -118,9 +119,20 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 "preset": Option("balanced", "how many bytes to save", choices=tuple(_PRESETS)),
                 "bits": Option("1", "as --compression bits=R", least=0.01, most=MAX_BITS),
                 "final-bits": Option("2", "bits in the final rounds", least=0.01, most=MAX_BITS),
+                "placing": Option(
+                    "rate",
+                    "of exchanges in a session with an end: by the learning rate summed up, or every so many "
+                    "steps; rate, but steps with logit-adjustment",
+                    choices=("rate", "steps"),
+                ),
                 "share": Option("0.5", "most of the weight in one parcel", most=0.5),
                 "replicas": Option("on", "remember what each neighbor knows", choices=("on", "off")),
-                "replica-mb": Option("256", "memory for that", most=1e6),
+                "replica-mb": Option(
+                    "auto",
+                    "memory for that; auto is a quarter of what the device has left",
+                    most=1e6,
+                    words=("auto",),
+                ),
                 **_GUARD,
             },
             topologies=DIRECTED,
@@ -200,6 +212,16 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     )
 }
 
+# of tasks that tell classes apart (peer/tasks/labels.py, batches.py)
+_CLASSES = {
+    "logit-adjustment": Option(
+        "0", "0.5 where devices have very different labels: expect one's own to be as frequent", most=4
+    ),
+    "validation": Option(
+        "0", "so many training examples held out, and evaluated on instead of test ones", most=1e6, whole=True
+    ),
+}
+
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # of the spoken-digits data
 
 TASKS: dict[str, TaskEntry] = {
@@ -209,7 +231,7 @@ TASKS: dict[str, TaskEntry] = {
             "spoken-digits",
             "ten spoken digits by six speakers; the data comes with peerd",
             shards=frozenset({"part", "dirichlet", "natural", "speaker"}),
-            options={},
+            options=_CLASSES,
             speakers=SPEAKERS,
         ),
         TaskEntry(
@@ -225,7 +247,10 @@ TASKS: dict[str, TaskEntry] = {
             "fashion-mnist",
             "ten kinds of clothes in 28 x 28 pictures; its four files lie in the folder of --data",
             shards=frozenset({"part", "dirichlet"}),
-            options={"model": Option("cnn", "54,314 parameters, or 101,770", choices=("cnn", "mlp"))},
+            options={
+                "model": Option("cnn", "54,314 parameters, or 101,770", choices=("cnn", "mlp")),
+                **_CLASSES,
+            },
         ),
         TaskEntry(
             "characters",
@@ -240,7 +265,7 @@ TASKS: dict[str, TaskEntry] = {
 }
 
 
-# The learning rate over a session (peer/learner/schedule.py).
+# The learning rate over a session (peer/schedule.py).
 _PAIR = r"[0-9]*\.?[0-9]+:[0-9]*\.?[0-9]+"
 TRAINING_OPTIONS = {
     "schedule": Option(

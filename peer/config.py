@@ -89,7 +89,7 @@ class Descriptor:
             if self.task != "file":
                 catalogue.task(self.task)
             pairs = [f"{key}={value}" for key, value in self.options.items()]
-            catalogue.resolve_options(self.algorithm, self.task, pairs)
+            catalogue.check_schedule(catalogue.resolve_options(self.algorithm, self.task, pairs), self.rounds)
         except UsageError as error:
             raise ConfigError(f"session '{self.name[:MAX_NAME]}': {error}") from error
         rules = {

@@ -46,7 +46,9 @@ class LinkStatus:
 
 @dataclass(frozen=True, slots=True)
 class SessionStatus:
-    """One session of this device. members: how many are alive, this device included."""
+    """One session of this device. members: how many are alive, this device included. links_without_replica:
+    for want of memory at one of their ends; replica_mb: what this device has for them. Both None where the
+    algorithm needs none."""
 
     name: str
     id: str | None = None
@@ -72,6 +74,8 @@ class SessionStatus:
     round_s: float | None = None
     checkpoint_age_s: float | None = None
     links: tuple[LinkStatus, ...] = ()
+    links_without_replica: int | None = None
+    replica_mb: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -11,8 +11,8 @@ from peer.compression import compressor, values
 from peer.compression.bodies import Layout
 from peer.errors import UsageError
 from peer.grammar import PARTS, Shard, Sized, parse_shard, written
-from peer.learner.schedule import Schedule
 from peer.mesh import graphs, topology
+from peer.schedule import Schedule
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ PURE = [
     "peer/mesh/patience.py",
     "peer/mesh/node.py",
     "peer/learner/exchange.py",
+    "peer/placing.py",
+    "peer/schedule.py",
     "peer/algorithms",
     "peer/compression",
 ]

@@ -35,6 +35,8 @@ SESSION = [
     "round_s",
     "checkpoint_age_s",
     "links",
+    "links_without_replica",
+    "replica_mb",
 ]
 LINK = [
     "peer",

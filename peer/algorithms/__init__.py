@@ -34,6 +34,7 @@ _KNOWN = {
         "preset",
         "bits",
         "final-bits",
+        "placing",  # peer/placing.py: of rounds, not of what they send
         "share",
         "replicas",
         "replica-mb",
@@ -167,10 +168,17 @@ def _difference_push(asked: _Request) -> Algorithm:
         budget,
         usual=usual,
         replicas=replicas,
-        replica_mb=asked.number("replica-mb", REPLICA_MB, 0.0, 1e6),
+        replica_mb=_replica_mb(asked),
         lockstep=asked.lockstep,
         guard=asked.guard,
     )
+
+
+def _replica_mb(asked: _Request) -> float:
+    """What "auto" comes to is the learner's to say (learner/memory.py); else it is a constant."""
+    if asked.options.get("replica-mb") == "auto":
+        return REPLICA_MB
+    return asked.number("replica-mb", REPLICA_MB, 0.0, 1e6)
 
 
 def _relay_sum(asked: _Request) -> Algorithm:

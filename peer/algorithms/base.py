@@ -23,7 +23,7 @@ from torch import Tensor
 from peer.compression.bodies import Dense, peak_of
 from peer.compression.codec import Message as Message
 from peer.errors import RemoteError
-from peer.events import Key, LinkDown, LinkUp, PeerId
+from peer.events import Direction, Key, LinkDown, LinkUp, PeerId
 
 SNAPSHOT, SHARE, ESTATE = 0, 1, 2  # meanings every algorithm knows; an algorithm's own start at 16
 MAX_WEIGHT = 1e6  # in one message; the weights of a whole session sum up to its founders' (guess)
@@ -91,6 +91,13 @@ class Algorithm(ABC):
     def begin(self, model: Tensor, weight: float) -> None:
         """Start with this model and weight: as founder, or from a checkpoint."""
 
+    def own(self) -> dict[str, Tensor]:
+        """What a checkpoint is to hold besides the model: vectors like it, by name, per unit of weight."""
+        return {}
+
+    def restore(self, own: Mapping[str, Tensor]) -> None:  # noqa: B027 - most have nothing of their own
+        """After begin() with the model of a checkpoint: what own() gave for it."""
+
     @abstractmethod
     def open(self, links: Links) -> None:
         """A round opens, or its links have changed before step()."""
@@ -152,6 +159,12 @@ class Algorithm(ABC):
     def room(self) -> bool:
         """Is there memory for what one more in-link would have this node keep?"""
         return True
+
+    @property
+    def lacking(self) -> frozenset[tuple[Direction, PeerId]]:
+        """Links in use that do without what this algorithm would keep for them, for want of memory at one of
+        their ends."""
+        return frozenset()
 
     def evicted(self) -> tuple[PeerId, ...]:
         """Out-neighbors whose link's state made room for another: their links need a new epoch. Told once."""

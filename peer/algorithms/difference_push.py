@@ -36,7 +36,7 @@ from peer.algorithms.replicas import REPLICA_MB, Replicas, size_of
 from peer.compression.bodies import Body, Empty, Layout, Recalled
 from peer.compression.compressor import Compress
 from peer.compression.history import History
-from peer.events import FINAL, Key, LinkDown, LinkUp, PeerId
+from peer.events import FINAL, Direction, Key, LinkDown, LinkUp, PeerId
 
 DIFFERENCE = 16  # h += body, from the model `base` if one is named; weight units of h
 REPLICA = 17  # h = body, weight 0
@@ -157,6 +157,7 @@ class DifferencePush(PushSum):
             self.replicas.learn(src, h, history.after(q))
             return message.weight * h
         if meaning == DEVIATION:
+            self.replicas.does_without(src)
             return message.weight * (self.initial_model(message.base) + q.dense())
         return super().mass_of(src, message)
 
@@ -176,6 +177,10 @@ class DifferencePush(PushSum):
     @property
     def room(self) -> bool:
         return self.replicas.room(size_of(self.x))
+
+    @property
+    def lacking(self) -> frozenset[tuple[Direction, PeerId]]:
+        return frozenset(self.replicas.lacking)
 
     def evicted(self) -> tuple[PeerId, ...]:
         evicted, self.replicas.evicted = tuple(self.replicas.evicted), []

@@ -2,10 +2,13 @@
 
 A replica lives for one epoch of its link, and with it what both ends remember of the link's parcels
 (history.py). It starts from a base (a model both ends name by digest) or from a dense parcel; difference_push
-says what is added to it. There is room for so many bytes of them, in-links
-and out-links together; links beyond that do without, and the link that has been idle longest makes room for
-one that is used. Its epoch ends at both ends: an out-link's at once (`evicted`), an in-link's when its sender
-uses it again and hears that its replica is gone.
+says what is added to it. There is room for so many bytes of them, in-links and out-links together; links
+beyond that do without, and the link that has been idle longest makes room for one that is used. Its epoch
+ends at both ends: an out-link's at once (`evicted`), an in-link's when its sender uses it again and hears
+that its replica is gone.
+
+Memory of a link and end, for each parameter: 4 bytes of h (in fp32) and 2 of history. So with the exponential
+graph's log2 n links in and out, 6 x 2 log2 n bytes a parameter: 36 among 8, 72 among 64.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from peer.compression.history import History
 from peer.errors import UnknownBaseError
 from peer.events import Direction, LinkDown, LinkUp, PeerId
 
-REPLICA_MB = 256.0  # guess: a quarter of the smallest Pi's memory
+REPLICA_MB = 256.0  # guess: a quarter of the smallest Pi's memory. The learner measures (learner/memory.py)
 IDLE_ROUNDS = USABLE_ROUNDS  # links unused for longer make room for others (guess)
 
 
@@ -47,6 +50,7 @@ class Replicas:
     """All replicas of one node. allowed: False keeps none. mb: megabytes for both directions together.
 
     evicted: out-neighbors whose replica made room for another; a new epoch of the link frees theirs as well.
+    lacking: links in use that would have a replica, were there memory for it at both ends.
     """
 
     def __init__(self, held: Bases, *, allowed: bool = True, mb: float = REPLICA_MB) -> None:
@@ -54,9 +58,11 @@ class Replicas:
         self.out: dict[PeerId, OutLink] = {}
         self.into: dict[PeerId, InLink] = {}  # in-links that have a replica, by sender
         self.evicted: list[PeerId] = []
+        self.lacking: set[tuple[Direction, PeerId]] = set()
 
     def on_links(self, change: LinkUp | LinkDown) -> None:
         """State of the link's last epoch is gone, at both ends together."""
+        self.lacking.discard((change.direction, change.peer))
         if change.direction == "in":
             self.into.pop(change.peer, None)
         elif isinstance(change, LinkUp):
@@ -75,9 +81,9 @@ class Replicas:
     def keeps(self, peer: PeerId, like: Tensor) -> bool:
         """Does the link to `peer` have a replica, or may it have one the size of `like`?"""
         link = self.link_to(peer)
-        if link.h is not None:
-            return True
-        return self.allowed and link.allowed and self._make_room(size_of(like))
+        keeps = link.h is not None or (self.allowed and link.allowed and self._make_room(size_of(like)))
+        self._note("out", peer, lacks=not keeps)
+        return keeps
 
     def opening(self, peer: PeerId) -> tuple[Tensor, bytes] | None:
         """The base that the link's replica starts from, and its digest; None: there is none in common."""
@@ -109,6 +115,17 @@ class Replicas:
         if src not in self.into and not (self.allowed and self._make_room(size_of(h))):
             raise UnknownBaseError(f"no room for a replica of the link from {src} here; it does without")
         self.into[src] = InLink(h, self.held.round, history)
+        self._note("in", src, lacks=False)
+
+    def does_without(self, src: PeerId) -> None:
+        """The link from `src` has carried a parcel that needs no replica."""
+        self._note("in", src, lacks=True)
+
+    def _note(self, direction: Direction, peer: PeerId, *, lacks: bool) -> None:
+        if lacks and self.allowed:
+            self.lacking.add((direction, peer))
+        else:
+            self.lacking.discard((direction, peer))
 
     def _from(self, src: PeerId) -> InLink:
         if src not in self.into:

@@ -12,6 +12,7 @@ from peer.local import Frame
 from peer.mesh.contacts import Contact
 from peer.mesh.node import Node
 from peer.mesh.transport import Transport
+from peer.placing import Placing
 from peer.status import LinkState, LinkStatus
 
 FLOAT32_BYTES = 4
@@ -22,10 +23,12 @@ DIRECTIONS: tuple[Direction, Direction] = ("out", "in")
 class Figures:
     """Running numbers of one session on this device. Times are of the event loop's clock.
 
-    folder: where its learner keeps checkpoints. local_steps: what the learner takes per exchange."""
+    folder: where its learner keeps checkpoints. local_steps: what the learner takes per exchange. placing: of
+    the session's own local steps."""
 
     def __init__(self, folder: Path) -> None:
         self.local_steps = 1
+        self.placing: Placing | None = None
         self.loss: float | None = None
         self.metrics: dict[str, float] = {}
         self.step_s: float | None = None
@@ -35,6 +38,8 @@ class Figures:
         self.consensus_distance: float | None = None
         self.checkpoint_at: float | None = None
         self.checkpoint_problem = ""
+        self.links_without_replica: int | None = None
+        self.replica_mb: float | None = None
         self.bytes_dense = 0
         self.bytes_dense_exchanges = 0
         self._folder = folder
@@ -54,6 +59,10 @@ class Figures:
         local_steps = frame.get("local_steps")
         if isinstance(local_steps, int) and local_steps > 0:
             self.local_steps = local_steps
+        self.replica_mb = _number(frame.get("replica_mb"), self.replica_mb)
+        without = frame.get("links_without_replica")
+        if isinstance(without, int) and without >= 0:
+            self.links_without_replica = without
         metrics = frame.get("metrics")
         if isinstance(metrics, dict) and metrics:
             found = {str(name): _number(value, None) for name, value in metrics.items()}
@@ -94,15 +103,29 @@ class Figures:
         self._used = set()
         model = FLOAT32_BYTES * (self.parameters or 0)
         self.bytes_dense_exchanges += model * links
-        self.bytes_dense += model * links * (self.local_steps if event.key.phase == TRAIN else 1)
+        self.bytes_dense += model * links * (self.steps(event.key.round) if event.key.phase == TRAIN else 1)
         if self._closed_at is not None:
             took = now - self._closed_at
             self.round_s = took if self.round_s is None else self.round_s + ROUND_GAIN * (took - self.round_s)
         self._closed_at = now
 
+    def steps(self, round_: int) -> int:
+        """Local steps that the learner takes in this round."""
+        placing = self.placing
+        if placing is None or placing.local_steps != self.local_steps:
+            return self.local_steps
+        return placing.steps(round_)
+
+    def usual_s(self, round_: int) -> float | None:
+        """How long this round is likely to take, as rounds of late did; they may grow longer."""
+        before = max(0, round_ - round(1 / ROUND_GAIN))
+        longer = max(1.0, self.steps(round_) / self.steps(before))
+        return None if self.round_s is None else longer * self.round_s
+
     def interrupted(self) -> None:
         """The learner is gone: the time until the next one's first round is not a round's."""
         self._closed_at = None
+        self.links_without_replica = self.replica_mb = None
 
     def status(
         self, now: float, descriptor: Descriptor | None, node: Node | None, transport: Transport
@@ -123,6 +146,8 @@ class Figures:
             "bytes_dense_exchanges": self.bytes_dense_exchanges,
             "reduction": self.bytes_dense / sent if sent and self.bytes_dense else None,
             "checkpoint_age_s": age,
+            "links_without_replica": self.links_without_replica,
+            "replica_mb": self.replica_mb,
         }
         if descriptor is not None:
             task = descriptor.task

@@ -51,6 +51,7 @@ def of_session(session: SessionDriver, now: float) -> Iterator[str]:
         *_copies(session),
         *_learner(session),
         *_stuck(session, now),
+        *_memory(session),
         *_rounds(session),
     ):
         yield f"{session.name}: {sentence}"
@@ -161,7 +162,8 @@ def _learner(session: SessionDriver) -> Iterator[str]:
 
 
 def _stuck(session: SessionDriver, now: float) -> Iterator[str]:
-    node, usual_s, end = session.node, session.figures.round_s, session.learning.end
+    node, end = session.node, session.learning.end
+    usual_s = session.figures.usual_s(node.key.round) if node is not None else None
     if node is None or usual_s is None or end is None:
         return
     at_learner_s = node.at_learner_s(now)
@@ -169,6 +171,17 @@ def _stuck(session: SessionDriver, now: float) -> Iterator[str]:
         yield (
             f"the learner (pid {end.pid}) has worked on round {node.key.round} for {at_learner_s:.0f} s, and "
             f"rounds took {usual_s:.1f} s before; is it stopped, short of memory, or waiting for its data?"
+        )
+
+
+def _memory(session: SessionDriver) -> Iterator[str]:
+    figures = session.figures
+    without, here_mb = figures.links_without_replica, figures.replica_mb
+    if without and here_mb is not None and session.learning.end is not None:
+        yield (
+            f"memory is short: {without} link(s) do without what both ends remember of each other, for which "
+            f"{here_mb:.3g} MB are free here, or too little at the other end; they send more bytes and less "
+            "exact models. End other programs, or raise the memory limit, and start peerd again"
         )
 
 

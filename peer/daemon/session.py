@@ -60,6 +60,7 @@ from peer.mesh.greeting import Introduction
 from peer.mesh.identity import Device, SessionIdentity
 from peer.mesh.node import Node, NodeEvent, Terms
 from peer.mesh.stream import Intake
+from peer.placing import Placing
 from peer.shared_buffer import SharedBuffer
 from peer.status import SessionState, SessionStatus
 
@@ -216,7 +217,7 @@ class SessionDriver:
     def _adopt(self, descriptor: Descriptor) -> None:
         """The session is known: there is a node from now on, and a learner soon."""
         self.descriptor = descriptor
-        self.figures.local_steps = descriptor.local_steps
+        self.figures.local_steps, self.figures.placing = descriptor.local_steps, Placing.of(descriptor)
         terms = Terms(
             topology=descriptor.topology,
             seed=descriptor.seed,

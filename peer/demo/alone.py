@@ -12,8 +12,8 @@ import sys
 import torch
 
 from peer.demo.terms import EVALUATIONS, METRIC, SEED, TASK
-from peer.learner.schedule import Schedule
 from peer.learner.task import Settings, load_task, seeded_model
+from peer.schedule import Schedule
 
 
 def train(shard: str, steps: int, order: int) -> None:

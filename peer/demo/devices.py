@@ -14,7 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peer.demo.terms import ALGORITHM, LOCAL_STEPS, METRIC, TASK, TOGETHER, TOPOLOGY, DemoError, Outcome
+from peer.demo.terms import (
+    ALGORITHM,
+    LOCAL_STEPS,
+    METRIC,
+    TASK,
+    TOGETHER,
+    TOPOLOGY,
+    DemoError,
+    Outcome,
+    placing,
+)
 from peer.errors import NoDaemonError, PeerdError
 from peer.local import connect, error_of
 from peer.status import DeviceStatus, SessionStatus
@@ -34,6 +44,7 @@ class Device:
         self.name = f"device {number + 1}"
         self.outcome = Outcome(shard)
         self.steps = steps  # local steps of the whole session
+        self._placing = placing(steps // LOCAL_STEPS)
         self.folder = folder / f"d{number + 1}"
         self.socket, self.log = self.folder / "s", self.folder / "daemon.log"
         self._process: Process | None = None
@@ -199,14 +210,17 @@ class Device:
             return
         self._accuracy = accuracy
         if session.round is not None:  # before its first round a latecomer does not know which step it is at
-            self._plot((session.round + 1) * LOCAL_STEPS, accuracy)
+            self._plot(self.step(session.round), accuracy)
+
+    def step(self, round_: int) -> int:
+        """Local steps done when this round is closed."""
+        return min(self._placing.first(round_ + 1), self.steps)  # the final rounds have none
 
     def conclude(self, accuracy: float) -> None:
         """The accuracy of the final model."""
         self._plot(self.steps, accuracy)
 
     def _plot(self, step: int, accuracy: float) -> None:
-        step = min(step, self.steps)  # the final rounds have no local steps
         curve = self.outcome.together
         if curve and curve[-1][0] >= step:
             curve.pop()

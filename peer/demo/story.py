@@ -90,7 +90,7 @@ async def _watch(
         for device, session in zip(devices, sessions, strict=True):
             if session is not None and session.round is not None and session.round >= 0:
                 accuracy = device.outcome.together[-1][1] if device.outcome.together else None
-                progress.show(device.name, min(session.round + 1, rounds) * LOCAL_STEPS, accuracy)
+                progress.show(device.name, device.step(session.round), accuracy)
         if not linked:
             count = sum(device.outcome.first_link_s is not None for device in devices)
             progress.wait(f"every device starts its learner and looks for others: {count} linked")

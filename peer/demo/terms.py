@@ -7,6 +7,8 @@ from typing import Any
 
 from peer import catalogue
 from peer.errors import PeerdError
+from peer.placing import Placing
+from peer.schedule import Schedule
 
 TASK, METRIC, SEED = "spoken-digits", "accuracy", 0
 ALGORITHM, TOPOLOGY = catalogue.DEFAULT_ALGORITHM, catalogue.DEFAULT_TOPOLOGY
@@ -26,6 +28,11 @@ def shards(devices: int) -> list[str]:
     if devices <= len(catalogue.SPEAKERS):
         return [f"speaker={speaker}" for speaker in catalogue.SPEAKERS[:devices]]
     return [f"{k}/{devices}" for k in range(devices)]
+
+
+def placing(rounds: int) -> Placing:
+    """Where the rounds of a session of so many close."""
+    return Placing(LOCAL_STEPS, rounds, Schedule.of({}, rounds * LOCAL_STEPS))
 
 
 @dataclass(slots=True)

@@ -36,13 +36,15 @@ from peer.event_frames import to_frame
 from peer.events import Looked
 from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
 from peer.learner.dial import Attachment, dial
-from peer.learner.exchange import Exchange, mixes
+from peer.learner.exchange import Exchange, Resume, mixes
 from peer.learner.export import exported
 from peer.learner.flat import FlatModel, signature_bytes
-from peer.learner.link import Duties, Link, Resume
+from peer.learner.link import Duties, Link
+from peer.learner.memory import with_memory
 from peer.learner.pulse import Pulse
 from peer.learner.rate import ScaledRate
 from peer.local import default_socket
+from peer.placing import Placing
 
 log = logging.getLogger("peerd.learner")
 Pace = Literal["lockstep", "free"]
@@ -68,7 +70,8 @@ def attach(
 
     socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others, and is
     what a script gets whatever the session's own pace is; "lockstep" waits in every exchange.
-    local_steps: calls of `step()` per exchange; None: the session's.
+    local_steps: calls of `step()` per exchange; None: the session's, which in a session with an end may place
+    its exchanges by its learning rate (peer/placing.py).
     Raises NoDaemonError, UnknownSessionError, DataError when the model does not fit the session, or
     CodecCheckError when this machine's libraries are not to be trusted with messages.
     """
@@ -110,14 +113,17 @@ class Swarm:
         self._base = self._flat.read()
         self._initial = self._base
         self._since = 0  # local steps since the last hand-over
+        self._placing = Placing.of(self.descriptor)
         self._mass = False
+        self._replica_mb: float | None = None  # memory for what is remembered of links
         self._bad = 0
         self.loss_now: Callable[[], float] | None = None  # of the module as it is, on a batch of this device
         self._pulse = Pulse()
         found = self._keeper.found
         self._link = Link(attached, Duties(
             self._exchange, self._export, self._redial, self._introduction(),
-            resume=None if found is None else (found.model, found.round), child=terms.child,
+            resume=None if found is None else Resume(found.model, found.round, found.own),
+            child=terms.child,
         ))  # fmt: skip
         for problem in self._keeper.problems:
             self.log(problem)
@@ -132,7 +138,7 @@ class Swarm:
     @property
     def steps(self) -> int:
         """Local steps of the session so far, those before this device joined included."""
-        return max(self._link.position, 0) * self.descriptor.local_steps + self._since
+        return self._placing.first(max(self._link.position, 0)) + self._since
 
     @property
     def finished(self) -> bool:
@@ -202,7 +208,7 @@ class Swarm:
             with link.met:  # the session ends, or a new life has begun: these local steps are not part of it
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
             return self._take()
-        if self._since < self.terms.local_steps:
+        if self._since < self._wanted():
             return False
         if not link.connected or link.state == "seeking":
             self._since = 0  # alone until the daemon is back
@@ -225,7 +231,7 @@ class Swarm:
             with link.met:
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         mixed = self._take()
-        if self._since >= self.terms.local_steps and link.is_open() and not link.over:
+        if self._since >= self._wanted() and link.is_open() and not link.over:
             here = self._flat.read()
             if not self._is_finite(here):
                 return mixed
@@ -285,6 +291,11 @@ class Swarm:
         self._bad = 0
         return True
 
+    def _wanted(self) -> int:
+        """Local steps of the round that is worked on."""
+        own = self.terms.local_steps
+        return self._placing.steps(max(self._link.position, 0)) if own == self._placing.local_steps else own
+
     def _lr(self) -> float:
         return float(self._optimizer.param_groups[0]["lr"])
 
@@ -312,23 +323,27 @@ class Swarm:
 
     def _tell(self) -> None:
         kept = {"checkpoint_round": self._keeper.round, "checkpoint_problem": self._keeper.problem}
-        self._link.post({"op": "report", **self._pulse.report(), **kept})
+        memory = {} if self._replica_mb is None else self._memory(self._replica_mb)
+        self._link.post({"op": "report", **self._pulse.report(), **kept, **memory})
+
+    def _memory(self, replica_mb: float) -> dict[str, Any]:
+        return {"replica_mb": replica_mb, "links_without_replica": len(self._link.lacking())}
 
     def _checkpoint(self) -> None:
         kept = self._link.kept()
         if kept is None:
             return  # there never was a model here: an earlier checkpoint stays the newest
-        model, round_ = kept
         before = self._keeper.problem
         self._keeper.save(
             Checkpoint(
                 session=self.descriptor.id,
                 algorithm=self.descriptor.algorithm,
-                round=max(round_, 0),
+                round=max(kept.round, 0),
                 weight=self._link.weight,
                 signature=self._flat.signature,
-                model=model,
+                model=kept.model,
                 optimizer=save_plain(self._optimizer.state_dict()),
+                own=dict(kept.own),
             )
         )
         if self._keeper.problem and self._keeper.problem != before:
@@ -388,7 +403,9 @@ class Swarm:
     def _exchange(self, resume: Resume | None) -> Exchange:
         session, lockstep = self.descriptor, self.terms.pace == "lockstep"
         layout = Layout(self._flat.sizes, self._flat.rows)
-        options = catalogue.options_for("algorithm", session.options)
+        options = with_memory(session.algorithm, catalogue.options_for("algorithm", session.options))
+        if "replica-mb" in options:
+            self._replica_mb = float(options["replica-mb"])
         algorithm = algorithms.make(
             session.algorithm, options, layout, self._flat.dtype, session.compression, lockstep=lockstep
         )

@@ -21,7 +21,7 @@ import shutil
 import struct
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class DamagedError(DataError):
 @dataclass(frozen=True)
 class Checkpoint:
     """One learner's state at the end of a round. model: flat, as `signature` cuts it. optimizer: its
-    state_dict as bytes of its own, since a user's optimizer may hold what does not load back."""
+    state_dict as bytes of its own, since a user's optimizer may hold what does not load back. own: what the
+    algorithm has besides the model (Algorithm.own), vectors like it; files before that are without."""
 
     session: str
     algorithm: str
@@ -58,12 +59,15 @@ class Checkpoint:
     model: Tensor
     optimizer: bytes = b""
     rng: Tensor = field(default_factory=torch.get_rng_state)
+    own: dict[str, Tensor] = field(default_factory=dict)
 
 
 def pack(checkpoint: Checkpoint, serial: int) -> bytes:
     """A checkpoint as the bytes of its file."""
     plain = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint)}
     plain["optimizer"] = _as_tensor(checkpoint.optimizer)  # torch writes bytes as text, or not at all
+    if not checkpoint.own:
+        del plain["own"]  # as those wrote it who did not know of it, and read it
     payload = save_plain(plain)
     header = _HEADER.pack(MAGIC, FORMAT, serial, len(payload))
     return header + hashlib.sha256(header + payload).digest() + payload
@@ -129,6 +133,11 @@ class CheckpointKeeper:
         if found is not None and (found.session != session or found.signature != signature):
             self.problems.append(f"the checkpoint of round {found.round} is of another model; not used")
             found = None
+        if found is not None and not _are_like(found.own, found.model):
+            self.problems.append(
+                f"what the checkpoint of round {found.round} has besides its model does not fit it; not used"
+            )
+            found = replace(found, own={})
         self.found = found
         self.problem = ""
         self.round = found.round if found is not None else -1
@@ -157,6 +166,18 @@ class CheckpointKeeper:
         except (DataError, ValueError, KeyError) as error:
             return f"the optimizer starts anew: {error}"
         return ""
+
+
+def _are_like(own: object, model: Tensor) -> bool:
+    """Is it what an algorithm may have written: finite vectors like the model, by name?"""
+    return isinstance(own, dict) and all(
+        isinstance(name, str)
+        and isinstance(vector, Tensor)
+        and vector.shape == model.shape
+        and vector.dtype == model.dtype
+        and bool(vector.isfinite().all())
+        for name, vector in own.items()
+    )
 
 
 class CheckpointFolder:

@@ -17,9 +17,9 @@ Nothing here reads a clock or draws a random number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,14 @@ class Look:
     model: Tensor
 
 
+class Resume(NamedTuple):
+    """A model of this device's own to begin with again, its round, and what the algorithm had besides it."""
+
+    model: Tensor
+    round: int
+    own: Mapping[str, Tensor] = {}
+
+
 # relative distance of two models that may be mixed, and the loss half way between them by that of the worse:
 # reliability note, section c
 NEAR, MIDPOINT = 0.5, 1.2
@@ -85,7 +93,7 @@ def mixes(mine: Tensor, theirs: Tensor, loss: Callable[[Tensor], float] | None =
 class Exchange:
     """One learner's exchanges. `initial` is the flat model every member derives from the session's seed.
 
-    `resume`, when set, is the model of this device's own checkpoint: what `Found(resume=True)` begins with.
+    `resume`, when set, is this device's own checkpoint: what `Found(resume=True)` begins with.
     """
 
     def __init__(
@@ -95,10 +103,11 @@ class Exchange:
         initial: Tensor,
         *,
         lockstep: bool = True,
-        resume: tuple[Tensor, int] | None = None,
+        resume: tuple[Tensor, int] | Resume | None = None,
     ) -> None:
         self.algorithm, self.layout = algorithm, layout
-        self.initial, self.resume, self.lockstep = initial, resume, lockstep
+        self.initial, self.lockstep = initial, lockstep
+        self.resume = None if resume is None else Resume(*resume)
         self.state: State = "seeking"
         algorithm.know(initial)
         self.key = Key()  # the round being worked on, or the last one
@@ -146,6 +155,12 @@ class Exchange:
     def estimate(self) -> Tensor:
         """The model a user would deploy now: flat, the session's dtype."""
         return self.algorithm.estimate() if self.algorithm.model is not None else self.initial
+
+    def kept(self, round_: int) -> Resume | None:
+        """What to resume from after a restart, as of this round; None while there is no model."""
+        if self.algorithm.model is None:
+            return None
+        return Resume(self.algorithm.estimate(), round_, self.algorithm.own())
 
     @property
     def lr_scale(self) -> float:
@@ -206,11 +221,11 @@ class Exchange:
         if self.state != "seeking":
             return []
         if command.resume and self.resume is not None:
-            model, round_ = self.resume
-            self.key = Key(round=round_)
+            self.key = Key(round=self.resume.round)
+            self.algorithm.begin(self.resume.model, 1.0)
+            self.algorithm.restore(self.resume.own)
         else:
-            model = self.initial
-        self.algorithm.begin(model, 1.0)
+            self.algorithm.begin(self.initial, 1.0)
         return [self._now_training()]
 
     def _now_training(self) -> Holds:

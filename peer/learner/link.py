@@ -25,14 +25,13 @@ from torch import Tensor
 
 from peer.errors import DataError, NoDaemonError, PeerdError
 from peer.event_frames import EventAssembler
-from peer.events import FINAL, Closed, Found, FromLearner, Ready, ToLearner
+from peer.events import FINAL, Closed, Direction, Found, FromLearner, PeerId, Ready, ToLearner
 from peer.learner.dial import Attachment
-from peer.learner.exchange import Exchange, Look, State
+from peer.learner.exchange import Exchange, Look, Resume, State
 from peer.local import SharedBuffer, error_of
 
 log = logging.getLogger("peerd.learner")
 REDIAL_S = 0.5, 30.0  # first and longest wait between two tries; each is twice the one before (guess)
-Resume = tuple[Tensor, int]
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,11 @@ class Link:
         mixed, self._mixed = self._mixed, None
         return None if mixed is None else (mixed, self._anew)
 
-    def kept(self) -> tuple[Tensor, int] | None:
-        """What a checkpoint is to hold: the model, or the last there was, if it is handed over already."""
-        return self.estimate() or self._last
+    def kept(self) -> Resume | None:
+        """What a checkpoint is to hold: the model and what goes with it, or the last model there was, if it
+        is handed over already."""
+        with self.met:
+            return self._exchange.kept(self.round) or self._last
 
     def take_look(self) -> Look | None:
         """A model shown by a neighbor, once; `met` held."""
@@ -144,11 +145,10 @@ class Link:
         """What the local steps' learning rate is to be multiplied with, as things stand; `met` held."""
         return self._exchange.lr_scale
 
-    def estimate(self) -> tuple[Tensor, int] | None:
-        """The model a user would deploy now, flat, and its round; None while this life has none."""
+    def lacking(self) -> frozenset[tuple[Direction, PeerId]]:
+        """Links that do without a replica for want of memory."""
         with self.met:
-            has_one = self._exchange.algorithm.model is not None
-            return (self._exchange.estimate(), self.round) if has_one else None
+            return self._exchange.algorithm.lacking
 
     def post(self, frame: dict[str, Any]) -> None:
         """Send a frame to the daemon; dropped while there is none."""
@@ -219,7 +219,7 @@ class Link:
     def _serve(self) -> None:
         """Answer daemon and training thread until told to close. Raises NoDaemonError."""
         client, algorithm = self._attached.client, self._exchange.algorithm
-        round_ = self._resume[1] if self._resume is not None else -1
+        round_ = self._resume.round if self._resume is not None else -1
         client.send(self._duties.introduction)
         client.send_event(Ready(self._attached.life, round_, algorithm.bases))
         while True:
@@ -289,7 +289,7 @@ class Link:
                 self.round, self.heard, self.weight = answer.key.round, answer.heard, answer.weight
         mixed = self._exchange.take()
         if mixed is not None:
-            self._last = mixed, self.round
+            self._last = Resume(mixed, self.round)
             self._mixed, self._anew = mixed, anew or self.state == "finished"
             if anew:
                 self.round = self._exchange.key.round if self.resumed or self._exchange.key.round else -1
@@ -300,7 +300,8 @@ class Link:
             self._attached.client.send_event(answer)
 
     def _export(self) -> None:
-        model, round_ = self.estimate() or self._last or (self._exchange.estimate(), -1)
+        kept = self.kept()
+        model, round_ = kept[:2] if kept is not None else (self._exchange.estimate(), -1)
         with SharedBuffer.of(self._duties.export(model, round_)) as buffer:
             self._attached.client.send({"op": "exported", "size": len(buffer)}, buffer.fileno())
 
@@ -326,8 +327,7 @@ class Link:
                 log.info("not attached yet: %s", error)
                 continue
             with self.met:
-                if self._exchange.algorithm.model is not None:
-                    self._resume = self._exchange.estimate(), self.round
+                self._resume = self._exchange.kept(self.round) or self._resume
                 self._attached, self._assembler = attached, EventAssembler()
                 self._exchange = self._duties.exchange(self._resume)
                 self._mixed, self.connected = None, True

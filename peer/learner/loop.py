@@ -13,8 +13,8 @@ from torch import nn
 
 from peer.errors import DataError
 from peer.learner.attach import Swarm
-from peer.learner.schedule import Schedule
 from peer.learner.task import Task, said
+from peer.schedule import Schedule
 
 EVALUATE_EVERY = 8  # rounds (guess)
 EVALUATE_SHARE = 0.1  # of the time at most (guess)

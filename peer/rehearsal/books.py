@@ -5,7 +5,7 @@ so nothing is taken from the links that are judged. What may change the sum:
 
     a beginning         by 1
     the end of a life   by what it held and had on its way; what it had applied, and a sender still keeps, is
-                        on its way again. Who leaves holds nothing, unless it says so
+                        on its way again. Who leaves holds nothing, unless it says so or the session is over
     a late arrival      of what such a life had on its way
     a late answer       from a life that is over: what it acknowledges is lost with it
 """
@@ -83,7 +83,7 @@ class Books:
     def ends(self, device: Device) -> None:
         """A learner's life is about to end."""
         life, left = device.exchange, bool(device.left)
-        if not left or self._is_unconfirmed(device):
+        if not left or device.left == "finished" or self._is_unconfirmed(device):
             self._sum -= _weight(life)
         for (sender, dst), sent in list(self._out.items()):
             if sender is life:

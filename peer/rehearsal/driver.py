@@ -42,14 +42,14 @@ from peer.events import (
     Tick,
     ToLearner,
 )
-from peer.learner.exchange import Exchange, mixes
+from peer.learner.exchange import Exchange, Resume, mixes
 from peer.mesh.node import Node, NodeEvent, Terms
 from peer.rehearsal.network import Network
 from peer.rehearsal.network import Weather as Weather
 from peer.rehearsal.timeline import Timeline
 
 Train = Callable[[PeerId, Tensor, int], tuple[Tensor, float] | Tensor]  # with the learning rate, else 1
-MakeExchange = Callable[[PeerId, tuple[Tensor, int] | None], Exchange]
+MakeExchange = Callable[[PeerId, Resume | None], Exchange]
 TICK = Tick()
 MEET_AGAIN_S = 5.0  # two that cannot reach each other hear of each other again after this; guess
 
@@ -63,8 +63,8 @@ class Device:
     node: Node
     exchange: Exchange
     model: Tensor | None = None
-    checkpoint: tuple[Tensor, int] | None = None
-    older: deque[tuple[Tensor, int]] = field(default_factory=deque)  # checkpoints, the newest last
+    checkpoint: Resume | None = None
+    older: deque[Resume] = field(default_factory=deque)  # checkpoints, the newest last
     computing: bool = False
     alive: bool = True
     left: str = ""
@@ -157,7 +157,7 @@ class Rehearsal:
         self.devices[peer] = device
         self.network.on(peer)
         self._meet_all(device)
-        round_ = checkpoint[1] if checkpoint else -1
+        round_ = checkpoint.round if checkpoint else -1
         self._feed(device, Ready((boot << 20) + 1, round_, device.exchange.algorithm.bases))
         self._tick(device)
         return device
@@ -337,7 +337,7 @@ class Rehearsal:
         device.exchange, device.model = self._make_exchange(device.peer, device.checkpoint), None
         self._feed(device, LearnerGone("it starts over"))
         life = (device.boot << 20) + device.lives
-        round_ = device.checkpoint[1] if device.checkpoint else -1  # kept if nobody has another model
+        round_ = device.checkpoint.round if device.checkpoint else -1  # kept if nobody has another model
         self._feed(device, Ready(life, round_, device.exchange.algorithm.bases))
 
     def _look(self, device: Device) -> None:
@@ -355,7 +355,8 @@ class Rehearsal:
         model = device.exchange.take()
         if model is not None:
             device.model, device.rounds = model, device.rounds + 1
-            device.checkpoint = (model, device.exchange.key.round)
+            own = device.exchange.algorithm.own()
+            device.checkpoint = Resume(model, device.exchange.key.round, own)
             device.older.append(device.checkpoint)
         self._witness.said(device, events)
         self._locally(device, lambda: self._feed(device, *events))

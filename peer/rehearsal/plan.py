@@ -50,7 +50,8 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """session: its terms; rounds above 0. bandwidth_bps: 0 without a limit. words: as they were written."""
+    """session: its terms; rounds above 0. bandwidth_bps: 0 without a limit. final_rounds: are there any after
+    those? words: as they were written."""
 
     session: Descriptor
     peers: int
@@ -63,6 +64,7 @@ class Plan:
     churn: Churn | None
     slow: tuple[Slow, ...]
     partitions: tuple[Partition, ...]
+    final_rounds: bool
     words: Mapping[str, str | None]
 
     @classmethod
@@ -81,6 +83,7 @@ class Plan:
             churn=parse_churn(words["churn"]) if words["churn"] else None,
             slow=parse_slow(words["slow"]) if words["slow"] else (),
             partitions=parse_partitions(words["partition"]) if words["partition"] else (),
+            final_rounds=request["final_rounds"],
             words=words,
         )
         plan.check()
@@ -145,6 +148,7 @@ class Plan:
             "lr_decay": options.get("lr-decay") if options["schedule"] == "step" else None,
             "compression": session.compression or catalogue.algorithm(session.algorithm).compression,
             "split": self.split,
+            "final_rounds": self.final_rounds,
             "options": {key: value for key, value in sorted(options.items()) if "." in key},
             **self.words,
             "data": self.data,

@@ -1,9 +1,10 @@
 """A plan, played in virtual time: the daemons' nodes and exchanges, a trainer, faults, and a tally of it all.
 
 All peers begin at time 0 with weight 1 and the same initial model, and have met before the first local step:
-nobody joins, so nothing but what is compared differs between two rehearsals. A session has no final rounds
-here; the report's averaged model says what they would come to. Local steps take STEP_S of virtual time each.
-A peer that has closed the last round takes no more, and answers until the others have closed theirs too.
+nobody joins, so nothing but what is compared differs between two rehearsals. There are no final rounds unless
+asked for; the report's averaged model says what they would come to. Local steps take STEP_S of virtual time
+each. A peer that has closed the last round takes no more, and answers until the others have closed theirs
+too.
 
 How well it goes is measured on the models as they are mixed: of WATCHED peers about POINTS times on the way,
 of all at the end and, with schedule "step", in the last round before the learning rate first falls.
@@ -21,7 +22,7 @@ from peer import catalogue
 from peer.algorithms import make
 from peer.errors import PeerdError
 from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed, ToLearner
-from peer.learner.exchange import Exchange
+from peer.learner.exchange import Exchange, Resume
 from peer.mesh.node import Terms
 from peer.rehearsal.books import Books
 from peer.rehearsal.driver import Device, Rehearsal, Weather, Witness
@@ -62,7 +63,8 @@ class Play(Witness):
         self.rounds = plan.session.rounds
         self.front = 0  # rounds closed by whoever has closed most
         self.tally = Tally()
-        self.final: dict[PeerId, Tensor] = {}  # as mixed in the last round
+        self.final: dict[PeerId, Tensor] = {}  # as mixed in the last round, or after the final ones
+        self.before_final: dict[PeerId, Tensor] = {}
         self.before_decay: dict[PeerId, Tensor] = {}
         self._scenes = scenes_of(plan)
         self._used: dict[PeerId, set[PeerId]] = {}  # links that carry something in the open round
@@ -71,14 +73,13 @@ class Play(Witness):
         self._watched = {names[k * plan.peers // WATCHED] for k in range(WATCHED)}
         self._next_point = dict.fromkeys(self._watched, 0)
         self._decay_round = _decay_round(plan, trainer)
-        self._step_s = {
-            name: STEP_S * plan.session.local_steps * plan.slowness(number)
-            for number, name in enumerate(names)
-        }
+        self._step_s = {name: STEP_S * plan.slowness(number) for number, name in enumerate(names)}
+        self._longest = max(trainer.placing.steps(round_) for round_ in range(self.rounds))
         self.rehearsal = _Stage(
             Terms(
                 plan.session.topology,
                 plan.session.seed,
+                rounds=plan.session.rounds if plan.final_rounds else 0,
                 graph=catalogue.algorithm(plan.session.algorithm).graph,
             ),
             self._exchange,
@@ -114,7 +115,7 @@ class Play(Witness):
 
     # --- what the driver asks for --------------------------------------------------------------------
 
-    def _exchange(self, peer: PeerId, resume: tuple[Tensor, int] | None) -> Exchange:
+    def _exchange(self, peer: PeerId, resume: Resume | None) -> Exchange:
         session, trainer = self.plan.session, self.trainer
         own = catalogue.options_for("algorithm", session.options)
         dtype = trainer.initial.dtype
@@ -125,19 +126,29 @@ class Play(Witness):
         return self.trainer.train(peer, z, round_, self.device(peer).exchange.algorithm.lr_scale)
 
     def _takes_s(self, peer: PeerId) -> float:
-        return self._step_s[peer] if self.device(peer).exchange.key.round < self.rounds else math.inf
+        round_ = self.device(peer).exchange.key.round
+        steps = self.trainer.placing.steps(round_) if round_ < self.rounds else math.inf
+        return steps * self._step_s[peer]
 
     def _weather(self) -> Weather:
         plan = self.plan
         return Weather(latency_s=plan.latency_s, loss=plan.loss, bandwidth_bps=plan.bandwidth_bps)
 
     def _patience_s(self) -> float:
-        return STUCK_S + 4 * max(self._step_s.values())
+        return STUCK_S + 4 * self._longest * max(self._step_s.values())
 
     def _over(self) -> bool:
-        return self.front >= self.rounds and all(
-            device.node.key.round >= self.rounds for device in self.rehearsal.alive()
-        )
+        return self.front >= self.rounds and all(map(self._is_done, self.rehearsal.alive()))
+
+    def _is_done(self, device: Device) -> bool:
+        if self.plan.final_rounds:
+            return device.exchange.state == "finished"
+        return device.node.key.round >= self.rounds
+
+    def there(self) -> list[Device]:
+        """Devices that are on, or have gone because the session was over."""
+        devices = self.rehearsal.devices.values()
+        return [device for device in devices if device.alive or device.left == "finished"]
 
     # --- what happens to the devices -----------------------------------------------------------------
 
@@ -179,17 +190,22 @@ class Play(Witness):
                 self._used.setdefault(device.peer, set()).add(event.dst)
             elif isinstance(event, Closed):
                 self._closed(device, event)
+        if device.exchange.state == "finished" and device.model is not None:
+            self.final[device.peer] = device.model
 
     def _closed(self, device: Device, event: Closed) -> None:
         assert device.model is not None
         links = len(self._used.pop(device.peer, ()))
         model = FLOAT32_BYTES * self.trainer.parameters * links
         self.tally.dense_exchanges += model
-        self.tally.dense += model * (self.plan.session.local_steps if event.key.phase == TRAIN else 1)
+        steps = self.trainer.placing.steps(event.key.round) if event.key.phase == TRAIN else 1
+        self.tally.dense += model * steps
         self.tally.generations.add(event.key.generation)
         count = min(event.key.round + 1, self.rounds)
         if count == self.rounds:
             self.final.setdefault(device.peer, device.model)
+            if self.plan.final_rounds:
+                self.before_final.setdefault(device.peer, device.model)
         if self._decay_round is not None and count >= self._decay_round:
             self.before_decay.setdefault(device.peer, device.model)
         self._look(count, device.peer, device.model)
@@ -230,4 +246,4 @@ def _decay_round(plan: Plan, trainer: Trainer) -> int | None:
     if not trainer.schedule.decay:
         return None
     step = math.ceil(trainer.schedule.decay[0][0] * plan.steps)
-    return max(1, step // plan.session.local_steps)
+    return max(1, trainer.placing.closed(step))

@@ -25,7 +25,7 @@ Figures = dict[str, Any]
 
 def figures(play: Play, wall_s: float) -> Figures:
     """The report of a rehearsal that is over. The same for the same plan, but for `wall_s`."""
-    alive = {device.peer: device for device in play.rehearsal.alive()}
+    alive = {device.peer: device for device in play.there()}
     models = {
         peer: model
         for peer, device in alive.items()
@@ -43,6 +43,7 @@ def figures(play: Play, wall_s: float) -> Figures:
         "parameters": play.trainer.parameters,
         "metric": _metric(play, models),
         "metric_before_decay": _metric(play, play.before_decay) if play.before_decay else None,
+        "metric_before_final_rounds": _metric(play, play.before_final) if play.before_final else None,
         "curve": _curve(play),
         "bytes": _bytes(play),
         "mass_error": play.books.error(),
@@ -122,6 +123,10 @@ def table(report: Figures) -> Table:
     made.add_row(f"{name}, averaged model", _number(metric["averaged_model"]))
     if report["metric_before_decay"] is not None:
         made.add_row(f"{name} before the first decay, mean", _number(report["metric_before_decay"]["mean"]))
+    if report["metric_before_final_rounds"] is not None:
+        before = report["metric_before_final_rounds"]
+        made.add_row(f"{name} before the final rounds, mean", _number(before["mean"]))
+        made.add_row(f"{name} before the final rounds, worst", _number(before["worst"]))
     made.add_row("consensus distance", _number(report["consensus_distance"]))
     made.add_row("sent by a peer", _megabytes(sent["sent_per_peer"]))
     made.add_row("whole models each local step", _megabytes(sent["dense_per_peer"]))

@@ -2,7 +2,7 @@
 
 What is each peer's own is its data, its optimizer (momentum included) and its order of batches, by a seed of
 its own; its model is a flat vector that is written into the shared module and read from it again. The
-learning rate is the task's, times the schedule's factor (peer/learner/schedule.py), times what the algorithm
+learning rate is the task's, times the schedule's factor (peer/schedule.py), times what the algorithm
 asks for. Counters a model keeps in integer buffers are shared by all peers.
 """
 
@@ -22,9 +22,10 @@ from peer.compression.bodies import Layout
 from peer.errors import DivergedError
 from peer.learner.flat import FlatModel
 from peer.learner.loop import endless, local_step
-from peer.learner.schedule import Schedule
 from peer.learner.task import Settings, Task, load_task, seeded_model
+from peer.placing import Placing
 from peer.rehearsal.plan import Plan
+from peer.schedule import Schedule
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ class Trainer:
 
     def __init__(self, plan: Plan) -> None:
         session = plan.session
-        self._plan, self.local_steps = plan, session.local_steps
+        self._plan, self.placing = plan, Placing.of(session)
         self.schedule = Schedule.of(session.options, plan.steps)
         tasks = [self._task(number) for number in range(plan.peers)]
         self._module = seeded_model(tasks[0], session.seed)
@@ -82,7 +83,7 @@ class Trainer:
         pupil = self._pupils[peer]
         self._flat.write(z)
         lr = 0.0
-        for step in range(round_ * self.local_steps, (round_ + 1) * self.local_steps):
+        for step in range(self.placing.first(round_), self.placing.first(round_ + 1)):
             factor = lr_scale * self.schedule.factor(step)
             for group, rate in zip(pupil.optimizer.param_groups, pupil.rates, strict=True):
                 group["lr"] = factor * rate
@@ -95,7 +96,7 @@ class Trainer:
     def bare_steps(self, rounds: int) -> None:
         """As many local steps as these rounds have, of all peers in turn, and nothing else: what a rehearsal
         is measured against."""
-        for _ in range(rounds * self.local_steps):
+        for _ in range(self.placing.first(rounds)):
             for pupil in self._pupils.values():
                 local_step(pupil.task, self._module, pupil.optimizer, next(pupil.batches))
 

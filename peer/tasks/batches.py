@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from peer.errors import DataError
+from peer.learner.task import Settings
+
 Batch = tuple[Tensor, Tensor]  # features, labels
 
 
@@ -23,3 +26,12 @@ def shuffled(features: Tensor, labels: Tensor, batch: int, order: int) -> Iterat
         for start in range(0, len(labels) - size + 1, size):
             chosen = places[start : start + size]
             yield features[chosen], labels[chosen]
+
+
+def held_out(settings: Settings) -> int:
+    """How many training examples are held out, to evaluate on instead of the test set: the option
+    `validation`. Raises DataError."""
+    text = settings.option("validation", "0")
+    if not text.isdecimal():
+        raise DataError(f"option validation={text}: expected a number of examples")
+    return int(text)

@@ -11,6 +11,7 @@ from peer.algorithms.base import Algorithm
 from peer.algorithms.difference_push import DifferencePush
 from peer.algorithms.push_sum import PushSum
 from peer.algorithms.relay_sum import RelaySum
+from peer.algorithms.replicas import REPLICA_MB
 from peer.algorithms.sparse_push import SparsePush
 from peer.compression.bodies import Layout
 from peer.errors import UsageError
@@ -114,3 +115,11 @@ def test_pace_free_is_not_lockstep() -> None:
 def test_a_wrong_word_is_answered_with_the_right_ones(name: str, options: dict[str, str], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         make(name, options, LAYOUT, torch.float32, options.pop("compression", ""))
+
+
+def test_memory_for_replicas_is_a_number_or_left_to_the_learner() -> None:
+    for text, mb in (("auto", REPLICA_MB), ("7.5", 7.5)):
+        made = built("difference-push", **{"replica-mb": text})
+        assert isinstance(made, DifferencePush) and made.replicas.mb == mb
+    with pytest.raises(UsageError, match="replica-mb is a number"):
+        built("difference-push", **{"replica-mb": "much"})

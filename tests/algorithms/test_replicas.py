@@ -259,3 +259,23 @@ def test_an_idle_in_link_makes_room_and_its_sender_opens_it_anew() -> None:
     assert one.evicted() == ()
     with pytest.raises(UnknownBaseError, match="open the link anew"):
         one.receive("b", Message(Key(0, 40), DIFFERENCE, INT8(moved(2)), 0.5), 0.0)
+
+
+def test_links_that_lack_memory_are_known_at_both_ends_until_they_are_over() -> None:
+    short, other = begun(replica_mb=0.001), begun()
+    message = parcel(short, "p-b", 0, u=moved(4))
+    assert message.meaning == DEVIATION
+    other.receive("p-a", message, 0.0)
+    assert short.lacking == {("out", "p-b")} and other.lacking == {("in", "p-a")}
+    other.on_links(LinkDown("p-a", "in"))
+    short.on_links(LinkUp("p-b", "out", 2))
+    assert short.lacking == other.lacking == frozenset()
+
+
+def test_where_replicas_are_not_wanted_none_is_lacking() -> None:
+    plain, other = node(replicas=False), node(replicas=False)
+    for one in (plain, other):
+        one.know(randoms(1, LAYOUT.d, 1)[0])
+        one.begin(randoms(1, LAYOUT.d, 1)[0], 1.0)
+    other.receive("p-a", parcel(plain, "p-b", 0, u=moved(4)), 0.0)
+    assert plain.lacking == other.lacking == frozenset()

@@ -74,7 +74,7 @@ def test_every_option_arrives(become: Callable[..., dict[str, Any]], tmp_path: P
         "--local-steps 3 --batch 8 --lr 0.2 --momentum 0.5 --schedule step --warmup 7 --lr-decay 0.5:0.1 "
         "--compression topk=5% --split iid --option dim=30 --latency 5ms..50ms --bandwidth 20mbit --loss 5% "
         "--churn 20%/100 "
-        "--slow 2:3x --partition 100-200:half --seed 9 --json j.json --plot p.png"
+        "--slow 2:3x --partition 100-200:half --final-rounds --seed 9 --json j.json --plot p.png"
     )
     request = become(*words.split(), "--data", str(tmp_path))
     plan = Plan.from_request(request)
@@ -82,6 +82,7 @@ def test_every_option_arrives(become: Callable[..., dict[str, Any]], tmp_path: P
         "task": "quadratic", "algorithm": "sparse-push", "topology": "random-2", "peers": 16, "rounds": 300,
         "steps": 900, "local_steps": 3, "batch": 8, "lr": 0.2, "momentum": 0.5, "schedule": "step",
         "warmup": 7, "lr_decay": "0.5:0.1", "compression": "topk=5%", "split": "iid",
+        "final_rounds": True,
         "options": {"task.dim": "30"},
         "latency": "5ms..50ms", "bandwidth": "20mbit", "loss": "5%", "churn": "20%/100", "slow": "2:3x",
         "partition": "100-200:half", "data": str(tmp_path),

@@ -17,6 +17,7 @@ from peer.daemon.figures import Figures, links
 from peer.events import FINAL, Closed, HandOver, Key, Met, OpenRound, Push, Record, StreamUp, Tick
 from peer.local import Frame
 from peer.mesh.node import Node, Terms
+from peer.placing import Placing
 
 MODEL = 4 * 10  # bytes of ten numbers in fp32
 
@@ -88,6 +89,21 @@ def test_a_final_round_has_no_local_steps(tmp_path: Path) -> None:
     shown.pushed(push("p-a", key))
     shown.closed(Closed(key, (), 1.0), 1.0)
     assert (shown.bytes_dense_exchanges, shown.bytes_dense) == (MODEL, MODEL)
+
+
+def test_where_rounds_are_placed_by_the_learning_rate_each_counts_its_own_steps(tmp_path: Path) -> None:
+    shown, bounded = figures(tmp_path, 4), session(algorithm="difference-push", rounds=10, local_steps=4)
+    shown.placing = Placing.of(bounded)
+    for round_ in range(10):
+        key = Key(0, round_)
+        shown.commanded(opened(key, "p-a"))
+        shown.pushed(push("p-a", key))
+        shown.closed(Closed(key, (), 1.0), float(round_))
+        assert shown.bytes_dense == MODEL * shown.placing.first(round_ + 1)
+    assert shown.bytes_dense == MODEL * 40
+    assert shown.usual_s(9) == pytest.approx(shown.placing.steps(9) / shown.placing.steps(4))
+    shown.report({"local_steps": 1}, 0.0)
+    assert shown.steps(9) == 1, "a script that takes its own"
 
 
 def test_the_learners_own_local_steps_count(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from peer.demo.alone import train
 from peer.demo.devices import Device, clean_environment
 from peer.demo.final import evaluate
 from peer.demo.progress import Progress
-from peer.demo.terms import SEED, TASK, DemoError, Outcome, shards
+from peer.demo.terms import SEED, TASK, DemoError, Outcome, placing, shards
 from peer.errors import StateError
 from peer.learner.export import exported
 from peer.learner.flat import FlatModel
@@ -87,21 +87,21 @@ def test_a_session_is_booked_as_it_goes(tmp_path: Path) -> None:
     device = Device(0, "speaker=theo", tmp_path, 160)
     booked(device, (-1, 0.1), (7, 0.5), (7, 0.6), (9, 0.8), (12, 0.9))
     device.book(SessionStatus("demo", "i"))
-    assert device.outcome.together == [(0, 0.1), (128, 0.6), (160, 0.9)]
+    assert device.outcome.together == [(0, 0.1), (placing(10).first(8), 0.6), (160, 0.9)]
     assert device.outcome.bytes_sent == 5
 
 
 def test_an_evaluation_is_one_point_however_often_it_is_seen(tmp_path: Path) -> None:
     device = Device(0, "speaker=theo", tmp_path, 160)
     booked(device, (None, 0.1), (0, 0.1), (1, 0.1), (4, 0.5), (5, 0.5), (8, 0.5))
-    assert device.outcome.together == [(80, 0.5)]
+    assert device.outcome.together == [(placing(10).first(5), 0.5)]
 
 
 def test_the_last_point_is_the_final_models(tmp_path: Path) -> None:
     device = Device(0, "speaker=theo", tmp_path, 160)
     booked(device, (4, 0.5), (11, 0.8))
     device.conclude(0.9)
-    assert device.outcome.together == [(80, 0.5), (160, 0.9)]
+    assert device.outcome.together == [(placing(10).first(5), 0.5), (160, 0.9)]
     assert device.outcome.to_dict()["together"] == 0.9
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from learner.daemon_stand_in import StandIn, descriptor, signature_of
+from peer.algorithms.sparse_push import SparsePush
 from peer.errors import DataError, DivergedError, StateError
 from peer.events import Closed, Found, Holds, Key, OpenRound, Ready
 from peer.learner import attach, checkpoint, link
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
 from peer.learner.flat import FlatModel
+from peer.placing import Placing
 
 opened: list[tuple[StandIn, Swarm]] = []
 
@@ -34,11 +36,18 @@ def _tidy() -> Iterator[None]:
 class Script:
     """A user's training script: gradient 1 in every coordinate, learning rate 1/8."""
 
-    def __init__(self, folder: Path, daemon: StandIn, pace: Pace = "lockstep", child: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        daemon: StandIn,
+        pace: Pace = "lockstep",
+        child: bool = False,
+        local_steps: int | None = None,
+    ) -> None:
         self.model = nn.Linear(3, 1)
         FlatModel(self.model).write(torch.zeros(4))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.125)
-        terms = Terms(Path("unused"), pace, daemon.session.local_steps, child)
+        terms = Terms(Path("unused"), pace, local_steps or daemon.session.local_steps, child)
         self.swarm = Swarm(daemon.attachment(folder), self.model, self.optimizer, terms)
         opened.append((daemon, self.swarm))
 
@@ -68,6 +77,21 @@ def test_one_exchange_every_local_steps(tmp_path: Path) -> None:
     daemon.wait_for(lambda: closed(daemon) == [0, 1])
     assert script.swarm.round == 1
     assert script.swarm.steps == 6
+
+
+def test_in_a_session_with_an_end_exchanges_are_placed_by_its_learning_rate(tmp_path: Path) -> None:
+    """Four steps a round in the mean, unless the script says how many it takes."""
+    session = descriptor(local_steps=4, rounds=5, options={"warmup": "2"})
+    script, placing = Script(tmp_path, StandIn(session)), Placing.of(session)
+    script.swarm.begin()
+    ends = [placing.first(r + 1) for r in range(4)]
+    assert ends != [4, 8, 12, 16]
+    assert [i + 1 for i, mixed in enumerate(script.steps(ends[-1])) if mixed] == ends
+    assert script.swarm.steps == ends[-1]
+    (tmp_path / "own").mkdir()
+    own = Script(tmp_path / "own", StandIn(session), local_steps=3)
+    own.swarm.begin()
+    assert [i + 1 for i, mixed in enumerate(own.steps(9)) if mixed] == [3, 6, 9]
 
 
 def test_checkpoints_are_written_while_it_trains_and_not_at_every_exchange(
@@ -176,6 +200,26 @@ def test_the_last_checkpoint_holds_the_last_mixed_model_and_a_resume_begins_with
     assert after.events[0] == Ready(1, 2, after.events[0].bases)  # type: ignore[attr-defined]
     again.steps(2)
     after.wait_for(lambda: closed(after) == [3])
+
+
+def error_of(script: Script) -> Tensor:
+    algorithm = script.swarm._link._exchange.algorithm
+    assert isinstance(algorithm, SparsePush)
+    return algorithm.e
+
+
+def test_error_feedback_is_taken_up_with_the_models_own_checkpoint_and_with_no_other(tmp_path: Path) -> None:
+    session = descriptor(algorithm="sparse-push")
+    script = Script(tmp_path, StandIn(session))
+    script.swarm.begin()
+    script.steps(2)
+    error_of(script)[1] = 0.5  # what a parcel would have left
+    script.swarm._checkpoint()
+    resumed, joined = (Script(tmp_path, StandIn(session, resume=resume)) for resume in (True, False))
+    resumed.swarm.begin()
+    joined.swarm.begin()
+    assert error_of(resumed).tolist() == [0, 0.5, 0, 0]
+    assert error_of(joined).tolist() == [0, 0, 0, 0], "it begins with another model"
 
 
 def test_the_end_of_a_bounded_session_is_the_averaged_model(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import os
 import shutil
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peer.errors import DataError, StateError
-from peer.learner.checkpoint import Checkpoint, CheckpointFolder, CheckpointKeeper, pack, unpack
+from peer.learner.checkpoint import Checkpoint, CheckpointFolder, CheckpointKeeper, load_plain, pack, unpack
 
 SIGNATURE = [("w", [4], "float32")]
 
@@ -37,6 +39,33 @@ def test_what_is_packed_is_unpacked() -> None:
     assert serial == 3
     assert torch.equal(found.model, at(7).model)
     assert (found.session, found.round, found.signature, found.optimizer) == ("s", 7, SIGNATURE, b"optimizer")
+
+
+def test_what_an_algorithm_has_besides_the_model_is_kept_with_it() -> None:
+    e = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    found, _ = unpack(pack(replace(at(7), own={"e": e}), 3), "here")
+    assert torch.equal(found.own["e"], e)
+    assert unpack(pack(at(7), 3), "here")[0].own == {}
+
+
+def test_a_checkpoint_without_anything_besides_is_one_that_an_older_peerd_reads() -> None:
+    data = pack(at(7), 3)
+    payload = data[len(data) - struct.unpack_from(">Q", data, 20)[0] :]
+    assert set(load_plain(payload, "here")) == {
+        "session", "algorithm", "round", "weight", "signature", "model", "optimizer", "rng"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [torch.ones(3), torch.ones(4, dtype=torch.float64), torch.tensor([1.0, 2.0, 3.0, float("nan")]), "e"],
+)
+def test_what_does_not_fit_the_model_is_left_out_and_said(vector: object, tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path).save(replace(at(7), own={"e": vector}))  # type: ignore[dict-item]
+    keeper = CheckpointKeeper(tmp_path, "s", list(SIGNATURE))
+    assert keeper.found is not None
+    assert keeper.found.own == {} and torch.equal(keeper.found.model, at(7).model)
+    assert "besides its model does not fit it" in keeper.problems[0]
 
 
 @pytest.mark.parametrize("place", ["write", "fsync", "rename"])

@@ -14,7 +14,6 @@ from rich.console import Console
 from cli.rehearse import command, request_of
 from peer.errors import DivergedError, UsageError
 from peer.events import Ack, Farewell, Frame, Key, Open, Opened, Parcel, Refuse
-from peer.learner.schedule import Schedule
 from peer.mesh import frames, stream
 from peer.rehearsal import plan as words
 from peer.rehearsal import plot, report
@@ -24,6 +23,7 @@ from peer.rehearsal.play import POINTS, STEP_S, WATCHED, Play, StuckError
 from peer.rehearsal.progress import Progress
 from peer.rehearsal.scenes import Scene, halves, scenes_of
 from peer.rehearsal.trainer import Trainer
+from peer.schedule import Schedule
 
 QUADRATIC = "--task quadratic --option dim=20 --local-steps 1 --momentum 0"
 
@@ -50,7 +50,8 @@ def figures(text: str) -> dict[str, Any]:
 def test_the_json_has_the_contracts_names() -> None:
     found = figures("--algorithm sgp --peers 4 --rounds 8")
     assert list(found) == [
-        "arguments", "seed", "virtual_s", "wall_s", "parameters", "metric", "metric_before_decay", "curve",
+        "arguments", "seed", "virtual_s", "wall_s", "parameters", "metric", "metric_before_decay",
+        "metric_before_final_rounds", "curve",
         "bytes", "mass_error", "weight_min", "weight_max", "consensus_distance", "messages_lost",
         "generations", "rounds_alone",
     ]  # fmt: skip
@@ -111,6 +112,20 @@ def test_before_the_decay_the_rate_is_still_the_first_one() -> None:
     assert decayed["metric"] != decayed["metric_before_decay"]
 
 
+@pytest.mark.parametrize("algorithm", ["sgp", "difference-push", "relay-sum"])
+def test_final_rounds_end_with_one_model_when_they_are_asked_for(algorithm: str) -> None:
+    text = f"--algorithm {algorithm} --peers 8 --rounds 20 --option noise=1 --latency 2ms..40ms"
+    if algorithm == "difference-push":
+        text += " --option final-bits=8"
+    found, without = figures(f"{text} --final-rounds"), figures(text)
+    assert without["metric_before_final_rounds"] is None and not without["arguments"]["final_rounds"]
+    assert found["consensus_distance"] < 0.05 * without["consensus_distance"]
+    assert found["metric"]["worst"] == pytest.approx(found["metric"]["averaged_model"], rel=0.02)
+    assert found["metric_before_final_rounds"] == without["metric"], "up to there it is the same"
+    assert found["bytes"]["sent_per_peer"] > without["bytes"]["sent_per_peer"]
+    assert found["mass_error"] is None or found["mass_error"] < 1e-9
+
+
 def test_dense_figures_are_one_model_per_link_and_local_step() -> None:
     text = "--algorithm sgp --peers 4 --rounds 10 --topology complete"
     one, three = (
@@ -121,6 +136,21 @@ def test_dense_figures_are_one_model_per_link_and_local_step() -> None:
     assert three["dense_per_peer"] == 3 * three["dense_exchanges_per_peer"] == 3 * one["dense_per_peer"]
     assert one["reduction"] == one["dense_per_peer"] / one["sent_per_peer"]
     assert one["sent_per_peer"] > one["dense_per_peer"]  # whole models, and their frames
+
+
+def test_rounds_that_are_placed_by_the_learning_rate_have_all_steps_and_count_them() -> None:
+    text = "--algorithm difference-push --peers 4 --rounds 12 --schedule cosine"
+    long = QUADRATIC.replace("--local-steps 1", "--local-steps 8 --lr 0.01")
+    found = {}
+    for placing in ("rate", "steps"):
+        words = f"{long} {text} --option placing={placing}".split()
+        plan = Plan.from_request(request_of(command.make_context("rehearse", words).params))
+        play = Play(plan, Trainer(plan))
+        play.play()
+        found[placing] = report.figures(play, 1.0)
+        assert play.rehearsal.now > plan.steps * STEP_S
+    assert found["rate"]["bytes"]["dense_per_peer"] == found["steps"]["bytes"]["dense_per_peer"]
+    assert found["rate"]["metric"] != found["steps"]["metric"]
 
 
 def test_a_compressed_rehearsal_sends_less() -> None:

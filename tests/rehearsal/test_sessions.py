@@ -258,6 +258,34 @@ def test_after_a_power_cut_the_best_checkpoint_begins_and_the_others_join_it() -
     assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
 
 
+def test_error_feedback_outlives_a_crash_of_all_where_its_model_does() -> None:
+    r = together(home("sparse-push", compression="topk=25%"), 4)
+    r.run(30.0)
+    for peer in list(r.devices):
+        r.crash(peer)
+    kept = {peer: d.checkpoint for peer, d in r.devices.items()}
+    assert all(found is not None and found.own["e"].any() for found in kept.values())
+    for peer in kept:
+        r.add(peer)
+    first: dict[str, tuple[float, Tensor, Tensor]] = {}
+
+    def all_train() -> bool:
+        for d in r.alive():
+            if d.model is not None and d.peer not in first:
+                first[d.peer] = d.exchange.algorithm.weight, d.exchange.algorithm.e.clone(), d.model  # type: ignore[attr-defined]
+        return len(first) == 4
+
+    r.run(60.0, until=all_train)
+    (began,) = [peer for _, peer, note in r.notes if "best checkpoint" in note.text]
+    for peer, (weight, e, model) in first.items():
+        found = kept[peer]
+        assert found is not None
+        if peer == began:
+            assert weight == 1 and torch.equal(model, found.model) and torch.equal(e, found.own["e"])
+        else:
+            assert not e.any(), "it begins with the model of another"
+
+
 def test_a_bounded_session_ends_by_itself_with_its_models_averaged() -> None:
     r = together(home("sgp", rounds=40), 8)
     r.run(120.0, until=lambda: not r.alive())

@@ -12,7 +12,7 @@ import torch
 from peer.errors import DataError
 from peer.learner.flat import FlatModel
 from peer.learner.task import Settings, Task, load_task, seeded_model
-from peer.tasks.fashion_mnist import load_pictures
+from peer.tasks.fashion_mnist import features, load_pictures
 
 CPU = torch.device("cpu")
 TRAIN, TEST = 400, 100
@@ -167,3 +167,19 @@ def test_without_data_or_with_an_unknown_model_it_says_what_it_needs(folder: Pat
         task_on(None)
     with pytest.raises(DataError, match="option model=lenet: expected one of cnn, mlp"):
         task_on(folder, "lenet")
+
+
+def test_the_last_pictures_are_held_out_and_judge_instead_of_the_test_set(folder: Path) -> None:
+    options = {"task.validation": "80"}
+    task = load_task("fashion-mnist", Settings(data=str(folder), batch=TRAIN - 80, options=options))
+    _, kinds = next(task.batches(None, CPU))
+    assert len(kinds) == TRAIN - 80
+    first = load_pictures(folder, test=False).kinds[: TRAIN - 80]
+    assert Counter(kinds.tolist()) == Counter(first)
+    net = seeded_model(task, 0)
+    held = load_pictures(folder, test=False)
+    right = net(features(held.bytes[-80:])).argmax(dim=1) == torch.tensor(held.kinds[-80:])
+    assert task.evaluate(net)["accuracy"] == pytest.approx(right.double().mean().item())
+    none_left = Settings(data=str(folder), options={"task.validation": str(TRAIN)})
+    with pytest.raises(DataError, match=f"validation={TRAIN}: there are {TRAIN} pictures"):
+        load_task("fashion-mnist", none_left).batches(None, CPU)

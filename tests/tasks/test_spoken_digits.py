@@ -7,8 +7,8 @@ import torch
 
 from peer.catalogue import SPEAKERS
 from peer.learner.flat import FlatModel
-from peer.learner.schedule import Schedule
 from peer.learner.task import Settings, load_task, seeded_model
+from peer.schedule import Schedule
 from peer.tasks.batches import shuffled
 from peer.tasks.spoken_digits import load_clips
 

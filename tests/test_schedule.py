@@ -3,7 +3,7 @@
 import pytest
 
 from peer.errors import ConfigError
-from peer.learner.schedule import Schedule
+from peer.schedule import Schedule
 
 
 def test_a_bounded_session_warms_up_stays_and_falls_to_one_percent() -> None:

@@ -1,0 +1,330 @@
+"""Accuracy of mean and worst peer against bytes, relative to whole models at every step.
+
+    python -P bench/frontier.py DIR [--row NAME]… [--seeds N] [--workers N] [--choose] [--list]
+
+`make bench` prints the table when the folder of Fashion-MNIST is given, as an argument or in FASHION_MNIST.
+Each row is compared with a dense run of its own: SGP with one step a round, the same graph, data, seed and
+number of steps. All figures are after the final rounds, whose bytes count.
+
+Where a row has several settings, `--choose` rehearses each of them with seed 0, on training examples held out
+for validation, and writes the best into results/frontier_chosen.json. The table is of what is written there,
+else of the first one, with all training and all test examples. Its figures go to results/frontier.json, where
+rows that were not run again stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small models are no faster with more
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+FRONTIER, CHOSEN = RESULTS / "frontier.json", RESULTS / "frontier_chosen.json"
+SEEDS = 3
+CLOTHES = "--task fashion-mnist --peers 8 --momentum 0.9 --schedule cosine --warmup 50 --final-rounds"
+DIGITS = "--task spoken-digits --split natural --peers 6 --schedule cosine --warmup 50 --final-rounds"
+HELD_OUT = {CLOTHES: 5000, DIGITS: 300}
+DENSE = "--algorithm sgp --local-steps 1"
+OURS = "--algorithm difference-push"
+PAPERS = "--algorithm sparse-push --local-steps 1"
+RATES = ("0.05", "0.025", "0.1")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. settings: words of `peerd rehearse` to choose from, the first without a choice.
+    against: the row it is compared with, "" for a dense one. goal: so many times fewer bytes at a loss of at
+    most a point."""
+
+    name: str
+    common: str
+    settings: tuple[str, ...]
+    against: str = ""
+    goal: float = 0.0
+
+
+# Bits per parameter that reach a goal: a ring's final rounds open links, which takes a seventh of all bytes.
+BITS = {("exponential", 2048): 1.0, ("exponential", 4096): 0.95, ("ring", 2048): 0.88, ("ring", 4096): 0.8}
+
+
+def rows() -> dict[str, Row]:
+    found: list[Row] = []
+    for graph in ("exponential", "ring"):
+        for steps in (2048, 4096):
+            found += alike(
+                f"iid {graph} {steps}", f"{CLOTHES} --topology {graph} --steps {steps}", graph, steps
+            )
+        common = f"{CLOTHES} --topology {graph} --steps 2048 --split dirichlet=0.1"
+        found += skewed(f"dirichlet {graph} 2048", common, BITS[graph, 2048])
+        found += digits(
+            f"digits {graph} 2400", f"{DIGITS} --topology {graph} --steps 2400", BITS[graph, 2048]
+        )
+    return {row.name: row for row in found}
+
+
+def alike(name: str, common: str, graph: str, steps: int) -> list[Row]:
+    """Fashion-MNIST in equal random parts. The row below the goal is for the case that it is missed."""
+    goal, H, bits = (466.0 if steps == 2048 else 1000.0), steps // 128, BITS[graph, steps]
+
+    def ours(H: int, bits: float, lr: str = "0.05", how: str = "") -> str:
+        return f"{OURS} --lr {lr} --local-steps {H} --option bits={bits:g} {how}".strip()
+
+    settings = (
+        ours(H, bits),
+        ours(H, bits, how="--option placing=steps"),
+        ours(H // 2, bits / 2),
+        ours(H, bits, "0.025"),
+        ours(H, bits, "0.1"),
+    )
+    dense = Row(f"{name} dense", common, tuple(f"{DENSE} --lr {lr}" for lr in RATES))
+    return [
+        dense,
+        Row(f"{name} dense preset", common, (f"{OURS} --lr 0.05 --option preset=dense",), dense.name),
+        Row(f"{name} three quarters", common, (ours(3 * H // 4, bits),), dense.name, 0.75 * goal),
+        Row(f"{name} goal", common, settings, dense.name, goal),
+        Row(f"{name} sparse-push 0.1%", common, papers("0.1%", "auto", "0.005"), dense.name),
+        Row(f"{name} sparse-push 1%", common, papers("1%", "auto", "0.02"), dense.name),
+    ]
+
+
+def skewed(name: str, common: str, bits: float) -> list[Row]:
+    """A few kinds of clothes for each peer."""
+    far = f"{OURS} --lr 0.05 --local-steps 16 --option bits={bits:g}"
+    near = f"{OURS} --lr 0.05 --option preset=dense"
+    adjusted = [f"--option logit-adjustment={tau}" for tau in ("0.5", "0.25", "1")]
+    dense = Row(f"{name} dense", common, tuple(f"{DENSE} --lr {lr}" for lr in RATES))
+    return [
+        dense,
+        Row(f"{name} dense preset", common, (near,), dense.name),
+        Row(f"{name} dense preset, adjusted", common, tuple(f"{near} {how}" for how in adjusted), dense.name),
+        Row(f"{name} goal", common, (far, f"{far} --option placing=steps"), dense.name, 466.0),
+        Row(f"{name} goal, adjusted", common, tuple(f"{far} {how}" for how in adjusted), dense.name, 466.0),
+        Row(f"{name} sparse-push 1%", common, papers("1%", "auto", "0.02"), dense.name),
+    ]
+
+
+def digits(name: str, common: str, bits: float) -> list[Row]:
+    """A speaker for each peer."""
+    rates = ("0.02", "0.05")
+    far = [f"{OURS} --lr {lr} --local-steps 16 --option bits={bits:g}" for lr in rates]
+    dense = Row(f"{name} dense", common, tuple(f"{DENSE} --lr {lr}" for lr in rates))
+    frugal = tuple(f"{OURS} --lr {lr} --option preset=frugal" for lr in rates)
+    return [
+        dense,
+        Row(f"{name} goal", common, (*far, f"{far[0]} --option placing=steps"), dense.name, 466.0),
+        Row(f"{name} frugal", common, frugal, dense.name),
+        Row(f"{name} sparse-push 1%", common, papers("1%", "auto", "0.02", lr="0.02"), dense.name),
+    ]
+
+
+def papers(share: str, *gammas: str, lr: str = "0.05") -> tuple[str, ...]:
+    """Sparse-Push as it is published: an exchange after each step, of the largest entries of the model."""
+    return tuple(
+        f"{PAPERS} --lr {lr} --compression topk={share},fp16 --option gamma={gamma}" for gamma in gammas
+    )
+
+
+# --- one rehearsal ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    words: str
+    folder: str
+
+
+def rehearsed(job: Job) -> dict[str, Any]:
+    """In a process of its own: the figures that count."""
+    from cli.rehearse import command, request_of
+    from peer.learner.devices import use_threads
+    from peer.rehearsal import report
+    from peer.rehearsal.plan import Plan
+    from peer.rehearsal.play import Play
+    from peer.rehearsal.trainer import Trainer
+
+    use_threads()
+    began, cpu = time.monotonic(), time.process_time()
+    words = job.words.split()
+    asked = command.make_context(
+        "rehearse", [*words, *(("--data", job.folder) if CLOTHES in job.words else ())]
+    )
+    plan = Plan.from_request(request_of(asked.params))
+    play = Play(plan, Trainer(plan))
+    play.play()
+    found = report.figures(play, time.monotonic() - began)
+    spread = {key: found[key] for key in ("consensus_distance", "mass_error", "wall_s")}
+    before = found["metric_before_final_rounds"]
+    return {
+        "words": job.words,
+        "mean": found["metric"]["mean"],
+        "worst": found["metric"]["worst"],
+        "worst_before_final_rounds": before["worst"],
+        "mean_before_final_rounds": before["mean"],
+        "sent_per_peer": found["bytes"]["sent_per_peer"],
+        **spread,
+        "cpu_s": time.process_time() - cpu,
+    }
+
+
+def all_of(jobs: Sequence[Job], workers: int, what: str) -> Iterator[dict[str, Any]]:
+    """Figures of all jobs, in order, each as soon as it is there."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from track(pool.map(rehearsed, jobs), what, total=len(jobs), console=Console(stderr=True))
+
+
+# --- choosing --------------------------------------------------------------------------------------------
+
+
+def choose(asked: Sequence[Row], folder: str, workers: int) -> None:
+    """By the mean peer on examples held out."""
+    to_run = [(row, setting) for row in asked for setting in row.settings if len(row.settings) > 1]
+    jobs = [
+        Job(f"{row.common} {setting} --option validation={_held_out(row)}", folder) for row, setting in to_run
+    ]
+    known = read(CHOSEN)
+    for (row, setting), found in zip(to_run, all_of(jobs, workers, "choosing"), strict=True):
+        tried = known.setdefault(row.name, {"tried": {}})["tried"]
+        tried[setting] = {key: found[key] for key in ("mean", "worst", "sent_per_peer")}
+    for row in asked:
+        if len(row.settings) > 1:
+            tried = {setting: known[row.name]["tried"][setting] for setting in row.settings}
+            known[row.name] = {"chosen": max(tried, key=lambda one: tried[one]["mean"]), "tried": tried}
+    write(CHOSEN, known)
+
+
+def _held_out(row: Row) -> int:
+    return next(count for task, count in HELD_OUT.items() if row.common.startswith(task))
+
+
+def setting_of(row: Row, chosen: dict[str, Any]) -> str:
+    found: str = chosen.get(row.name, {}).get("chosen", row.settings[0])
+    return found if found in row.settings else row.settings[0]
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+
+def run(asked: Sequence[Row], folder: str, seeds: int, workers: int) -> dict[str, Any]:
+    """Figures of these rows beside those known, which are written down as they come in."""
+    chosen, known = read(CHOSEN), read(FRONTIER)
+    todo = [(row, seed) for row in asked for seed in range(seeds)]
+    jobs = [Job(f"{row.common} {setting_of(row, chosen)} --seed {seed}", folder) for row, seed in todo]
+    for (row, seed), found in zip(todo, all_of(jobs, workers, "rehearsing"), strict=True):
+        if seed == 0:
+            known[row.name] = {"setting": setting_of(row, chosen), "seeds": []}
+        known[row.name]["seeds"].append(found)
+        write(FRONTIER, known)
+    return known
+
+
+def with_dense(asked: Sequence[Row], every: dict[str, Row], seeds: int) -> list[Row]:
+    """And the rows they are compared with, unless those are known."""
+    chosen, known, named = read(CHOSEN), read(FRONTIER), {row.name for row in asked}
+
+    def is_known(row: Row) -> bool:
+        found = known.get(row.name, {"setting": "", "seeds": []})
+        return found["setting"] == setting_of(row, chosen) and len(found["seeds"]) >= seeds
+
+    dense = (every[row.against] for row in asked if row.against and row.against not in named)
+    return [*dict.fromkeys(row for row in dense if not is_known(row)), *asked]
+
+
+def table(known: dict[str, Any], every: dict[str, Row]) -> Table:
+    made = Table(
+        "", "bytes", "mean", "worst", "mean lost", "worst lost", "before final rounds", "CPU s",
+        title="accuracy in %, points lost against dense, ± standard error over seeds",
+    )  # fmt: skip
+    for row in every.values():
+        if row.name in known:
+            made.add_row(*_cells(row, known))
+    return made
+
+
+def _cells(row: Row, known: dict[str, Any]) -> list[str]:
+    mine = known[row.name]["seeds"]
+    dense = known[row.against]["seeds"] if row.against in known else []
+    pairs = list(zip(dense, mine, strict=False))
+    lost = {what: [100 * (d[what] - m[what]) for d, m in pairs] for what in ("mean", "worst")}
+    ratio = statistics.fmean(d["sent_per_peer"] / m["sent_per_peer"] for d, m in pairs) if pairs else 1.0
+    before = _of(mine, "worst_before_final_rounds")
+    return [
+        row.name,
+        f"{ratio:.0f}x{_reached(row, ratio, lost['worst'])}",
+        f"{statistics.fmean(_of(mine, 'mean')):.2f}",
+        f"{statistics.fmean(_of(mine, 'worst')):.2f}",
+        *(_with_error(lost[what]) for what in ("mean", "worst")),
+        f"{statistics.fmean(before):.2f}",
+        f"{statistics.fmean(m['cpu_s'] for m in mine):.0f}",
+    ]
+
+
+def _of(seeds: Sequence[dict[str, Any]], what: str) -> list[float]:
+    return [100 * one[what] for one in seeds]
+
+
+def _with_error(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{error}"
+
+
+def _reached(row: Row, ratio: float, worst_lost: Sequence[float]) -> str:
+    if not row.goal or not worst_lost:
+        return ""
+    holds = ratio >= row.goal and statistics.fmean(worst_lost) <= 1
+    return " ✓" if holds else f" (goal: {row.goal:.0f}x, 1 point)"
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def write(path: Path, known: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    every = rows()
+    parser = argparse.ArgumentParser(description="Fewest bytes at least loss: peerd's frontier.")
+    parser.add_argument("folder", nargs="?", default=os.environ.get("FASHION_MNIST"), metavar="DIR")
+    parser.add_argument("--row", action="append", choices=list(every), metavar="NAME", help="one of --list")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--choose", action="store_true", help="settings, on examples held out")
+    parser.add_argument("--list", action="store_true", help="the rows there are")
+    asked = parser.parse_args()
+    if asked.list:
+        print("\n".join(every))
+        return
+    if not asked.folder:
+        print("frontier: name the folder of Fashion-MNIST in FASHION_MNIST to have this table")
+        return
+    wanted = [every[name] for name in asked.row or every]
+    if asked.choose:
+        choose(wanted, asked.folder, asked.workers)
+        return
+    known = run(with_dense(wanted, every, asked.seeds), asked.folder, asked.seeds, asked.workers)
+    Console(width=None if sys.stdout.isatty() else 150).print(table(known, every))
+
+
+if __name__ == "__main__":
+    main()
