@@ -22,6 +22,7 @@ from rehearsal.accountant import Accountant
 QUIET_S = 60.0
 MEASURED_S = 30.0
 WAY_S = 5.0  # a newcomer's model is not older: after a longer silence a sponsor's model is refused
+MOVED_S = 20.0  # but to another address its way may be so long: reliability note, section f, row 8
 MIXED_S = 60.0  # a ring of ten, one of them with rounds of 2 s, halves its slowest mode in 28 s at the best
 CALM = Weather()
 FAR = -20.0  # an initial model so far off that one that moves towards it shows
@@ -156,6 +157,7 @@ class Story:
         self.told: list[str] = []
         self.paused_until = 0.0
         self.begun = 0  # elections so far
+        self.moved_at = -math.inf  # somebody, last
         # when looked, which lives trained, how far from the initial model the nearest of them was
         self.far: list[tuple[float, set[tuple[str, int]], float]] = []
         if dice.random() < 0.5:
@@ -208,7 +210,8 @@ class Story:
         }
         if begun != self.begun:
             self.far.clear()
-        old = [nearest for at, _, nearest in self.far if at <= self.r.now - WAY_S]
+        way = MOVED_S if self.r.now - self.moved_at < MOVED_S else WAY_S
+        old = [nearest for at, _, nearest in self.far if at <= self.r.now - way]
         known = self.far[-1][1] if self.far else set()
         slow = self.r.weather.bandwidth_bps > 0
         recent = [nearest for at, _, nearest in self.far if at > self.r.now - (2 * WAY_S if slow else 0.0)]
@@ -330,4 +333,5 @@ class Story:
     def move(self) -> None:
         peer = self.some().peer
         self.say(f"move {peer}")
+        self.moved_at = self.r.now
         self.r.move(peer)
