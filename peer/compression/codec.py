@@ -58,7 +58,7 @@ def encode(message: Message, layout: Layout | None = None) -> bytes:
     place = key.generation, key.round, key.phase
     head = _HEAD.pack(_MAGIC, VERSION, *place, message.meaning, delivery, message.weight, len(base))
     body = message.body
-    return b"".join((head, base, _BODY.pack(KINDS[type(body)], body.size), write_body(body, layout)))
+    return b"".join((head, base, _BODY.pack(KINDS[type(body)], body.size), *write_body(body, layout)))
 
 
 def decode(

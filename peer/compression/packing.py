@@ -44,7 +44,7 @@ from peer.compression.golomb import BitReader, BitWriter, varint
 from peer.compression.indices import read_indices, write_indices
 from peer.compression.low_rank import bound, factors
 from peer.compression.quantize import read_symbols, write_symbols
-from peer.compression.value_bytes import read_values, write_values
+from peer.compression.value_bytes import Piece, read_values, write_values
 from peer.compression.values import Coding
 from peer.errors import CodecError
 from peer.grammar import MAX_GROUPS, MAX_RANK
@@ -66,34 +66,34 @@ _STRIDED = struct.Struct("<HH")
 _DRAWN = struct.Struct("<II")
 
 
-def write_body(body: Body, layout: Layout | None = None) -> bytes:
-    """layout: the model's, by which sets of indices that cluster get shorter. Raises DivergedError for values
-    that are not finite."""
+def write_body(body: Body, layout: Layout | None = None) -> list[Piece]:
+    """In pieces. layout: the model's, by which sets of indices that cluster get shorter. Raises DivergedError
+    for values that are not finite."""
     match body:
         case Empty():
-            return b""
+            return []
         case Dense():
             return write_values(body)
         case Strided():
-            return _STRIDED.pack(body.step, body.start) + write_values(body)
+            return [_STRIDED.pack(body.step, body.start), *write_values(body)]
         case Drawn():
-            return _DRAWN.pack(body.seed, body.values.numel()) + write_values(body)
+            return [_DRAWN.pack(body.seed, body.values.numel()), *write_values(body)]
         case LowRank():
-            return bytes((body.rank,)) + write_values(body)
+            return [bytes((body.rank,)), *write_values(body)]
         case Sparse():
             writer = BitWriter()
             write_indices(writer, body.indices.cpu().numpy(), layout or Layout((body.size,)))
             section = writer.finish()
-            return varint(len(section)) + section + write_values(body)
+            return [varint(len(section)), section, *write_values(body)]
         case Quantized():
             symbols = body.symbols.cpu().numpy().astype(np.int64)
             assert int(np.abs(symbols).max()) <= MAX_SYMBOL, "a symbol is too large"
             writer = BitWriter()
             write_symbols(writer, symbols, body.blocks)
-            return bytes((body.blocks is not None,)) + _STEP.pack(body.step) + writer.finish()
+            return [bytes((body.blocks is not None,)), _STEP.pack(body.step), writer.finish()]
         case Recalled():
             head = bytes((body.blocks is not None,)) + _RECALLED.pack(body.step, body.check)
-            return head + body.data
+            return [head, body.data]
 
 
 def read_body(kind: int, data: memoryview, layout: Layout, dtype: torch.dtype) -> Body:

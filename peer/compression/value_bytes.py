@@ -37,18 +37,23 @@ _BITS = {"int4": 4, "sign": 1}  # for each number; 8 at least with the others
 _EXPONENT = struct.Struct("<h")
 
 
-def write_values(body: Valued) -> bytes:
-    """Raises DivergedError for values that are not finite."""
+Piece = bytes | memoryview
+
+
+def write_values(body: Valued) -> list[Piece]:
+    """In pieces, which may be views of the body's own memory. Raises DivergedError for values that are not
+    finite."""
     numbers = body.values.detach().cpu()
     if numbers.is_floating_point() and not _finite(numbers):
         raise DivergedError.found(float(numbers.abs().max()))
     coding = body.coding
     if coding is None:
         code = FP64 if numbers.dtype == torch.float64 else VALUE_TYPES["fp32"].code
-        return bytes((code,)) + _floats_as_bytes(numbers)
+        return [bytes((code,)), _floats_as_bytes(numbers)]
     head = bytes((VALUE_TYPES[coding.type].code,)) + _EXPONENT.pack(coding.exponent)
-    scales = b"" if coding.scales is None else _floats_as_bytes(coding.scales)
-    return head + scales + _PACK.get(coding.type, _floats_as_bytes)(numbers)
+    scales: Piece = b"" if coding.scales is None else _floats_as_bytes(coding.scales)
+    pack = _PACK.get(coding.type)
+    return [head, scales, _floats_as_bytes(numbers) if pack is None else pack(numbers)]
 
 
 def read_values(
@@ -86,9 +91,10 @@ def _finite(values: Tensor) -> bool:
 # --- floating point ----------------------------------------------------------------------------------
 
 
-def _floats_as_bytes(numbers: Tensor) -> bytes:
+def _floats_as_bytes(numbers: Tensor) -> memoryview:
     array = numbers.cpu().view(torch.int16).numpy() if numbers.dtype == torch.bfloat16 else numbers.numpy()
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    return array.view(np.uint8).data
 
 
 def _read_floats(cursor: Cursor, count: int, stored: str) -> Tensor:

@@ -219,7 +219,7 @@ class Swarm:
         with link.met:
             link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
             if link.is_open():
-                link.hand_over(here - self._base, self._rate.scale * self._lr())
+                link.hand_over(here.sub_(self._base), self._rate.scale * self._lr())
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         self._since = 0
         return self._take()

@@ -67,8 +67,8 @@ def test_what_is_remembered_makes_parcels_smaller() -> None:
         for seed in range(6):
             body = recalling(LAYOUT, moved(seed), 1.0, None)
             if seed:
-                plain += len(write_body(body))
-                recalled += len(write_body(history.recall(body)))
+                plain += len(b"".join(write_body(body)))
+                recalled += len(b"".join(write_body(history.recall(body))))
             history = history.after(body)
         assert recalled < most * plain, (recalled, plain)
 
@@ -82,7 +82,7 @@ def test_the_budget_holds_with_memory_too(bits: float) -> None:
     history = History.fresh(LAYOUT)
     for seed in range(4):
         body = recalling(LAYOUT, moving(LAYOUT, seed), bits, history)
-        size = len(write_body(history.recall(body)))
+        size = len(b"".join(write_body(history.recall(body))))
         assert 0.97 * bits * LAYOUT.d / 8 <= size <= bits * LAYOUT.d / 8
         history = history.after(body)
 
@@ -102,7 +102,9 @@ def test_any_symbols_come_back_as_they_were(
         recalled = history.recall(body)
         assert isinstance(recalled, Recalled)
         assert history.read(sent(recalled)) == body  # type: ignore[arg-type]
-        assert history.coded_bytes(body.symbols.numpy().astype(np.int64)) == len(write_body(recalled))
+        assert history.coded_bytes(body.symbols.numpy().astype(np.int64)) == len(
+            b"".join(write_body(recalled))
+        )
         history = history.after(body)
         assert int(history.a.max()) <= 195 and int(np.abs(history.e).max()) <= 99
 
