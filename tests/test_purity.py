@@ -31,6 +31,8 @@ PURE = [
     "peer/mesh/inlink.py",
     "peer/mesh/outlink.py",
     "peer/mesh/patience.py",
+    "peer/mesh/budget.py",
+    "peer/mesh/frame_bytes.py",
     "peer/mesh/node.py",
     "peer/learner/exchange.py",
     "peer/algorithms",

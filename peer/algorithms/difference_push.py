@@ -15,6 +15,9 @@ pattern and delay. The error v - q stays in z_i and is offered again: error feed
 quantized push-sum (Taheri, Mokhtari, Hassani, Pedarsani, ICML 2020), here per edge, with p adapted and a
 quantizer at a budget. Final rounds are the same with more bits.
 
+Where a device has a budget for what it sends, R is what a message may take, down to `LEAST_BITS`; then its
+links' first parcels are not dense either, and what h lacks comes with the next.
+
 h starts anew with each link epoch: from a base that both ends name by digest (the initial model while it
 is recent, or a snapshot that one has served the other), else from a dense parcel without weight. A link
 without replicas uses h = x0, the initial model, throughout: u units of weight of x0 + q, with q at more
@@ -23,6 +26,7 @@ bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -35,12 +39,17 @@ from peer.algorithms.replicas import REPLICA_MB, Replicas, size_of
 from peer.compression.bodies import Body, Empty, Layout, Recalled
 from peer.compression.compressor import Compressor
 from peer.compression.history import History
+from peer.compression.quantize import SMALLEST_BUDGET
 from peer.events import FINAL, Key, LinkDown, LinkUp, PeerId
+from peer.grammar import MAX_BITS
 
 DIFFERENCE = 16  # h += body, from the model `base` if one is named; weight units of h
 REPLICA = 17  # h = body, weight 0
 DEVIATION = 18  # weight units of x0 + body, base names x0; no replica
 
+LEAST_BITS = 0.1  # per parameter: with less it is better to send more rarely (guess)
+HEAD_BYTES = 96  # of a message, at the most, besides what is counted in bits per parameter
+DENSE_BITS = 9.0  # what a link's dense first parcel takes, at the most: int8 and its scales
 MOST = 0.5  # of the weight in one parcel: more would leave the residue amplified even where D = 0 (guess)
 
 
@@ -85,12 +94,14 @@ class DifferencePush(PushSum):
     ) -> None:
         super().__init__(layout, dtype, lockstep=lockstep, guard=guard)
         self.layout, self.C, self.opening, self.budget = layout, C, opening, budget
+        self._most_bits = math.inf  # in the round that is pushed
         self.replicas = Replicas(self.held, allowed=replicas, mb=replica_mb)
 
     # --- the update ------------------------------------------------------------------------------
 
     def push(self, links: Links) -> dict[PeerId, Message]:
         z, w = self.estimate(), self.w  # all out-links of a round see the same model
+        self._most_bits = self._affordable(links.most_bytes)
         return {j: self._parcel(j, p, z, w, links.key) for j, p in self.shares(links).items()}
 
     def _parcel(self, j: PeerId, p: float, z: Tensor, w: float, key: Key) -> Message:
@@ -102,7 +113,8 @@ class DifferencePush(PushSum):
             history = History.fresh(self.layout)
             common = self.replicas.opening(j)
             if common is None:
-                body = self.opening(z)
+                dense = self._most_bits >= DENSE_BITS
+                body = self.opening(z) if dense else self.C(z, min(self._most_bits, MAX_BITS), None)
                 self.replicas.keep(j, body.dense(), key.round, history)
                 return Message(key, REPLICA, body)
             h, base = common
@@ -114,7 +126,8 @@ class DifferencePush(PushSum):
 
     def _without_replica(self, j: PeerId, p: float, z: Tensor, w: float, key: Key) -> Message:
         h = self.initial_model()
-        body, q, p = self._difference(z - h, p, max(self._bits(key), self.budget.fixed), None)
+        bits = min(max(self._bits(key), self.budget.fixed), self._most_bits)
+        body, q, p = self._difference(z - h, p, bits, None)
         self.lend(j, h + q, p * w)
         return Message(key, DEVIATION, body, p * w, self.x0_digest)
 
@@ -127,7 +140,16 @@ class DifferencePush(PushSum):
         return body, q, max(0.0, min(p, self.budget.share, MOST, 1 - lost(v, q)))
 
     def _bits(self, key: Key) -> float:
-        return self.budget.final if key.phase == FINAL else self.budget.R
+        return min(self.budget.final if key.phase == FINAL else self.budget.R, self._most_bits)
+
+    def _affordable(self, most_bytes: int | None) -> float:
+        """Bits per parameter that a message of so many bytes has room for."""
+        return math.inf if most_bytes is None else 8 * max(0, most_bytes - HEAD_BYTES) / self.d
+
+    @property
+    def least_bytes(self) -> int:
+        bits = min(LEAST_BITS, self.budget.R)
+        return HEAD_BYTES + max(SMALLEST_BUDGET, math.ceil(bits * self.d / 8))
 
     # --- mail ------------------------------------------------------------------------------------
 
