@@ -292,16 +292,16 @@ class Exchange:
         turns = self._turns(links.clear & links.out.keys())
         least, word = self.algorithm.least_bytes or self._usual, self._word()
         number = len(turns)
-        while number and number * _on_wire(least) + (len(turns) - number) * word > r.allowance:
+        while number and number * on_wire(least) + (len(turns) - number) * word > r.allowance:
             number -= 1
         rest = r.allowance - (len(turns) - number) * word
         clear = frozenset(turns[:number]) | (links.clear - links.out.keys())
-        return replace(links, clear=clear, most_bytes=_message_of(rest // max(1, number)))
+        return replace(links, clear=clear, most_bytes=message_of(rest // max(1, number)))
 
     def _word(self) -> int:
         """Bytes of telling one neighbor that nothing comes."""
         word = self.algorithm.nothing(self.key) if self.lockstep else None
-        return 0 if word is None else _on_wire(len(self._encoded(word)))
+        return 0 if word is None else on_wire(len(self._encoded(word)))
 
     def _within(
         self, messages: dict[PeerId, Message], ready: dict[PeerId, bytes]
@@ -320,8 +320,8 @@ class Exchange:
         for dst in self._turns(ready):
             message, data = messages[dst], ready[dst]
             waits = message.delivery == "latest" and self._final
-            if _on_wire(len(data)) <= left or waits:
-                left -= _on_wire(len(data))
+            if on_wire(len(data)) <= left or waits:
+                left -= on_wire(len(data))
                 sent.append(self._push(dst, message, data))
                 self._sent_at[dst] = self.key
             else:
@@ -480,12 +480,12 @@ class Exchange:
         return [self._push(heir, self.algorithm.hand_over(self.key)), Holds((), 0.0)]
 
 
-def _on_wire(size: int) -> int:
+def on_wire(size: int) -> int:
     """Bytes on the wire of a message of so many, at the most."""
     return size + FRAMES_BYTES + (size >> 14)
 
 
-def _message_of(size: int) -> int:
+def message_of(size: int) -> int:
     """Bytes of the largest message that takes no more than `size` on the wire."""
     return max(0, size - FRAMES_BYTES - (size >> 14))
 

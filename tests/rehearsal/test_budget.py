@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import deque
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -26,8 +25,8 @@ RATE = 0.1
 
 
 class Scales(Witness):
-    """Weighs what one device sends. most: in any 60 s; parcels: those of rounds, and their bits per parameter;
-    held_back: rounds that left somebody out."""
+    """Weighs what one device sends. most: in any 60 s; over: parcels that were begun beyond the limit, when
+    and with how much; held_back: rounds that left somebody out."""
 
     def __init__(self, peer: str) -> None:
         self.peer, self.r = peer, None
