@@ -177,7 +177,7 @@ def parse_shard(text: str) -> Shard:
 _SIZES = {"kb": 10**3, "mb": 10**6, "gb": 10**9}
 _MINUTES = {"min": 1, "h": 60, "day": 24 * 60, "month": 30 * 24 * 60}
 MOST_BUDGET = 10**12  # bytes per minute: no network has more (guess)
-LEAST_BUDGET = 1000  # bytes per minute: with less not even one neighbor hears that this device lives
+LEAST_BUDGET = 10_000  # bytes per minute: what one of two to four idle members tells the others (measured)
 
 
 def parse_budget(text: str) -> int | None:
@@ -195,7 +195,7 @@ def parse_budget(text: str) -> int | None:
     if not LEAST_BUDGET <= per_minute <= MOST_BUDGET:
         raise UsageError(
             f"a budget of '{text}' is {per_minute:.4g} bytes per minute, and may be from {LEAST_BUDGET} to "
-            f"{MOST_BUDGET:.0e}: members tell each other that they live, which takes some 5 kB per minute "
-            "for each of them before anything is learnt; give 2MB/min, say, or 20GB/month"
+            f"{MOST_BUDGET:.0e}: what members tell each other of themselves takes some 10 kB per minute "
+            "before anything is learnt; give 2MB/min, say, or 20GB/month"
         )
     return int(per_minute)

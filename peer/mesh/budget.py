@@ -7,6 +7,7 @@
 A parcel counts in full from its beginning until 60 s after it was answered, or its stream has ended: however
 slow the line, no 60 s hold more than the budget. One that no minute has room for (a whole model, for a
 newcomer) is begun when nothing but control has gone for a minute, and counts for as many minutes as it costs.
+Where control alone takes the budget, nothing else is sent.
 
 A round's share is what the time since the last one is worth, or of what is free in this minute an even part
 if that is more. What a round has to hold back is saved up for the next, a minute's worth at the most.
@@ -21,9 +22,10 @@ from collections import deque
 from peer.events import PeerId
 
 WINDOW_S = 60.0
-# Shares of the budget. Parcels fill it up to the first: control traffic comes in bursts, and the rest is
-# its; rounds plan with the second: what an uneven minute leaves free is not to run out. Guesses.
-PARCELS, ROUNDS = 0.95, 0.85
+# Control traffic comes in bursts: so much of the budget, and no less than these bytes (ten records), parcels
+# leave to it. Of the rest rounds plan with so much, since minutes are uneven. Guesses.
+CONTROL, BURST, ROUNDS = 0.05, 4000, 0.9
+ALONE = 0.5  # of the budget: what is larger goes by itself if there is never room for it; guess
 FIRST_ROUND_S = 5.0  # before one has closed; guess
 ROUND_GAIN = 0.125  # of the newest round's time; as in patience.py
 RECENT = 32  # rounds over which it is judged whether the budget lets them send
@@ -77,8 +79,7 @@ class Spending:
         """The parcel to `dst` is answered, or its stream is gone."""
         size = self._open.pop(dst, 0)
         if size and self.bytes_per_min is not None:
-            minutes = size / (PARCELS * self.bytes_per_min)
-            self._count(size, "parcels", WINDOW_S * max(1.0, minutes))
+            self._count(size, "parcels", WINDOW_S * max(1.0, size / self._room))
 
     @property
     def under_way(self) -> tuple[PeerId, ...]:
@@ -90,24 +91,24 @@ class Spending:
         """May a parcel of this size begin?"""
         if self.bytes_per_min is None or size <= self.free:
             return True
-        return not self._open and not self._counted["parcels"]
+        alone = not self._open and not self._counted["parcels"]
+        return alone and size > ALONE * self.bytes_per_min
 
     def holds(self, size: int) -> bool:
         """Is there room in a minute for a parcel of this size, if nothing but control traffic is sent?"""
-        room = PARCELS * (self.bytes_per_min or 0) - self._counted["control"]
-        return self.bytes_per_min is None or size <= room
+        return self.bytes_per_min is None or size <= self._room - self._counted["control"]
 
     @property
     def free(self) -> int:
         """Bytes that parcels may begin with now."""
-        assert self.bytes_per_min is not None
         taken = sum(self._counted.values()) + sum(self._open.values())
-        return max(0, int(PARCELS * self.bytes_per_min) - taken)
+        return max(0, self._room - taken)
 
     # --- rounds --------------------------------------------------------------------------------------
 
-    def open_round(self) -> int | None:
-        """A round opens: how many bytes its messages may take in all. None: as many as they like."""
+    def open_round(self, *, final: bool = False) -> int | None:
+        """A round opens: how many bytes its messages may take in all. None: as many as they like. Of the few
+        final ones each may take whatever is free."""
         if self.bytes_per_min is None:
             return None
         passed_s = FIRST_ROUND_S
@@ -116,10 +117,12 @@ class Spending:
             known_s = passed_s if self._round_s is None else self._round_s
             self._round_s = known_s + ROUND_GAIN * (passed_s - known_s)
         self._opened_at = self.now
-        per_s = max(0.0, ROUNDS * self.bytes_per_min - self._counted["control"]) / WINDOW_S
+        per_s = max(0.0, ROUNDS * self._room - self._counted["control"]) / WINDOW_S
         self._saved = min(self._saved + per_s * passed_s, per_s * WINDOW_S)
         if self.saving:
             return 0
+        if final:
+            return self.free
         even = self.free * (self._round_s or FIRST_ROUND_S) / WINDOW_S
         return int(min(self.free, max(self._saved, even)))
 
@@ -149,6 +152,12 @@ class Spending:
     def forecast_day(self) -> int:
         """Bytes in a day that goes on like the last 60 s."""
         return self.spent_last_min * 24 * 60
+
+    @property
+    def _room(self) -> int:
+        """Bytes of a minute that parcels may fill."""
+        limit = self.bytes_per_min or 0
+        return max(1, int(limit - max(CONTROL * limit, BURST)))
 
     def _count(self, size: int, kind: str, for_s: float) -> None:
         self._counted[kind] += size

@@ -488,7 +488,7 @@ class Node:
         generation = self.generations.number if self.generations is not None else 0
         self.key = Key(generation, self.key.round, FINAL if final else TRAIN)
         self._open = True
-        self._allowance, self._sending = self.spending.open_round(), set()
+        self._allowance, self._sending = self.spending.open_round(final=final), set()
         self.pace.open(self.key, now)
         self._announce_round(now)
         self._deliver_early(now)
