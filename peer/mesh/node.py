@@ -284,6 +284,7 @@ class Node:
             case Measured():
                 self._measured(event, now)
             case _:
+                assert not isinstance(event, Spent), "booked before"
                 self._from_learner(event, now)
 
     # --- the learner -----------------------------------------------------------------------------
