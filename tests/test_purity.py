@@ -35,6 +35,7 @@ PURE = [
     "peer/mesh/frame_bytes.py",
     "peer/mesh/node.py",
     "peer/learner/exchange.py",
+    "peer/learner/portions.py",
     "peer/algorithms",
     "peer/compression",
 ]

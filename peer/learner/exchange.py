@@ -12,16 +12,15 @@ out-neighbors is unacknowledged (`Held`): its share would stay home, and the nei
 And of what one neighbor sends only one parcel ahead of this node's own round is taken over: the next is
 answered when that round is mixed, so a node that hangs costs the others one share each, not all they have.
 
-Where a round may not take so many bytes as it would (`OpenRound.allowance`), the algorithm is told how many
-each message may take, and its links that have been sent nothing for longest come first. Neighbors that would
-wait are told that nothing comes. What was not sent stays with this node, as if it took more local steps.
+Where a round may not take as many bytes as it would (`OpenRound.allowance`), portions.py says which links get
+a message and how large. What was not sent stays with this node, as if it took more local steps.
 
 Nothing here reads a clock or draws a random number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -61,8 +60,7 @@ from peer.events import (
     Taken,
     ToLearner,
 )
-
-BEFORE = Key(-1, -1)  # any round
+from peer.learner.portions import FRAMES_BYTES, Portions, on_wire
 
 State = Literal["seeking", "training", "finished", "left"]
 
@@ -76,7 +74,6 @@ class Look:
     model: Tensor
 
 
-FRAMES_BYTES = 128  # at the most, around a message on the wire; some more for each chunk of a long one
 # relative distance of two models that may be mixed, and the loss half way between them by that of the worse:
 # reliability note, section c
 NEAR, MIDPOINT = 0.5, 1.2
@@ -124,8 +121,7 @@ class Exchange:
         self._heir: PeerId | None = None
         self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
         self._out: dict[PeerId, Message] = {}  # mass sent and not acknowledged, by destination
-        self._usual = 0  # bytes of the largest message of the last round that sent any
-        self._sent_at: dict[PeerId, Key] = {}  # the last round that sent something to that neighbor
+        self._portions = Portions()  # of a round's allowance
         self._unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
 
     # --- the training thread's two calls ---------------------------------------------------------
@@ -276,32 +272,12 @@ class Exchange:
         sent, held_back = self._within(messages, ready)
         return [*sent, Pushed(self.key, held_back), *self._renewed(), *self._try_close(now)]
 
-    # --- a budget ----------------------------------------------------------------------------------
-
-    def _turns(self, dsts: Iterable[PeerId]) -> list[PeerId]:
-        """In the order in which they are sent something where not all can be."""
-        return sorted(dsts, key=lambda dst: (self._sent_at.get(dst, BEFORE), dst))
-
     def _affordable(self, links: Links) -> Links:
-        """With as many clear links as there is room for messages, each of the least size, or else as large as
-        they were last, or not seen yet: then it is tried."""
         r = self._round
         assert r is not None
         if r.allowance is None:
             return links
-        turns = self._turns(links.clear & links.out.keys())
-        least, word = self.algorithm.least_bytes or self._usual, self._word()
-        number = len(turns)
-        while number and number * on_wire(least) + (len(turns) - number) * word > r.allowance:
-            number -= 1
-        rest = r.allowance - (len(turns) - number) * word
-        clear = frozenset(turns[:number]) | (links.clear - links.out.keys())
-        return replace(links, clear=clear, most_bytes=message_of(rest // max(1, number)))
-
-    def _word(self) -> int:
-        """Bytes of telling one neighbor that nothing comes."""
-        word = self.algorithm.nothing(self.key) if self.lockstep else None
-        return 0 if word is None else on_wire(len(self._encoded(word)))
+        return self._portions.affordable(links, r.allowance, self.algorithm.least_bytes, self._word())
 
     def _within(
         self, messages: dict[PeerId, Message], ready: dict[PeerId, bytes]
@@ -312,34 +288,27 @@ class Exchange:
         assert r is not None
         if r.allowance is None:
             return [self._push(dst, messages[dst], data) for dst, data in ready.items()], ()
-        due = self._turns(dst for dst in r.out if dst in self._epochs and dst not in self._out)
-        held = [dst for dst in due if dst not in messages]
-        reserved = len(held) * self._word()
-        left = r.allowance - reserved
-        sent: list[FromLearner] = []
-        for dst in self._turns(ready):
-            message, data = messages[dst], ready[dst]
-            waits = message.delivery == "latest" and self._final
-            if on_wire(len(data)) <= left or waits:
-                left -= on_wire(len(data))
-                sent.append(self._push(dst, message, data))
-                self._sent_at[dst] = self.key
-            else:
-                held.append(dst)
-                if message.delivery == "mass":
-                    self.algorithm.returned(dst, message)
-        self._usual = max(map(len, ready.values()), default=self._usual)
-        return [*sent, *self._nothing_to(held, left + reserved)], tuple(held)
+        clear = {dst for dst in r.out if dst in self._epochs and dst not in self._out}
+        held, word = self._portions.turns(clear - messages.keys()), self._word()
+        whole = self._final and all(messages[dst].delivery == "latest" for dst in ready)
+        sizes = {dst: len(data) for dst, data in ready.items()}
+        allowance = r.allowance - len(held) * word
+        chosen, left = self._portions.within(sizes, allowance, self.key, at_any_rate=whole)
+        for dst in sorted(ready.keys() - set(chosen)):
+            held.append(dst)
+            if messages[dst].delivery == "mass":
+                self.algorithm.returned(dst, messages[dst])
+        sent: list[FromLearner] = [self._push(dst, messages[dst], ready[dst]) for dst in chosen]
+        nothing, left = self.algorithm.nothing(self.key), r.allowance - allowance + left
+        if nothing is not None:
+            number = self._portions.words(len(held), left, word, self.algorithm.least_bytes)
+            sent += [self._push(dst, nothing) for dst in held[:number]]
+        return sent, tuple(held)
 
-    def _nothing_to(self, dsts: list[PeerId], left: int) -> list[FromLearner]:
-        """Tell as many of these as there is room for that nothing comes."""
-        word, size = self.algorithm.nothing(self.key), self._word()
-        if word is None or not size:
-            return []
-        told = [dst for dst in dsts if dst in self._epochs][: max(0, left) // size]
-        return [self._push(dst, word) for dst in told]
-
-    # ---------------------------------------------------------------------------------------------
+    def _word(self) -> int:
+        """Bytes on the wire of telling one neighbor that nothing comes; 0 where nobody is told."""
+        word = self.algorithm.nothing(self.key) if self.lockstep else None
+        return 0 if word is None else on_wire(len(self._encoded(word)))
 
     def _retry(self, now: float) -> Sequence[FromLearner]:
         """A link is clear, or gone: push what waited for it."""
@@ -478,16 +447,6 @@ class Exchange:
         if heir not in self._epochs or heir in self._out:
             return []  # the last round's message is on its way there; or the node is about to name another
         return [self._push(heir, self.algorithm.hand_over(self.key)), Holds((), 0.0)]
-
-
-def on_wire(size: int) -> int:
-    """Bytes on the wire of a message of so many, at the most."""
-    return size + FRAMES_BYTES + (size >> 14)
-
-
-def message_of(size: int) -> int:
-    """Bytes of the largest message that takes no more than `size` on the wire."""
-    return max(0, size - FRAMES_BYTES - (size >> 14))
 
 
 def _bytes(payload: object) -> bytes | bytearray | memoryview:

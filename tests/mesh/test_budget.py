@@ -16,7 +16,7 @@ from peer.events import (
     Parcel,
     Send,
 )
-from peer.learner import exchange
+from peer.learner import portions
 from peer.mesh import frame_bytes as frames
 from peer.mesh.budget import WINDOW_S, Spending
 from peer.mesh.frame_bytes import frame_bytes
@@ -207,6 +207,6 @@ def test_what_a_broken_stream_did_not_bring_over_waits_for_room_again() -> None:
 @pytest.mark.parametrize("size", [1, 1000, 256 * 1024, 5_000_000])
 def test_frames_take_no_more_than_is_reckoned_with(size: int) -> None:
     parcel = Parcel(1 << 40, 1 << 40, Key((1 << 63) - 1, (1 << 32) - 1, 1), bytes(size))
-    assert frame_bytes(parcel) <= exchange.on_wire(size)
-    assert exchange.message_of(exchange.on_wire(size)) <= size
-    assert frames.FRAMES_BYTES == exchange.FRAMES_BYTES
+    assert frame_bytes(parcel) <= portions.on_wire(size)
+    assert portions.message_of(portions.on_wire(size)) <= size
+    assert frames.FRAMES_BYTES == portions.FRAMES_BYTES

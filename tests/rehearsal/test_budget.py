@@ -73,17 +73,18 @@ def home(
     watched: str = "p1",
     compression: str = "",
     rounds: int = 0,
+    lockstep: bool = True,
     rate: float = RATE,
     seed: int = 0,
 ) -> tuple[Rehearsal, Scales]:
     def make_exchange(peer: str, resume: tuple[Tensor, int] | None) -> Exchange:
-        learner = make(algorithm, {}, LAYOUT, torch.float64, compression)
-        return Exchange(learner, LAYOUT, INITIAL, resume=resume)
+        learner = make(algorithm, {}, LAYOUT, torch.float64, compression, lockstep=lockstep)
+        return Exchange(learner, LAYOUT, INITIAL, lockstep=lockstep, resume=resume)
 
     def train(peer: str, z: Tensor, round_: int) -> Tensor:
         return -rate / (1 + round_ / 30) * (z - MINIMISERS[int(peer[1:])])
 
-    terms = Terms(topology, seed, rounds=rounds, graph=catalogue.algorithm(algorithm).graph)
+    terms = Terms(topology, seed, lockstep, rounds, graph=catalogue.algorithm(algorithm).graph)
     scales = Scales(watched)
     r = Rehearsal(terms, make_exchange, train, step_s=lambda _: 2.0, seed=seed, witness=scales)
     scales.r = r  # type: ignore[assignment]
@@ -136,6 +137,19 @@ def test_no_minute_takes_more_than_the_budget_and_models_come_together(
     assert max(distances(r, 3).values()) < share * ALONE
     told = catalogue.algorithm(algorithm).graph == "directed"  # where nobody is, rounds are waited for
     assert min(d.node.key.round for d in r.alive()) > (80 if told else 30), "the others go on"
+
+
+@pytest.mark.parametrize("algorithm", ["difference-push", "sgp"])
+def test_in_the_pace_that_never_waits_a_budget_holds_as_well(algorithm: str) -> None:
+    compression = "int8" if algorithm == "sgp" else ""
+    r, scales = home(algorithm, compression=compression, lockstep=False)
+    scales.limit = 40_000
+    together(r, 3, 40_000)
+    r.run(150.0)
+    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+    assert scales.over == []
+    assert 32 not in {size for size in scales.sizes if size < 40}, "nobody waits for a word"
+    assert max(distances(r, 3).values()) < 0.7 * ALONE
 
 
 def test_with_a_budget_that_is_ample_nothing_changes() -> None:
