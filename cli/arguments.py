@@ -17,6 +17,7 @@ import click
 from peer import catalogue
 from peer.config import MAX_TASK_TEXT, JoinOptions, check_address
 from peer.errors import DataError, UsageError
+from peer.grammar import parse_budget
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -73,6 +74,11 @@ _JOIN_OPTIONS = (
         default=_DEFAULTS.timeout_s,
         show_default=True,
         help="How long to wait for a first link.",
+    ),
+    click.option(
+        "--budget",
+        metavar="2MB/min",
+        help="Most to send in any minute; also per h, day, month. Kept until given anew; none lifts it.",
     ),
     click.option("--insecure", is_flag=True, help="No TLS, and on this machine alone."),
 )
@@ -140,10 +146,12 @@ def options_from(task: TaskChoice | None, arguments: dict[str, Any]) -> JoinOpti
         check_address(address, needs_host=True)
     if arguments["listen"]:
         check_address(arguments["listen"])
+    if arguments["budget"] is not None:
+        parse_budget(arguments["budget"])
     folder = arguments["data"]
     if folder is not None:
         check_data(folder)
-    names = ("shard", "peers", "device", "listen", "interfaces", "timeout_s", "insecure")
+    names = ("shard", "peers", "device", "listen", "interfaces", "timeout_s", "insecure", "budget")
     return JoinOptions(
         data=str(Path(folder).absolute()) if folder is not None else None,
         task_file_text=task.text if task is not None else None,

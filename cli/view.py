@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cli.text import UNKNOWN, clean, count, figure, size, span, times
-from peer.status import DeviceStatus, LinkStatus, SessionStatus
+from peer.status import BudgetStatus, DeviceStatus, LinkStatus, SessionStatus
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -47,8 +47,18 @@ def session_lines(session: SessionStatus) -> list[str]:
         f"step {span(session.step_s)}, round {span(session.round_s)}, checkpoint "
         f"{span(session.checkpoint_age_s)} old"
     )
+    spent = [_budget_line(session.budget)] if session.budget is not None else []
     alone = [f"{count(session.rounds_alone, 'round')} closed alone"] if session.rounds_alone else []
-    return [about, progress, cost, pace, *alone]
+    return [about, progress, cost, pace, *spent, *alone]
+
+
+def _budget_line(budget: BudgetStatus) -> str:
+    """What is spent of a budget, and what a day would take."""
+    held = f", {count(budget.rounds_held_back, 'round')} held back" if budget.rounds_held_back else ""
+    return (
+        f"budget {size(budget.bytes_per_min)} per minute, spent {size(budget.spent_last_min)} in the last "
+        f"one, {size(budget.forecast_day)} a day at this rate{held}"
+    )
 
 
 def link_rows(links: Sequence[LinkStatus]) -> list[Row]:

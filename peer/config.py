@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 from peer import catalogue
 from peer.errors import ConfigError, UsageError
+from peer.grammar import parse_budget
 
 MAX_MEMBERS = 256  # of a session: architecture, section 9
 MAX_NAME = 63  # letters: as a DNS label (RFC 1035, 2.3.4)
@@ -114,7 +115,8 @@ class JoinOptions:
     """How this device takes part. data: a folder; shard: a part of it. peers, listen: "host:port", where
     listen may be ":port" (every address).
 
-    timeout_s: how long to look for a first link. task_file_text: the text of the user's task file.
+    timeout_s: how long to look for a first link. task_file_text: the text of the user's task file. budget: of
+    what this device sends, as in `--budget`; "none" lifts one given before.
     """
 
     data: str | None = None
@@ -126,13 +128,16 @@ class JoinOptions:
     timeout_s: float = 60.0
     insecure: bool = False
     task_file_text: str | None = None
+    budget: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "peers": list(self.peers), "interfaces": list(self.interfaces)}
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
-        """Raises ConfigError: a key or value is off."""
+        """Raises ConfigError: a key or value is off. Options of before there were budgets have none."""
+        if isinstance(source, Mapping) and "budget" not in source:
+            source = {**source, "budget": None}
         found = cls(**_checked(cls, source, "the join options"))
         if found.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is auto, cpu or cuda, not {found.device!r}")
@@ -143,9 +148,16 @@ class JoinOptions:
                 check_address(address, needs_host=True)
             if found.listen:
                 check_address(found.listen)
+            if found.budget is not None:
+                parse_budget(found.budget)
         except UsageError as error:
             raise ConfigError(str(error)) from error
         return found
+
+    @property
+    def bytes_per_min(self) -> int | None:
+        """The budget; None is without one."""
+        return parse_budget(self.budget) if self.budget is not None else None
 
 
 def check_name(name: str) -> str:

@@ -301,6 +301,14 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """So many bytes of control messages have gone out, calls and answers. Parcels and other frames are
+    counted where they are sent; only a device with a budget is told."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """This device's own addresses changed."""
 
@@ -346,9 +354,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """Everything this round sends is out; the learner waits for its in-neighbors."""
+    """Everything this round sends is out; the learner waits for its in-neighbors. held_back: out-neighbors
+    that nothing is sent to, or only word that nothing comes, because the round may not take so many bytes."""
 
     key: Key
+    held_back: tuple[PeerId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,12 +394,14 @@ class Rejected:
 class Holds:
     """The digests of the models this learner holds have changed, or its weight outside of a round has.
 
-    replicas: is there room for one more in-link's? Epochs that begin from now on say so.
+    replicas: is there room for one more in-link's? Epochs that begin from now on say so. whole: bytes of a
+    whole model, as a newcomer is given it; 0: not said.
     """
 
     bases: tuple[bytes, ...]
     weight: float
     replicas: bool = True
+    whole: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,6 +441,7 @@ class OpenRound:
 
     Where the generation's graph is a spanning tree, or two: trees are this node's neighbors on each, n the
     number of its members, mean_delay the mean of max(hops - 1, 0) over all ordered pairs, itself included.
+    allowance: how many bytes the round's messages may take in all; None: as many as they like.
     """
 
     key: Key
@@ -438,6 +451,7 @@ class OpenRound:
     mean_weight: float
     trees: tuple[tuple[PeerId, ...], ...] = ()
     mean_delay: float = 0.0
+    allowance: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,3 +253,32 @@ def parse_shard(text: str) -> Shard:
             f"shard '{text}': parts count from 0, so the last of {count} is {max(count - 1, 0)}/{count}"
         )
     return Shard(kind, index, count, alpha)
+
+
+# --- budgets -----------------------------------------------------------------------------------------
+
+_SIZES = {"kb": 10**3, "mb": 10**6, "gb": 10**9}
+_MINUTES = {"min": 1, "h": 60, "day": 24 * 60, "month": 30 * 24 * 60}
+MOST_BUDGET = 10**12  # bytes per minute: no network has more (guess)
+LEAST_BUDGET = 10_000  # bytes per minute: what one of two to four idle members tells the others (measured)
+
+
+def parse_budget(text: str) -> int | None:
+    """`2MB/min` in bytes per minute; also per h, day and month (of 30 days); `none` is None. Raises
+    UsageError."""
+    if text.strip() == "none":
+        return None
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(kb|mb|gb) ?/ ?(min|h|day|month)", text.strip().lower())
+    if not found:
+        raise UsageError(
+            "a budget is written '2MB/min': a number, kB, MB or GB, per min, h, day or month; 'none' lifts "
+            f"it; not '{text}'"
+        )
+    per_minute = float(found[1]) * _SIZES[found[2]] / _MINUTES[found[3]]
+    if not LEAST_BUDGET <= per_minute <= MOST_BUDGET:
+        raise UsageError(
+            f"a budget of '{text}' is {per_minute:.4g} bytes per minute, and may be from {LEAST_BUDGET} to "
+            f"{MOST_BUDGET:.0e}: what members tell each other of themselves takes some 10 kB per minute "
+            "before anything is learnt; give 2MB/min, say, or 20GB/month"
+        )
+    return int(per_minute)

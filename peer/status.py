@@ -45,10 +45,28 @@ class LinkStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetStatus:
+    """What a device that sends so many bytes per minute at the most has sent, and would in a day that goes on
+    like its last minute. rounds_held_back: that sent on fewer links than they had."""
+
+    bytes_per_min: int
+    spent_last_min: int = 0
+    forecast_day: int = 0
+    rounds_held_back: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return _as_dict(self)
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        return cls(**_known(cls, source, (), ("bytes_per_min",)))
+
+
+@dataclass(frozen=True, slots=True)
 class SessionStatus:
     """One session of this device. members: how many are alive, this device included. links_without_replica:
     for want of memory at one of their ends; replica_mb: what this device has for them. Both None where the
-    algorithm needs none."""
+    algorithm needs none. budget: None is without one."""
 
     name: str
     id: str | None = None
@@ -76,12 +94,14 @@ class SessionStatus:
     links: tuple[LinkStatus, ...] = ()
     links_without_replica: int | None = None
     replica_mb: float | None = None
+    budget: BudgetStatus | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **_as_dict(self),
             "metrics": dict(self.metrics),
             "links": [link.to_dict() for link in self.links],
+            "budget": self.budget.to_dict() if self.budget is not None else None,
         }
 
     @classmethod
@@ -89,6 +109,8 @@ class SessionStatus:
         fields = _known(cls, source, ("name",))
         fields["metrics"] = dict(fields.get("metrics") or {})
         fields["links"] = tuple(LinkStatus.from_dict(link) for link in fields.get("links") or ())
+        budget = fields.get("budget")
+        fields["budget"] = BudgetStatus.from_dict(budget) if budget is not None else None
         return cls(**fields)
 
 
@@ -126,9 +148,13 @@ def _as_dict(record: Any) -> dict[str, Any]:
     return {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
 
 
-def _known(cls: type[Any], source: Any, required: tuple[str, ...]) -> dict[str, Any]:
-    """The fields this version knows; a newer daemon may say more. Raises PeerdError if one is missing."""
-    if not isinstance(source, Mapping) or any(not isinstance(source.get(name), str) for name in required):
-        raise PeerdError(f"the daemon's status is not one: {cls.__name__} lacks {' or '.join(required)}")
+def _known(
+    cls: type[Any], source: Any, required: tuple[str, ...], numbers: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The fields this version knows; a newer daemon may say more. required: texts that must be there. Raises
+    PeerdError if one is missing."""
+    wanted = dict.fromkeys(required, str) | dict.fromkeys(numbers, int)
+    if not isinstance(source, Mapping) or any(not isinstance(source.get(n), k) for n, k in wanted.items()):
+        raise PeerdError(f"the daemon's status is not one: {cls.__name__} lacks {' or '.join(wanted)}")
     names = {item.name for item in dataclasses.fields(cls)}
     return {key: value for key, value in source.items() if key in names}

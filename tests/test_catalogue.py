@@ -10,7 +10,7 @@ from peer.catalogue import Compression, parse_compression
 from peer.compression import compressor, values
 from peer.compression.bodies import Layout
 from peer.errors import UsageError
-from peer.grammar import PARTS, Shard, Sized, parse_shard, written
+from peer.grammar import PARTS, Shard, Sized, parse_budget, parse_shard, written
 from peer.mesh import graphs, topology
 from peer.schedule import Schedule
 
@@ -301,6 +301,33 @@ def test_a_shard_is_a_part_or_a_name(text: str, meant: Shard) -> None:
 def test_a_malformed_shard_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError):
         parse_shard(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("2MB/min", 2_000_000),
+        ("200kB/min", 200_000),
+        ("1.5 GB / day", 1_041_666),
+        ("6mb/h", 100_000),
+        ("1GB/month", 23_148),
+        ("none", None),
+    ],
+)
+def test_a_budget_is_bytes_per_minute(text: str, meant: int | None) -> None:
+    assert parse_budget(text) == meant
+
+
+@pytest.mark.parametrize("text", ["", "2MB", "2/min", "2MB/s", "-2MB/min", "2MiB/min", "MB/min", "2MB/min x"])
+def test_a_malformed_budget_is_a_usage_error_with_an_example(text: str) -> None:
+    with pytest.raises(UsageError, match="'2MB/min'"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("text", ["1kB/min", "400MB/month", "0GB/h", "9999999GB/min"])
+def test_a_budget_that_control_messages_alone_would_take_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="10 kB per minute"):
+        parse_budget(text)
 
 
 def test_a_shard_must_fit_the_task() -> None:

@@ -31,10 +31,13 @@ PURE = [
     "peer/mesh/inlink.py",
     "peer/mesh/outlink.py",
     "peer/mesh/patience.py",
+    "peer/mesh/budget.py",
+    "peer/mesh/frame_bytes.py",
     "peer/mesh/node.py",
     "peer/learner/exchange.py",
     "peer/placing.py",
     "peer/schedule.py",
+    "peer/learner/portions.py",
     "peer/algorithms",
     "peer/compression",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from peer.errors import PeerdError
-from peer.status import DeviceStatus, LinkStatus, SessionStatus
+from peer.status import BudgetStatus, DeviceStatus, LinkStatus, SessionStatus
 
 # The names of the contract, in its order.
 DEVICE = ["peer", "device", "version", "pid", "uptime_s", "rss_mb", "health", "sessions"]
@@ -37,7 +37,9 @@ SESSION = [
     "links",
     "links_without_replica",
     "replica_mb",
+    "budget",
 ]
+BUDGET = ["bytes_per_min", "spent_last_min", "forecast_day", "rounds_held_back"]
 LINK = [
     "peer",
     "device",
@@ -56,7 +58,15 @@ LINK = [
 FULL = DeviceStatus(
     peer="p-a",
     health=("eth0 is down",),
-    sessions=(SessionStatus("home", "i", metrics={"accuracy": 0.9}, links=(LinkStatus("p-b", parcels=3),)),),
+    sessions=(
+        SessionStatus(
+            "home",
+            "i",
+            metrics={"accuracy": 0.9},
+            links=(LinkStatus("p-b", parcels=3),),
+            budget=BudgetStatus(200_000, 12_000, 17_280_000),
+        ),
+    ),
 )
 
 
@@ -65,6 +75,7 @@ def test_the_names_are_the_contracts() -> None:
     assert list(status) == DEVICE
     assert list(status["sessions"][0]) == SESSION
     assert list(status["sessions"][0]["links"][0]) == LINK
+    assert list(status["sessions"][0]["budget"]) == BUDGET
 
 
 def test_what_is_not_known_yet_is_null() -> None:

@@ -45,7 +45,8 @@ class Links:
     out: out-neighbors with mixing weights p_ji; this node keeps 1 - sum(out). clear: those of them whose
     last parcel is acknowledged; to the others nothing is sent, their share stays home. expected:
     in-neighbors that will send. mean_weight: w̄ over live members. trees: this node's neighbors on each
-    spanning tree, of n members; mean_delay: mean over ordered pairs of max(hops - 1, 0).
+    spanning tree, of n members; mean_delay: mean over ordered pairs of max(hops - 1, 0). most_bytes: what
+    each message may take, where this device has a budget for what it sends.
     """
 
     key: Key
@@ -56,6 +57,7 @@ class Links:
     clear: frozenset[PeerId] = field(default_factory=frozenset)
     trees: tuple[tuple[PeerId, ...], ...] = ()
     mean_delay: float = 0.0
+    most_bytes: int | None = None
 
 
 class Algorithm(ABC):
@@ -154,6 +156,15 @@ class Algorithm(ABC):
     def lr_scale(self) -> float:
         """What the local steps' learning rate is to be multiplied with, by the links of the open round."""
         return 1.0
+
+    @property
+    def least_bytes(self) -> int:
+        """Of the smallest message worth sending; 0: messages cannot be made smaller."""
+        return 0
+
+    def nothing(self, key: Key) -> Message | None:
+        """Says that nothing comes in this round, for a neighbor that waits for it; None: silence says it."""
+        return None
 
     @property
     def room(self) -> bool:

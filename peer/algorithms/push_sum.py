@@ -130,6 +130,9 @@ class PushSum(Algorithm):
     def expect(self, expected: frozenset[PeerId]) -> None:
         self.expected = expected
 
+    def nothing(self, key: Key) -> Message | None:
+        return Message(key, SHARE, Empty(self.d, self.dtype))
+
     def ready(self) -> bool:
         return not self.lockstep or self.expected <= self.heard
 

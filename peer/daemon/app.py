@@ -14,6 +14,7 @@ import resource
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from peer.config import Descriptor, JoinOptions, check_name
@@ -127,6 +128,7 @@ class Daemon:
         driver = self.sessions.get(name)
         if driver is not None and driver.failure is None and not driver.ended.is_set():
             refuse_change(driver, options)
+            driver.set_budget(options)
             driver.take_up()
             return await self._wait_for_link(driver, options.timeout_s, say)
         for other in [d for d in self.sessions.values() if d.folder.path == folder.path]:
@@ -443,7 +445,8 @@ def finished(name: str) -> UsageError:
 def refuse_change(driver: SessionDriver, options: JoinOptions) -> None:
     """Raises UsageError if a join of a session that runs here names an option that it does not run with."""
     asked, plain, runs = options.to_dict(), JoinOptions().to_dict(), driver.options.to_dict()
-    changed = [key for key in asked if key != "timeout_s" and asked[key] not in (plain[key], runs[key])]
+    at_any_time = ("timeout_s", "budget")
+    changed = [key for key in asked if key not in at_any_time and asked[key] not in (plain[key], runs[key])]
     text = options.task_file_text
     if text is not None and hashlib.sha256(text.encode()).digest() == driver.folder.task_digest:
         changed.remove("task_file_text")
@@ -456,10 +459,12 @@ def refuse_change(driver: SessionDriver, options: JoinOptions) -> None:
 
 
 def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
-    """Options of a join; a session known already keeps those that are not given anew."""
-    if folder.descriptor is None or options != JoinOptions(timeout_s=options.timeout_s):
-        return options
-    return folder.options
+    """Options of a join; a session known already keeps those that are not given anew, and its budget until
+    another is."""
+    budget = options.budget or folder.options.budget
+    plain = JoinOptions(timeout_s=options.timeout_s, budget=options.budget)
+    kept = options if folder.descriptor is None or options != plain else folder.options
+    return replace(kept, budget=budget)
 
 
 def rss_mb() -> float:

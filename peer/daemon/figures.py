@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from peer.config import Descriptor
-from peer.events import TRAIN, Closed, Direction, HandOver, OpenRound, PeerId, Push, Record, ToLearner
+from peer.events import TRAIN, Closed, Direction, HandOver, OpenRound, PeerId, Push, Pushed, Record, ToLearner
 from peer.local import Frame
+from peer.mesh.budget import Spending
 from peer.mesh.contacts import Contact
 from peer.mesh.node import Node
 from peer.mesh.transport import Transport
 from peer.placing import Placing
-from peer.status import LinkState, LinkStatus
+from peer.status import BudgetStatus, LinkState, LinkStatus
 
 FLOAT32_BYTES = 4
 ROUND_GAIN = 0.2  # of the newest round's time (guess)
@@ -96,6 +97,10 @@ class Figures:
         if self._round is not None and event.key == self._round.key and event.dst in self._round.out:
             self._used.add(event.dst)
 
+    def held_back(self, event: Pushed) -> None:
+        """To these no more went than word that nothing comes."""
+        self._used.difference_update(event.held_back)
+
     def closed(self, event: Closed, now: float) -> None:
         """A round is mixed: count what sending the whole model in fp32 would have taken."""
         self.round = event.key.round
@@ -160,6 +165,7 @@ class Figures:
                 "weight": node.weight,
                 "rounds_alone": node.rounds_alone_total,
                 "links": links(node, transport, now),
+                "budget": budget(node.spending, now),
             }
         return fields
 
@@ -168,6 +174,16 @@ def _generation(node: Node) -> int | None:
     """The epoch of the graph in use; None without one, or where the algorithm needs none."""
     current = node.generations.current if node.generations is not None else None
     return current.epoch if current is not None else None
+
+
+def budget(spending: Spending, now: float) -> BudgetStatus | None:
+    """What is spent of this device's budget, if it has one."""
+    if spending.bytes_per_min is None:
+        return None
+    spending.advance(now)
+    return BudgetStatus(
+        spending.bytes_per_min, spending.spent_last_min, spending.forecast_day, spending.rounds_held_back
+    )
 
 
 def links(node: Node, transport: Transport, now: float) -> tuple[LinkStatus, ...]:

@@ -19,6 +19,8 @@ LONELY_S = (
 )
 ALONE_ROUNDS = 3  # rounds closed alone in a row until it is said: one may be a Wi-Fi stall (guess)
 STUCK_S, STUCK_ROUNDS = 60.0, 10.0  # a round that takes so long, and so many times the usual, is said (guess)
+MUCH_CONTROL = 0.5  # of the budget: with so much for control it is said (guess)
+FEW_ROUNDS = 0.5  # of the last ones: with fewer that send anything it is said (guess)
 LOW_BYTES = 1 << 18  # free on the state folder's disk: less holds no checkpoint of any built-in task
 
 
@@ -52,6 +54,7 @@ def of_session(session: SessionDriver, now: float) -> Iterator[str]:
         *_learner(session),
         *_stuck(session, now),
         *_memory(session),
+        *_budget(session),
         *_rounds(session),
     ):
         yield f"{session.name}: {sentence}"
@@ -183,6 +186,35 @@ def _memory(session: SessionDriver) -> Iterator[str]:
             f"{here_mb:.3g} MB are free here, or too little at the other end; they send more bytes and less "
             "exact models. End other programs, or raise the memory limit, and start peerd again"
         )
+
+
+def _budget(session: SessionDriver) -> Iterator[str]:
+    """Does the budget leave enough to train with the others?"""
+    node, spending = session.node, session.spending
+    limit = spending.bytes_per_min
+    if limit is None or node is None or session.failure is not None:
+        return
+    control, recent = spending.control_last_min, spending.recent
+    remedy = f"raise it with 'peerd join {session.name} --budget …'"
+    if control > MUCH_CONTROL * limit:
+        yield (
+            f"the budget is {_kb(limit)} per minute, and what {len(node.members.alive())} members tell each "
+            f"other of themselves took {_kb(control)} in the last one; {remedy}, above {_kb(3 * control)}"
+        )
+    elif len(recent) == recent.maxlen and sum(recent) < FEW_ROUNDS * len(recent):
+        yield (
+            f"the budget of {_kb(limit)} per minute let {sum(recent)} of the last {len(recent)} rounds send "
+            f"anything; {remedy}, or take more local steps in a session of your own"
+        )
+    if node.short_for:
+        yield (
+            f"{len(node.short_for)} newcomer(s) wait for a model of {_kb(node.whole)}, for which the budget "
+            f"of {_kb(limit)} per minute has no room yet; another device may give it, or {remedy}"
+        )
+
+
+def _kb(size: int) -> str:
+    return f"{size / 1e6:.3g} MB" if size >= 1e6 else f"{size / 1e3:.3g} kB"
 
 
 def _rounds(session: SessionDriver) -> Iterator[str]:

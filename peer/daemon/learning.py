@@ -17,7 +17,7 @@ from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.signatures import first_difference
 from peer.daemon.supervisor import HOPELESS, Supervisor
 from peer.errors import DataError, PeerdError, UsageError, by_exit_code
-from peer.events import Closed, FromLearner, Leave, PeerId, Push, Ready
+from peer.events import Closed, FromLearner, Leave, PeerId, Push, Pushed, Ready
 from peer.local import Connection, Frame
 from peer.mesh.greeting import Signature
 from peer.mesh.node import Node, NodeEvent
@@ -117,6 +117,8 @@ class Learning:
             return
         if isinstance(event, Push):
             self._figures.pushed(event)
+        if isinstance(event, Pushed):
+            self._figures.held_back(event)
         if isinstance(event, Closed):
             self._figures.closed(event, self._loop.time())
             self._log_round(event)

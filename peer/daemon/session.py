@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peer import catalogue
-from peer.config import Descriptor
+from peer.config import Descriptor, JoinOptions
 from peer.daemon import health
 from peer.daemon.clocks import SuspendWatch
 from peer.daemon.effects import perform
@@ -47,6 +47,7 @@ from peer.events import (
     PeerId,
     Record,
     Resumed,
+    Spent,
     SponsorMe,
     StartOver,
     Tell,
@@ -55,6 +56,7 @@ from peer.events import (
 )
 from peer.local import Connection
 from peer.mesh import transport as mesh
+from peer.mesh.budget import Spending
 from peer.mesh.discovery import Discovery
 from peer.mesh.greeting import Introduction
 from peer.mesh.identity import Device, SessionIdentity
@@ -110,6 +112,8 @@ class SessionDriver:
         instance = device.instance
         self._me = Record(device.key.id, device.boot, incarnation, device=device.name, instance=instance)
         self.figures = Figures(folder.path)
+        self.spending = Spending(self.options.bytes_per_min)
+        self._control_bytes = 0  # of messages that were no frames, as the spending knows of them
         rng = random.Random(f"{device.key.id} {device.boot}")
         intake = Intake(self._longest_parcel, SharedBuffer.create)
         insecure = self.options.insecure
@@ -228,7 +232,7 @@ class SessionDriver:
         )
         me = replace(self._me, incarnation=self._me.incarnation + 1)
         self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it
-        self.node = Node(me, terms, self._farewells())
+        self.node = Node(me, terms, self._farewells(), self.spending)
         self.learning.supervisor.start()
 
     def _consider(self, met: Met) -> None:
@@ -292,6 +296,7 @@ class SessionDriver:
         suspended_s = self._suspends.suspended()
         if self.node is None or self.node.members.yields:
             return
+        self._count_control(self.node)
         if suspended_s:
             self._handle(self.node, Resumed(suspended_s))
         self._handle(self.node, event)
@@ -299,6 +304,26 @@ class SessionDriver:
             self.fail(StateError(health.copied(*self.node.members.copies[self._me.peer])))
             self._silence = self._loop.create_task(self._fall_silent())
             self._silence.add_done_callback(self._reap)
+
+    def _count_control(self, node: Node) -> None:
+        """Tell the node what control messages have cost, where that is of interest."""
+        if self.spending.bytes_per_min is None:
+            return
+        sent = self._sent_as_control()
+        if sent > self._control_bytes:
+            self._handle(node, Spent(sent - self._control_bytes))
+        self._control_bytes = sent
+
+    def _sent_as_control(self) -> int:
+        return sum(contact.bytes_sent - contact.frame_bytes_sent for contact in self.transport.contacts)
+
+    def set_budget(self, options: JoinOptions) -> None:
+        """Hold another budget from now on, if these options name one. Raises StateError."""
+        if options.budget is not None:
+            self._control_bytes = self._sent_as_control()  # nothing was counted while there was none
+            self.folder.save_options(replace(self.folder.options, budget=options.budget))
+            self.options = self.folder.options
+            self.spending.limit(self.options.bytes_per_min)
 
     async def _fall_silent(self) -> None:
         """A copy of this device has run for longer: whatever this one says would be taken for that one's."""
@@ -402,7 +427,7 @@ class SessionDriver:
         self._me, self._gone = replace(me, state="alive", incarnation=me.incarnation + 1), None
         others = [record for record in self.node.members.alive() if record.peer != me.peer]
         terms = replace(self.node.terms, founder=self.folder.note.founder)
-        self.node = Node(self._me, terms, farewells)
+        self.node = Node(self._me, terms, farewells, self.spending)
         for record in others:
             self.feed(Met(record))
 

@@ -12,6 +12,9 @@ out-neighbors is unacknowledged (`Held`): its share would stay home, and the nei
 And of what one neighbor sends only one parcel ahead of this node's own round is taken over: the next is
 answered when that round is mixed, so a node that hangs costs the others one share each, not all they have.
 
+Where a round may not take as many bytes as it would (`OpenRound.allowance`), portions.py says which links get
+a message and how large. What was not sent stays with this node, as if it took more local steps.
+
 Nothing here reads a clock or draws a random number.
 """
 
@@ -57,6 +60,7 @@ from peer.events import (
     Taken,
     ToLearner,
 )
+from peer.learner.portions import FRAMES_BYTES, Portions, on_wire
 
 State = Literal["seeking", "training", "finished", "left"]
 
@@ -126,6 +130,7 @@ class Exchange:
         self._heir: PeerId | None = None
         self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
         self._out: dict[PeerId, Message] = {}  # mass sent and not acknowledged, by destination
+        self._portions = Portions()  # of a round's allowance
         self._unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
 
     # --- the training thread's two calls ---------------------------------------------------------
@@ -234,7 +239,8 @@ class Exchange:
         return self._holds()
 
     def _holds(self) -> Holds:
-        return Holds(self.algorithm.bases, self.algorithm.weight, self.algorithm.room)
+        whole = self.initial.nbytes + 2 * FRAMES_BYTES
+        return Holds(self.algorithm.bases, self.algorithm.weight, self.algorithm.room, whole)
 
     def _open(self, command: OpenRound, now: float) -> Sequence[FromLearner]:
         over = command.key < self.key or (self._closed is not None and command.key <= self._closed)
@@ -270,16 +276,54 @@ class Exchange:
     def _push_all(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
         self._held, self.open, self._pushed = None, False, True
         self._weight = self.algorithm.weight
-        messages = self.algorithm.step(u, lr, self._links(), now)
+        links = self._affordable(self._links())
+        messages = self.algorithm.step(u, lr, links, now)
         self._unsent = {
             dst: message
             for dst, message in messages.items()
             if message.delivery == "latest" and dst not in self._epochs
         }
-        sent: list[FromLearner] = [
-            self._push(dst, message) for dst, message in messages.items() if dst not in self._unsent
-        ]
-        return [*sent, Pushed(self.key), *self._renewed(), *self._try_close(now)]
+        ready = {dst: self._encoded(message) for dst, message in messages.items() if dst not in self._unsent}
+        sent, held_back = self._within(messages, ready)
+        return [*sent, Pushed(self.key, held_back), *self._renewed(), *self._try_close(now)]
+
+    def _affordable(self, links: Links) -> Links:
+        r = self._round
+        assert r is not None
+        if r.allowance is None:
+            return links
+        return self._portions.affordable(links, r.allowance, self.algorithm.least_bytes, self._word())
+
+    def _within(
+        self, messages: dict[PeerId, Message], ready: dict[PeerId, bytes]
+    ) -> tuple[list[FromLearner], tuple[PeerId, ...]]:
+        """Push what is ready, as far as the round's allowance goes, and who is held back. Final rounds of
+        whole models push everything: their sums need it, and the node has it wait until there is room."""
+        r = self._round
+        assert r is not None
+        if r.allowance is None:
+            return [self._push(dst, messages[dst], data) for dst, data in ready.items()], ()
+        clear = {dst for dst in r.out if dst in self._epochs and dst not in self._out}
+        held, word = self._portions.turns(clear - messages.keys()), self._word()
+        whole = self._final and all(messages[dst].delivery == "latest" for dst in ready)
+        sizes = {dst: len(data) for dst, data in ready.items()}
+        allowance = r.allowance - len(held) * word
+        chosen, left = self._portions.within(sizes, allowance, self.key, at_any_rate=whole)
+        for dst in sorted(ready.keys() - set(chosen)):
+            held.append(dst)
+            if messages[dst].delivery == "mass":
+                self.algorithm.returned(dst, messages[dst])
+        sent: list[FromLearner] = [self._push(dst, messages[dst], ready[dst]) for dst in chosen]
+        nothing, left = self.algorithm.nothing(self.key), r.allowance - allowance + left
+        if nothing is not None:
+            number = self._portions.words(len(held), left, word, self.algorithm.least_bytes)
+            sent += [self._push(dst, nothing) for dst in held[:number]]
+        return sent, tuple(held)
+
+    def _word(self) -> int:
+        """Bytes on the wire of telling one neighbor that nothing comes; 0 where nobody is told."""
+        word = self.algorithm.nothing(self.key) if self.lockstep else None
+        return 0 if word is None else on_wire(len(self._encoded(word)))
 
     def _retry(self, now: float) -> Sequence[FromLearner]:
         """A link is clear, or gone: push what waited for it."""
@@ -287,12 +331,16 @@ class Exchange:
             return []
         return self._exchange(*self._held, now)
 
-    def _push(self, dst: PeerId, message: Message) -> Push:
+    def _push(self, dst: PeerId, message: Message, data: bytes | None = None) -> Push:
         delivery: Delivery = message.delivery
         if delivery == "mass":
             assert dst in self._epochs and dst not in self._out, f"a message for {dst}: link not clear"
             self._out[dst] = message
-        return Push(dst, self._epochs[dst].epoch, message.key, codec.encode(message, self.layout), delivery)
+        payload = self._encoded(message) if data is None else data
+        return Push(dst, self._epochs[dst].epoch, message.key, payload, delivery)
+
+    def _encoded(self, message: Message) -> bytes:
+        return codec.encode(message, self.layout)
 
     def _renewed(self) -> list[FromLearner]:
         return [Renew(dst) for dst in self.algorithm.evicted()]

@@ -20,8 +20,8 @@ RTT_GAIN = 0.125  # of the newest sample, RFC 6298 section 2.3
 
 @dataclass(slots=True)
 class Contact:
-    """leaf_pem: pinned by the last Hello, None before it and after a failed handshake. Bytes: of messages.
-    listed: by its own record, as last heard."""
+    """leaf_pem: pinned by the last Hello, None before it and after a failed handshake. Bytes: of messages,
+    and of those that are frames of links. listed: by its own record, as last heard."""
 
     peer: PeerId
     addresses: list[str] = field(default_factory=list)
@@ -29,6 +29,7 @@ class Contact:
     leaf_pem: bytes | None = None
     introduction: Introduction | None = None
     bytes_sent: int = 0
+    frame_bytes_sent: int = 0
     bytes_received: int = 0
     rtt_s: float | None = None
     rejected: int = 0

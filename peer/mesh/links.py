@@ -36,6 +36,7 @@ from peer.events import (
     PeerId,
     Refuse,
 )
+from peer.mesh.budget import Spending
 from peer.mesh.inlink import InLink, OwnLearner
 from peer.mesh.outlink import Item, OutLink
 
@@ -61,9 +62,15 @@ class Counts:
 
 
 class Links:
-    def __init__(self, me: PeerId, farewells: Mapping[PeerId, Farewell] | None = None) -> None:
-        """farewells: of the learner that left here politely last (`farewells`)."""
-        self.me = me
+    def __init__(
+        self,
+        me: PeerId,
+        farewells: Mapping[PeerId, Farewell] | None = None,
+        spending: Spending | None = None,
+    ) -> None:
+        """farewells: of the learner that left here politely last (`farewells`). spending: None sets no
+        budget."""
+        self.me, self.spending = me, spending or Spending()
         self._before = dict(farewells or {})
         self._own = OwnLearner()
         self._out: dict[PeerId, OutLink] = {}
@@ -145,6 +152,12 @@ class Links:
     def drop_in(self, src: PeerId) -> list[Effect]:
         return [Disconnect(src, "in")]
 
+    def go_on(self) -> list[Effect]:
+        """Begin what waits for the budget, as far as it lets; whoever has waited longest comes first."""
+        waiting = [link for link in self._out.values() if link.outstanding and not link.moving]
+        waiting.sort(key=lambda link: (link.outstanding[0].since, link.dst))
+        return [effect for link in waiting for effect in link.go_on()]
+
     # --- the driver ----------------------------------------------------------------------------------
 
     def stream_up(self, peer: PeerId, direction: Direction) -> list[Effect]:
@@ -182,6 +195,14 @@ class Links:
     def pending(self) -> bool:
         """Is anything out, of either delivery, that is not acknowledged?"""
         return any(link.outstanding for link in self._out.values())
+
+    def moving(self, dst: PeerId) -> bool:
+        """Is a parcel to `dst` on a stream that is up, and not answered?"""
+        return dst in self._out and self._out[dst].moving
+
+    def waiting(self) -> bool:
+        """Is there a parcel that could go if the budget had room for it?"""
+        return any(link.opened and link.outstanding and not link.moving for link in self._out.values())
 
     def has_stream(self, peer: PeerId, direction: Direction) -> bool:
         ends: Mapping[PeerId, OutLink | InLink] = self._out if direction == "out" else self._in
@@ -221,7 +242,7 @@ class Links:
         return Counts()
 
     def _outlink(self, dst: PeerId) -> OutLink:
-        return self._out.setdefault(dst, OutLink(dst, self._own))
+        return self._out.setdefault(dst, OutLink(dst, self._own, self.spending))
 
     def _inlink(self, src: PeerId) -> InLink:
         return self._in.setdefault(src, InLink(src, self._own, self._before.get(src)))

@@ -52,6 +52,7 @@ from peer.events import (
     Moved,
     Note,
     OpenRound,
+    Parcel,
     PeerId,
     Probe,
     ProbeFor,
@@ -65,7 +66,9 @@ from peer.events import (
     Resumed,
     Returned,
     Reunion,
+    Send,
     ShowMe,
+    Spent,
     Sponsor,
     SponsorMe,
     StartOver,
@@ -80,7 +83,9 @@ from peer.events import (
 )
 from peer.mesh import topology
 from peer.mesh.agreement import Agreement
+from peer.mesh.budget import Spending
 from peer.mesh.ending import Ending
+from peer.mesh.frame_bytes import FRAMES_BYTES, frame_bytes
 from peer.mesh.generations import Generations
 from peer.mesh.gossip import Gossip
 from peer.mesh.links import Links
@@ -97,6 +102,7 @@ LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this nod
 MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
 ANSWER_S = 1.0  # for the learner's answer when a link it has a last message for is up; guess
 STAY_S = 60.0  # a finished member stays so long for living ones of its generation that are not; guess
+DEFER_S = 20.0  # others are asked first to give a model that the budget has no room for; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
@@ -112,6 +118,7 @@ NodeEvent = (
     | Leave
     | Measured
     | Moved
+    | Spent
     | FromLearner
 )
 
@@ -135,10 +142,18 @@ class Node:
 
     tick_s = 0.25
 
-    def __init__(self, me: Record, terms: Terms, farewells: Mapping[PeerId, Farewell] | None = None) -> None:
-        """farewells: those of the node that said goodbye here last."""
+    def __init__(
+        self,
+        me: Record,
+        terms: Terms,
+        farewells: Mapping[PeerId, Farewell] | None = None,
+        spending: Spending | None = None,
+    ) -> None:
+        """farewells: those of the node that said goodbye here last. spending: of the nodes here before it,
+        too; None sets no budget."""
         self.me, self.terms = me.peer, terms
-        self.gossip, self.links = Gossip(me), Links(me.peer, farewells)
+        self.spending = spending or Spending()
+        self.gossip, self.links = Gossip(me), Links(me.peer, farewells, self.spending)
         self.pace, self.seats = Pace(late_is_lost=terms.graph != "directed"), Seats(me.peer)
         self.members = self.gossip.members
         self.agreement, self.ending = None, None
@@ -160,11 +175,15 @@ class Node:
         self._earlier: set[tuple[PeerId, int, int]] = (
             set()
         )  # those of them that came before their link's epoch
+        self._allowance: int | None = None  # bytes that the open round's messages may take
+        self._sending: set[PeerId] = set()  # whom the open round has sent something
+        self.whole = 0  # bytes of a whole model; 0: not known
         self._expected: frozenset[PeerId] = frozenset()
         self._has_senders = False  # on the open round's graph; where it is drawn at random there may be none
         self._view: tuple[PeerId, ...] = ()
         self._seen = -1  # the members' version that _view is of
         self._sponsoring: set[PeerId] = set()
+        self._asked_at: dict[PeerId, float] = {}  # by those of them that the budget has no room for
         self._showing: set[PeerId] = set()  # who wants to look at this device's model
         self._needed: dict[PeerId, float] = {}  # out-links, and when a round last used them
         self._due: dict[PeerId, float] = {}  # expected senders without a stream, since when
@@ -206,14 +225,30 @@ class Node:
         if self._gone:
             return []
         self._effects = []
+        self.spending.advance(now)
+        if isinstance(event, Spent):
+            self.spending.control(event.size)
+            return []
         self._notice_gap(now)
         self._dispatch(event, now)
         self._watch_view(now)
         self._check_round(now)
         if self._leaving is not None:
             self._hand_over(now)
+        self._book()
         effects, self._effects = self._effects, []
         return effects
+
+    def _book(self) -> None:
+        """What goes out now, and which parcels are not on their way any more, for the budget."""
+        if self.spending.bytes_per_min is None:
+            return
+        for effect in self._effects:
+            if isinstance(effect, Send) and not isinstance(effect.frame, Parcel):
+                self.spending.control(frame_bytes(effect.frame))
+        for dst in self.spending.under_way:
+            if not self.links.moving(dst):
+                self.spending.end(dst)
 
     def _dispatch(self, event: NodeEvent, now: float) -> None:
         match event:
@@ -249,6 +284,7 @@ class Node:
             case Measured():
                 self._measured(event, now)
             case _:
+                assert not isinstance(event, Spent), "booked before"
                 self._from_learner(event, now)
 
     # --- the learner -----------------------------------------------------------------------------
@@ -257,13 +293,12 @@ class Node:
         match event:
             case Ready():
                 self._ready(event, now)
-            case Push(dst, epoch, key, payload, delivery):
-                self._handed = self._handed or dst == self._handing_to
-                self._absorb(self.links.push(dst, epoch, key, payload, delivery, now), now)
+            case Push():
+                self._push(event, now)
             case Held():
                 self._hold(event, now)
-            case Pushed(key):
-                self._pushed(key, now)
+            case Pushed(key, held_back):
+                self._pushed(key, held_back, now)
             case Closed():
                 self._closed(event, now)
             case Taken(src, epoch, number):
@@ -283,13 +318,21 @@ class Node:
                 self._absorb(self.links.renew(dst), now)
             case Looked(peer, round_, near):
                 self._looked(peer, round_, near, now)
-            case Holds(bases, weight, replicas):
+            case Holds(bases, weight, replicas, whole):
+                self.whole = whole or self.whole
                 self.links.holds(bases, replicas)
                 self._weigh(weight)
                 self._has_mass = self._has_mass or weight > 0
                 self._check_handed(now)
                 if self.phase == "seeking" and weight > 0:
                     self._seated(now)
+
+    def _push(self, event: Push, now: float) -> None:
+        dst, key = event.dst, event.key
+        self._handed = self._handed or dst == self._handing_to
+        if key == self.key:
+            self._sending.add(dst)
+        self._absorb(self.links.push(dst, event.epoch, key, event.payload, event.delivery, now), now)
 
     def _ready(self, event: Ready, now: float) -> None:
         self.links.holds(event.bases, event.replicas)
@@ -363,7 +406,7 @@ class Node:
         self._correct(peer, now)
         self._need(peer, now)
         if self.links.clear(peer):
-            self._grant(peer)
+            self._grant(peer, now)
 
     def _show(self, peer: PeerId, now: float) -> None:
         """Send the model to look at: as soon as the link allows it."""
@@ -373,9 +416,30 @@ class Node:
             self._show_all()
 
     def _show_all(self) -> None:
-        for peer in sorted(peer for peer in self._showing if self.links.clear(peer)):
+        size = self.whole + FRAMES_BYTES
+        for peer in sorted(p for p in self._showing if self.links.clear(p) and self.spending.lets(size)):
             self._showing.discard(peer)
             self._learner(Sponsor(peer, show=True))
+
+    def _keep_to_budget(self, now: float) -> None:
+        """Begin what has waited for room. A newcomer that finds no other sponsor comes before this device's
+        own rounds: they send nothing until there is room for its model."""
+        if self.spending.bytes_per_min is None:
+            return
+        self._absorb(self.links.go_on(), now)
+        seated = {r.peer for r in self.members.alive() if r.phase == "training"}
+        self._sponsoring -= seated & self._asked_at.keys()  # somebody else has given it a model
+        self._asked_at = {peer: at for peer, at in self._asked_at.items() if peer in self._sponsoring}
+        for peer in sorted(peer for peer in self._asked_at if self.links.clear(peer)):
+            self._grant(peer, now)
+        alone = len(self._view) < 2
+        first = any(alone or now - at > DEFER_S for at in self._asked_at.values())
+        self.spending.saving = first or self.links.waiting()
+
+    @property
+    def short_for(self) -> tuple[PeerId, ...]:
+        """Newcomers that have asked for a model, for which the budget has had no room yet."""
+        return tuple(sorted(self._asked_at))
 
     def _in_epoch(self, src: PeerId) -> Epoch:
         """The newest life and epoch of the link from `src`."""
@@ -387,10 +451,14 @@ class Node:
         trains = record is not None and record.phase == "training"
         return trains and self.seats.is_outdated(sponsor, self._in_epoch(sponsor))
 
-    def _grant(self, peer: PeerId) -> None:
+    def _grant(self, peer: PeerId, now: float) -> None:
         if self.agreement is not None and self.key.phase == FINAL and self.phase == "training":
             return  # who comes as late as this is given the final model, and is done
+        self._asked_at.setdefault(peer, now)
+        if not self.spending.lets(self.whole + FRAMES_BYTES):
+            return
         self._sponsoring.discard(peer)
+        self._asked_at.pop(peer, None)
         self._learner(Sponsor(peer))
         self._note("sponsors a newcomer", peer=peer)
 
@@ -421,6 +489,7 @@ class Node:
         generation = self.generations.number if self.generations is not None else 0
         self.key = Key(generation, self.key.round, FINAL if final else TRAIN)
         self._open = True
+        self._allowance, self._sending = self.spending.open_round(final=final), set()
         self.pace.open(self.key, now)
         self._announce_round(now)
         self._deliver_early(now)
@@ -454,6 +523,7 @@ class Node:
                 tuple(sorted(self._expected)),
                 len(view),
                 self.members.mean_weight(self.reunions.estranged),
+                allowance=self._allowance,
             )
         )
 
@@ -467,7 +537,8 @@ class Node:
             if not self.links.has_stream(peer, "in"):
                 self._due.setdefault(peer, now)
         expected, delay = tuple(sorted(self._expected)), place.mean_delay
-        self._learner(OpenRound(self.key, dict(place.out), expected, place.n, 1.0, place.trees, delay))
+        out, trees = dict(place.out), place.trees
+        self._learner(OpenRound(self.key, out, expected, place.n, 1.0, trees, delay, self._allowance))
 
     def _senders(self) -> frozenset[PeerId]:
         """Whose message of this round is on its way or will be: who is leaving, or in a later generation,
@@ -518,9 +589,10 @@ class Node:
     def _cycle(self) -> int:
         return 1 if self.generations is not None else topology.cycle(self.terms.topology, len(self._view))
 
-    def _pushed(self, key: Key, now: float) -> None:
+    def _pushed(self, key: Key, held_back: tuple[PeerId, ...], now: float) -> None:
         if key != self.key or not self._open:
             return
+        self.spending.close_round(len(held_back), len(self._sending.difference(held_back)))
         self.pace.push(key, self.links.unacked, now)
         self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view
 
@@ -707,7 +779,7 @@ class Node:
         for peer in sorted(self._sponsoring):
             self._need(peer, now)
             if self.links.clear(peer):
-                self._grant(peer)
+                self._grant(peer, now)
 
     def _came_late(self, now: float) -> None:
         self._note("came too late to train: is given the final model")
@@ -787,7 +859,7 @@ class Node:
             self._effects.append(effect)
             match command:
                 case LinkUp(peer, "out") if peer in self._sponsoring:
-                    self._grant(peer)
+                    self._grant(peer, now)
                 case LinkUp(peer, "in"):
                     self._forget_heard(peer)
                 case Deliver(src, epoch, number, key):
@@ -861,6 +933,7 @@ class Node:
         if self.agreement is not None:
             self._agree(self.agreement, now)
         self._meet_again(now)
+        self._keep_to_budget(now)
         self._reverse_dial(now)
         self._drop_idle(now)
         if self._finished_at is not None:

@@ -11,6 +11,7 @@ applied it, and leaves the ledger in one of these ways only:
 
 A new epoch begins only when nothing is out, so an epoch change can never deliver twice.
 `latest` parcels are whole models: they are replaced and dropped silently, never Acked or Returned.
+A parcel that the device's budget has no room for waits, and `go_on` tries again.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from peer.events import (
     Send,
     ToLearner,
 )
+from peer.mesh.budget import Spending
+from peer.mesh.frame_bytes import frame_bytes
 from peer.mesh.inlink import OwnLearner
 
 # Of whole models the newest two wait. In lockstep both are of use: a neighbor's next message can overtake its
@@ -60,8 +63,8 @@ class Item:
 
 
 class OutLink:
-    def __init__(self, dst: PeerId, own: OwnLearner) -> None:
-        self.dst, self.own = dst, own
+    def __init__(self, dst: PeerId, own: OwnLearner, spending: Spending) -> None:
+        self.dst, self.own, self.spending = dst, own, spending
         self.wanted = False
         self.dialing = False  # has the driver been asked to Connect?
         self.up = False  # is there a stream?
@@ -72,6 +75,7 @@ class OutLink:
         self.newest = 0  # the receiver's newest life ever shown
         self.number = 0  # of the last parcel numbered in this epoch
         self.flying: Item | None = None  # sent, unacknowledged
+        self.begun = False  # has what is flying been sent on this stream?
         self.queue: list[Item] = []  # unsent: at most one of mass, LATEST_QUEUED of `latest`
         self.renewing = False
         self.parcels = self.rejected = 0
@@ -84,6 +88,11 @@ class OutLink:
     def mass(self) -> Item | None:
         """The one mass parcel that is out, sent or not."""
         return next((item for item in self.outstanding if item.delivery == "mass"), None)
+
+    @property
+    def moving(self) -> bool:
+        """Is a parcel on this stream that is not answered?"""
+        return self.up and self.begun and self.flying is not None
 
     @property
     def clear(self) -> bool:
@@ -134,14 +143,18 @@ class OutLink:
         self.queue.append(item)
         return effects + self._flow()
 
+    def go_on(self) -> list[Effect]:
+        """The budget may have room again for what has waited."""
+        return self._flow()
+
     # --- the stream and the receiver -----------------------------------------------------------------
 
     def stream_up(self) -> list[Effect]:
-        self.up, self.opened = True, False
+        self.up, self.opened, self.begun = True, False, False
         return self._open()
 
     def stream_down(self) -> list[Effect]:
-        self.up = self.opened = False
+        self.up = self.opened = self.begun = False
         return []
 
     def on_opened(self, frame: Opened) -> list[Effect]:
@@ -165,7 +178,8 @@ class OutLink:
         if item.delivery == "latest" and newer == LATEST_QUEUED and self.queue[0].delivery == "latest":
             self.flying = None
             return [*effects, Dispose(item.payload), *self._flow()]
-        return [*effects, self._parcel(item)]
+        self.begun = False
+        return [*effects, *self._flow()]
 
     def on_ack(self, frame: Ack) -> list[Effect]:
         if not self._current(frame.epoch) or not self.opened:
@@ -257,15 +271,22 @@ class OutLink:
         return effects + self._flow()
 
     def _flow(self) -> list[Effect]:
-        if not self.opened or self.flying is not None or not self.queue:
+        """Send what is next, or again what a stream that is gone was to bring over, if the budget lets it."""
+        if not self.opened or (self.flying is not None and self.begun):
             return []
-        self.flying = self.queue.pop(0)
-        self.number += 1
-        self.flying.number = self.number
-        return [self._parcel(self.flying)]
-
-    def _parcel(self, item: Item) -> Send:
-        return Send(self.dst, "out", Parcel(self.epoch, item.number, item.key, item.payload, item.delivery))
+        item = self.flying or (self.queue[0] if self.queue else None)
+        if item is None:
+            return []
+        number = item.number or self.number + 1
+        parcel = Parcel(self.epoch, number, item.key, item.payload, item.delivery)
+        size = frame_bytes(parcel)
+        if not self.spending.lets(size):
+            return []
+        self.spending.begin(self.dst, size)
+        if self.flying is None:
+            self.flying, item.number, self.number = self.queue.pop(0), number, number
+        self.begun = True
+        return [Send(self.dst, "out", parcel)]
 
     def _settle(self, applied: int) -> list[Effect]:
         """The epoch is over and the receiver applied up to `applied` of it."""

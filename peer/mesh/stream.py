@@ -192,6 +192,7 @@ class LinkStream:
         data = frame_to_wire(frame).SerializeToString()
         await self._pipe.write(data)
         self._contact.bytes_sent += len(data)
+        self._contact.frame_bytes_sent += len(data)
 
     # --- in --------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from peer.events import (
     Connect,
+    Control,
     Disconnect,
     Effect,
     Farewell,
@@ -37,12 +38,15 @@ from peer.events import (
     Ready,
     Record,
     Send,
+    Spent,
     StartOver,
     Tell,
     Tick,
     ToLearner,
 )
 from peer.learner.exchange import Exchange, Resume, mixes
+from peer.mesh.budget import Spending
+from peer.mesh.frame_bytes import control_bytes
 from peer.mesh.node import Node, NodeEvent, Terms
 from peer.rehearsal.network import Network
 from peer.rehearsal.network import Weather as Weather
@@ -71,6 +75,7 @@ class Device:
     rounds: int = 0
     lives: int = 1
     farewells: dict[PeerId, Farewell] = field(default_factory=dict)
+    spending: Spending = field(default_factory=Spending)
     inbox: deque[NodeEvent] = field(default_factory=deque)
     busy: bool = False
     asleep: bool = False
@@ -88,6 +93,9 @@ class Witness:
 
     def sent(self, device: Device, frame: Frame) -> None:
         """A frame goes out on a stream that is up, again or for the first time."""
+
+    def called(self, device: Device, message: Control) -> None:
+        """A control message goes out, as a call or an answer."""
 
 
 class Rehearsal:
@@ -138,9 +146,16 @@ class Rehearsal:
 
     # --- what happens to devices -----------------------------------------------------------------
 
-    def add(self, peer: PeerId, *, founder: bool = False, checkpoint_age: int = 0) -> Device:
+    def add(
+        self,
+        peer: PeerId,
+        *,
+        founder: bool = False,
+        checkpoint_age: int = 0,
+        bytes_per_min: int | None = None,
+    ) -> Device:
         """Switch a device on: for the first time, or again after `crash` (then as a new life), with its last
-        checkpoint or one so many rounds older."""
+        checkpoint or one so many rounds older. bytes_per_min: its budget; None: none, or as before."""
         old = self.devices.get(peer)
         assert old is None or not old.alive, f"{peer} is on"
         boot = old.boot + 1 if old else 1
@@ -150,9 +165,12 @@ class Rehearsal:
         record = Record(peer, boot, boot << 20, device=peer, addresses=(f"{peer}:1",))
         terms = replace(self.terms, founder=founder)
         farewells = old.farewells if old else {}
+        spending = old.spending if old else Spending()
+        spending.limit(bytes_per_min or spending.bytes_per_min)
         device = Device(
-            peer, boot, Node(record, terms, farewells), self._make_exchange(peer, checkpoint),
+            peer, boot, Node(record, terms, farewells, spending), self._make_exchange(peer, checkpoint),
             checkpoint=checkpoint, older=deque(maxlen=self._keep_checkpoints), farewells=farewells,
+            spending=spending,
         )  # fmt: skip
         self.devices[peer] = device
         self.network.on(peer)
@@ -316,6 +334,9 @@ class Rehearsal:
                     self._witness.sent(device, frame)
                 self.network.send(device.peer, peer, direction, frame)
             case Tell(peer, message):
+                self._witness.called(device, message)
+                if device.spending.bytes_per_min is not None:
+                    device.inbox.append(Spent(control_bytes(message)))
                 self.network.tell(device.peer, peer, message)
             case Connect(peer, direction):
                 self.network.connect(device.peer, peer, direction)

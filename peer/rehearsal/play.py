@@ -23,10 +23,10 @@ from peer.algorithms import make
 from peer.errors import PeerdError
 from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed, ToLearner
 from peer.learner.exchange import Exchange, Resume
+from peer.mesh.frame_bytes import frame_bytes
 from peer.mesh.node import Terms
 from peer.rehearsal.books import Books
 from peer.rehearsal.driver import Device, Rehearsal, Weather, Witness
-from peer.rehearsal.frame_bytes import frame_bytes
 from peer.rehearsal.plan import Plan
 from peer.rehearsal.scenes import Scene, halves, scenes_of
 from peer.rehearsal.trainer import Trainer

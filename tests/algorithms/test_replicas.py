@@ -13,6 +13,7 @@ from peer.algorithms.base import Links, Message
 from peer.algorithms.bases import USABLE_ROUNDS
 from peer.algorithms.difference_push import DEVIATION, DIFFERENCE, REPLICA, Budget, DifferencePush, lost
 from peer.algorithms.replicas import IDLE_ROUNDS
+from peer.compression import codec
 from peer.compression.bodies import Body, Empty, Layout
 from peer.compression.compressor import compressor
 from peer.compression.history import History, recalling
@@ -213,6 +214,22 @@ def test_final_rounds_have_their_own_bits() -> None:
     one.on_links(LinkUp("b", "out", 2, one.bases, replicas=False))
     parcel(one, "b", 3, u=moved(2))
     assert asked == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("replicas", [True, False])
+def test_no_message_takes_more_than_it_may_and_least_bytes_is_enough_for_all(replicas: bool) -> None:
+    """The first parcel of a link without a common base, differences, and those of links without replicas."""
+    one = node(replicas=replicas)
+    model = randoms(1, LAYOUT.d, 1)[0]
+    one.know(model)
+    one.begin(model, 1.0)
+    full = len(codec.encode(parcel(one, "full", 0, u=moved(2)), LAYOUT))
+    for round_, most in enumerate([one.least_bytes, 200, 260, 340, 10_000]):
+        links = Links(Key(0, round_), {"b": 0.5}, frozenset(), 2, 1.0, frozenset({"b"}), most_bytes=most)
+        message = one.step(moved(round_), 0.1, links, 0.0)["b"]
+        assert len(codec.encode(message, LAYOUT)) <= most
+        assert message.meaning == (DEVIATION if not replicas else REPLICA if round_ == 0 else DIFFERENCE)
+    assert one.least_bytes < full
 
 
 def test_nothing_is_lost_of_nothing() -> None:

@@ -79,6 +79,16 @@ def test_a_session_not_known_here_asks_a_person_for_the_key(
     assert KEY not in done.output
 
 
+def test_a_budget_goes_to_the_daemon_as_it_is_written(run: Run, joining: Any) -> None:
+    assert run("join", "home", "--key", KEY, "--budget", "200kB/min").exit_code == 0
+    assert run("join", "home").exit_code == 0
+    asked = [request["options"]["budget"] for request in joining.asked if request["op"] == "join"]
+    assert asked == ["200kB/min", None]
+    refused = run("join", "home", "--budget", "much")
+    assert refused.exit_code == 2
+    assert "2MB/min" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

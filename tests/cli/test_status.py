@@ -14,7 +14,7 @@ from rich.console import Console
 from cli import view
 from cli.text import clean, size, span
 from peer.errors import UnknownSessionError
-from peer.status import DeviceStatus, LinkStatus, SessionStatus
+from peer.status import BudgetStatus, DeviceStatus, LinkStatus, SessionStatus
 
 Run = Callable[..., Result]
 
@@ -26,6 +26,7 @@ HOME = SessionStatus(
     "home", "i", "difference-push", "exponential", "spoken-digits", "training", round=41, local_steps=16,
     loss=0.2134, metrics={"accuracy": 0.9533}, members=3, bytes_sent=1_500_010, bytes_received=2_020,
     reduction=475.6, step_s=0.004, round_s=0.2, checkpoint_age_s=75.0, links=LINKS,
+    budget=BudgetStatus(2_000_000, 1_200_000, 1_728_000_000, 3),
 )  # fmt: skip
 STATUS = DeviceStatus("p-aaaa", "pi-1", "0.1.0", 12, 3700.0, 84.2, ("eth0 is down; plug it in",), (HOME,))
 
@@ -72,6 +73,8 @@ def test_a_person_sees_what_matters(picture: Callable[[DeviceStatus], str]) -> N
         "3 members",
         "476x",
         "16 local",
+        "budget 2.0 MB per minute, spent 1.2 MB in the last one, 1.7 GB a day at this rate",
+        "3 rounds held back",
     ):
         assert word in seen
     out, back = (line for line in seen.splitlines() if "10.0.0.2:7" in line)

@@ -14,7 +14,7 @@ import torch
 import peer
 from daemon.conftest import PATIENCE_S, Home, here, session
 from peer.daemon.figures import Figures, links
-from peer.events import FINAL, Closed, HandOver, Key, Met, OpenRound, Push, Record, StreamUp, Tick
+from peer.events import FINAL, Closed, HandOver, Key, Met, OpenRound, Push, Pushed, Record, StreamUp, Tick
 from peer.local import Frame
 from peer.mesh.node import Node, Terms
 from peer.placing import Placing
@@ -60,6 +60,16 @@ def test_a_link_that_carried_nothing_does_not_count(tmp_path: Path) -> None:
     shown, key = figures(tmp_path), Key(0, 3)
     shown.commanded(opened(key, "p-a", "p-b"))
     shown.pushed(push("p-a", key))
+    shown.closed(Closed(key, (), 1.0), 1.0)
+    assert shown.bytes_dense == 16 * MODEL
+
+
+def test_a_link_that_only_word_went_to_does_not_count(tmp_path: Path) -> None:
+    shown, key = figures(tmp_path), Key(0, 3)
+    shown.commanded(opened(key, "p-a", "p-b"))
+    for dst in ("p-a", "p-b"):
+        shown.pushed(push(dst, key))
+    shown.held_back(Pushed(key, ("p-b", "p-c")))
     shown.closed(Closed(key, (), 1.0), 1.0)
     assert shown.bytes_dense == 16 * MODEL
 

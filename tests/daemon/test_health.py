@@ -15,15 +15,20 @@ from peer.daemon.session import SessionDriver
 from peer.errors import NobodyFoundError
 from peer.events import (
     Closed,
+    FrameHeard,
     Held,
     Holds,
     Met,
+    Opened,
     Probe,
     Push,
     Pushed,
     Ready,
     Record,
     Rejected,
+    Spent,
+    SponsorMe,
+    StreamUp,
     Tick,
     Told,
 )
@@ -214,3 +219,36 @@ async def test_rounds_closed_alone_are_said_after_three(home: Callable[[str], Ho
     assert driver.state == "alone"
     [sentence] = said(a)
     assert "the last 3 rounds were closed alone: none of 1 other device(s) was heard in time" in sentence
+
+
+async def test_a_budget_that_does_not_do_is_said_with_what_would(home: Callable[[str], Home]) -> None:
+    """First what control messages take, then rounds that send nothing, then newcomers that wait."""
+    a, driver = await founded(home)
+    driver.set_budget(here(budget="20kB/min"))
+    assert said(a) == []
+    for _ in range(32):
+        driver.spending.close_round(held_back=1, sent=0)
+    [few] = said(a)
+    assert few.startswith("home: the budget of 20 kB per minute let 0 of the last 32 rounds send anything")
+    assert "'peerd join home --budget" in few
+    driver.feed(Spent(12_000))
+    [control] = said(a)
+    assert control.startswith("home: the budget is 20 kB per minute, and what 1 members tell each other")
+    assert "12 kB" in control
+    assert "above 36 kB" in control
+
+
+async def test_a_newcomer_that_waits_for_a_sponsors_budget_is_said(home: Callable[[str], Home]) -> None:
+    a, driver = await founded(home)
+    driver.set_budget(here(budget="20kB/min"))
+    node = driver.node
+    assert node is not None
+    driver.feed(Ready(1))
+    driver.feed(Holds((), 1.0, whole=3_000_000))
+    driver.spending.begin(OTHER, 10)
+    driver.feed(Met(Record(PEER, boot=1, incarnation=1, phase="seeking", life=5)))
+    driver.feed(Told(PEER, SponsorMe(5)))
+    driver.feed(StreamUp(PEER, "out"))
+    driver.feed(FrameHeard(PEER, "out", Opened(5, 1, 0)))
+    [waits] = said(a)
+    assert waits.startswith("home: 1 newcomer(s) wait for a model of 3 MB, for which the budget of 20 kB per")

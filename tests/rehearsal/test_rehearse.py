@@ -15,9 +15,9 @@ from cli.rehearse import command, request_of
 from peer.errors import DivergedError, UsageError
 from peer.events import Ack, Farewell, Frame, Key, Open, Opened, Parcel, Refuse
 from peer.mesh import frames, stream
+from peer.mesh.frame_bytes import CHUNK_BYTES, frame_bytes
 from peer.rehearsal import plan as words
 from peer.rehearsal import plot, report
-from peer.rehearsal.frame_bytes import CHUNK_BYTES, frame_bytes
 from peer.rehearsal.plan import Churn, Partition, Plan, Slow
 from peer.rehearsal.play import POINTS, STEP_S, WATCHED, Play, StuckError
 from peer.rehearsal.progress import Progress

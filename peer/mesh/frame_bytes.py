@@ -1,17 +1,46 @@
 """How many bytes a frame takes on the wire, without making one: the size of its protobuf message.
 
 proto/peer.proto is the source of the fields; protobuf leaves out what is 0, and writes a number in 7 bits per
-byte. A test compares with what `mesh/frames.py` makes. Control messages (probes, records) and a stream's
-first frame are not counted: they do not depend on the algorithm.
+byte. A test compares with what `mesh/frames.py` makes. A stream's first frame is not counted. Control
+messages are signed, and made elsewhere: what they take is estimated here, for rehearsals.
 """
 
 from __future__ import annotations
 
-from peer.events import Ack, Farewell, Frame, Open, Opened, Parcel, Refuse
+from peer.events import (
+    Ack,
+    Control,
+    Farewell,
+    Frame,
+    Generation,
+    Goodbye,
+    Open,
+    Opened,
+    Parcel,
+    Probe,
+    Refuse,
+)
 
 CHUNK_BYTES = 256 * 1024  # as in mesh/stream.py
+FRAMES_BYTES = 128  # at the most, of a parcel's frames without its message, in one chunk
 _DIGEST = 32  # SHA-256, at a parcel's end
 _DELIVERY = 1  # never 0 on the wire
+RECORD_BYTES = 420  # of a signed record, about (measured)
+SUSPICION_BYTES, MEMBER_BYTES, CALL_BYTES = 70, 32, 16  # same; the last of any other control message
+
+
+def control_bytes(message: Control) -> int:
+    """About how many bytes a control message takes."""
+    match message:
+        case Probe(view, records, suspicions):
+            told = RECORD_BYTES * len(records) + SUSPICION_BYTES * len(suspicions)
+            return CALL_BYTES + len(view) + told
+        case Goodbye():
+            return CALL_BYTES + RECORD_BYTES
+        case Generation(view=view):
+            return CALL_BYTES + MEMBER_BYTES * len(view)
+        case _:
+            return CALL_BYTES + MEMBER_BYTES
 
 
 def frame_bytes(frame: Frame) -> int:
