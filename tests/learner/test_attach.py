@@ -164,7 +164,7 @@ def test_attach_waits_for_a_model_and_loads_it_in_place(tmp_path: Path) -> None:
     script.swarm.begin()
     assert script.model.weight is weight
     assert isinstance(daemon.events[0], Ready)
-    assert any(isinstance(event, Holds) for event in daemon.events)
+    daemon.wait_for(lambda: any(isinstance(event, Holds) for event in daemon.events))
 
 
 def test_the_model_is_introduced_by_names_shapes_and_types(tmp_path: Path) -> None:
