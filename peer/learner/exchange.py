@@ -131,6 +131,7 @@ class Exchange:
         self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
         self._out: dict[PeerId, Message] = {}  # mass sent and not acknowledged, by destination
         self._portions = Portions()  # of a round's allowance
+        self._encodings: dict[PeerId, bytes] = {}  # while it is seen which of them have room
         self._unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
 
     # --- the training thread's two calls ---------------------------------------------------------
@@ -283,8 +284,8 @@ class Exchange:
             for dst, message in messages.items()
             if message.delivery == "latest" and dst not in self._epochs
         }
-        ready = {dst: self._encoded(message) for dst, message in messages.items() if dst not in self._unsent}
-        sent, held_back = self._within(messages, ready)
+        ready = {dst: message for dst, message in messages.items() if dst not in self._unsent}
+        sent, held_back = self._within(ready)
         return [*sent, Pushed(self.key, held_back), *self._renewed(), *self._try_close(now)]
 
     def _affordable(self, links: Links) -> Links:
@@ -294,26 +295,26 @@ class Exchange:
             return links
         return self._portions.affordable(links, r.allowance, self.algorithm.least_bytes, self._word())
 
-    def _within(
-        self, messages: dict[PeerId, Message], ready: dict[PeerId, bytes]
-    ) -> tuple[list[FromLearner], tuple[PeerId, ...]]:
+    def _within(self, ready: dict[PeerId, Message]) -> tuple[list[FromLearner], tuple[PeerId, ...]]:
         """Push what is ready, as far as the round's allowance goes, and who is held back. Final rounds of
         whole models push everything: their sums need it, and the node has it wait until there is room."""
         r = self._round
         assert r is not None
         if r.allowance is None:
-            return [self._push(dst, messages[dst], data) for dst, data in ready.items()], ()
+            return [self._push(dst, message) for dst, message in ready.items()], ()
         clear = {dst for dst in r.out if dst in self._epochs and dst not in self._out}
-        held, word = self._portions.turns(clear - messages.keys()), self._word()
-        whole = self._final and all(messages[dst].delivery == "latest" for dst in ready)
-        sizes = {dst: len(data) for dst, data in ready.items()}
+        held, word = self._portions.turns(clear - ready.keys()), self._word()
+        whole = self._final and all(message.delivery == "latest" for message in ready.values())
+        self._encodings = {dst: self._encoded(message) for dst, message in ready.items()}
+        sizes = {dst: len(data) for dst, data in self._encodings.items()}
         allowance = r.allowance - len(held) * word
         chosen, left = self._portions.within(sizes, allowance, self.key, at_any_rate=whole)
         for dst in sorted(ready.keys() - set(chosen)):
             held.append(dst)
-            if messages[dst].delivery == "mass":
-                self.algorithm.returned(dst, messages[dst])
-        sent: list[FromLearner] = [self._push(dst, messages[dst], ready[dst]) for dst in chosen]
+            if ready[dst].delivery == "mass":
+                self.algorithm.returned(dst, ready[dst])
+        sent: list[FromLearner] = [self._push(dst, ready[dst]) for dst in chosen]
+        self._encodings = {}
         nothing, left = self.algorithm.nothing(self.key), r.allowance - allowance + left
         if nothing is not None:
             number = self._portions.words(len(held), left, word, self.algorithm.least_bytes)
@@ -331,12 +332,12 @@ class Exchange:
             return []
         return self._exchange(*self._held, now)
 
-    def _push(self, dst: PeerId, message: Message, data: bytes | None = None) -> Push:
+    def _push(self, dst: PeerId, message: Message) -> Push:
         delivery: Delivery = message.delivery
         if delivery == "mass":
             assert dst in self._epochs and dst not in self._out, f"a message for {dst}: link not clear"
             self._out[dst] = message
-        payload = self._encoded(message) if data is None else data
+        payload = self._encodings.pop(dst, None) or self._encoded(message)
         return Push(dst, self._epochs[dst].epoch, message.key, payload, delivery)
 
     def _encoded(self, message: Message) -> bytes:
