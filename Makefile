@@ -61,7 +61,7 @@ wire-is-fresh: proto
 
 test: check wire-is-fresh
 	$(RUN) pytest -q -n 2 --ignore=tests/lan
-	$(RUN) pytest -q tests/lan
+	$(RUN) pytest -q -n 2 --dist loadfile tests/lan
 
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py

@@ -210,7 +210,8 @@ def test_an_algorithm_brings_its_topology(run: Run, creating: Any, algorithm: st
         ("--local-steps 0", 2, "--local-steps"),
         ("--device tpu", 2, "--device"),
         ("--nosuch", 2, "--nosuch"),
-        ("--budget 2MB/min", 2, "--budget"),
+        ("--budget 2MB", 2, "2MB/min"),
+        ("--budget 1kB/min", 2, "kB/min"),
     ],
 )
 def test_what_is_wrong_is_said_before_anyone_is_asked(
