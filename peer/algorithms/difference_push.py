@@ -50,7 +50,7 @@ DEVIATION = 18  # weight units of x0 + body, base names x0; no replica
 
 LEAST_BITS = 0.5  # per parameter; rather than with fewer it sends more rarely (measured: better than at 0.1)
 HEAD_BYTES = 96  # of a message, at the most, besides what is counted in bits per parameter
-DENSE_BITS = 9.0  # what a link's dense first parcel takes, at the most: int8 and its scales
+DENSE_BITS = 9.0  # about what a link's dense first parcel takes: int8 and its scales
 MOST = 0.5  # of the weight in one parcel: more would leave the residue amplified even where D = 0 (guess)
 
 

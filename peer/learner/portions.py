@@ -15,6 +15,7 @@ from peer.algorithms.base import Links
 from peer.events import Key, PeerId
 
 FRAMES_BYTES = 128  # at the most, around a message on the wire; some more for each chunk of a long one
+ALIKE = 0.9  # of the size that had no room; a link that opens anew sends something smaller first (guess)
 BEFORE = Key(-1, -1)  # any round
 
 
@@ -23,6 +24,7 @@ class Portions:
 
     def __init__(self) -> None:
         self._usual = 0  # the largest message of the last round that had any
+        self._needs: dict[PeerId, int] = {}  # the size of a message that had no room, until one like it goes
         self._words = 0  # bytes on the wire of words that nothing comes, since the last message
         self._sent_at: dict[PeerId, Key] = {}  # the last round with a message to that neighbor
 
@@ -32,11 +34,12 @@ class Portions:
 
     def affordable(self, links: Links, allowance: int, least: int, word: int) -> Links:
         """With as many clear links as there is room for messages: of the least size or, where that is 0, as
-        large as they were last, or not seen yet: then it is tried. word: bytes of
+        large as they were last and as those that had no room; not seen yet, it is tried. word: bytes of
         telling one that nothing comes."""
         turns = self.turns(links.clear & links.out.keys())
-        size, number = on_wire(least or self._usual), len(turns)
-        while number and number * size + (len(turns) - number) * word > allowance:
+        sizes = [on_wire(least or max(self._usual, self._needs.get(dst, 0))) for dst in turns]
+        number = len(turns)
+        while number and sum(sizes[:number]) + (len(turns) - number) * word > allowance:
             number -= 1
         rest = allowance - (len(turns) - number) * word
         clear = frozenset(turns[:number]) | (links.clear - links.out.keys())
@@ -52,6 +55,10 @@ class Portions:
                 allowance -= on_wire(sizes[dst])
                 self._sent_at[dst], self._words = key, 0
                 sent.append(dst)
+                if sizes[dst] > ALIKE * self._needs.get(dst, 0):
+                    self._needs.pop(dst, None)
+            else:
+                self._needs[dst] = max(sizes[dst], self._needs.get(dst, 0))
         self._usual = max(sizes.values(), default=self._usual)
         return sent, allowance
 

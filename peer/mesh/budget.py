@@ -52,6 +52,8 @@ class Spending:
     def limit(self, bytes_per_min: int | None) -> None:
         """Another budget from now on."""
         self.bytes_per_min = bytes_per_min
+        if bytes_per_min is None:
+            self._open, self.saving = {}, False
 
     def advance(self, now: float) -> None:
         self.now = max(self.now, now)
@@ -94,10 +96,6 @@ class Spending:
         alone = not self._open and not self._counted["parcels"]
         return alone and size > ALONE * self.bytes_per_min
 
-    def holds(self, size: int) -> bool:
-        """Is there room in a minute for a parcel of this size, if nothing but control traffic is sent?"""
-        return self.bytes_per_min is None or size <= self._room - self._counted["control"]
-
     @property
     def free(self) -> int:
         """Bytes that parcels may begin with now."""
@@ -132,7 +130,7 @@ class Spending:
             return
         if held_back:
             self.rounds_held_back += 1
-        else:
+        elif sent:
             self._saved = 0.0
         if held_back or sent:
             self.recent.append(sent > 0)

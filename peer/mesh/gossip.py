@@ -150,16 +150,17 @@ class Gossip:
         told.update({r.peer: _mark(r) for r in probe.records})
         self._merge(probe.records, now)
         accused = [self._take_rumor(rumor, now) for rumor in probe.suspicions]
+        seconds = self._seconds(peer, probe.suspicions)
         own, said = self.members.record(peer), {r.peer: r for r in probe.records}.get(peer)
         if probe.pull and probe.view != self.members.digest():
-            self._say(peer, everything=True)
+            self._say(peer, everything=True, rumors=seconds)
         elif any(accused) or self.members.me.incarnation > before.incarnation:
             told.pop(self._me, None)
-            self._say(peer)
-        elif seconds := self._seconds(peer, probe.suspicions):
             self._say(peer, rumors=seconds)
         elif own is not None and said is not None and _mark(own) != _mark(said):
-            self._say(peer, also=(own,))  # so that it can outrank what is known of it
+            self._say(peer, also=(own,), rumors=seconds)  # so that it can outrank what is known of it
+        elif seconds:
+            self._say(peer, rumors=seconds)
         else:
             self._compare_views(peer, probe.view, now)
 
@@ -183,7 +184,8 @@ class Gossip:
         }
         news -= self._seconded
         self._seconded |= news
-        return tuple(replace(rumor, by=self._me) for _, rumor in sorted(news, key=lambda new: new[1].peer))
+        seconded = sorted(news, key=lambda new: new[1].peer)[: MAX_RUMORS // 2]
+        return tuple(replace(rumor, by=self._me) for _, rumor in seconded)
 
     def _is_of_now(self, rumor: Suspicion) -> bool:
         record = self.members.record(rumor.peer)
@@ -288,24 +290,25 @@ class Gossip:
                 records = [self.members.me, *records]
             records += [r for r in also if r not in records]
         told.update({r.peer: _mark(r) for r in records})
-        rumors = (*rumors, *self._rumors(peer, accuse))[:MAX_RUMORS]
+        rumors = (*rumors, *self._rumors(peer, accuse, MAX_RUMORS - len(rumors)))
         self._effects.append(Tell(peer, Probe(self.members.digest(), tuple(records), rumors, pull)))
 
-    def _rumors(self, peer: PeerId, accuse: bool) -> tuple[Suspicion, ...]:
-        """Those to pass on; above all what is said about the receiver, which nobody else can refute."""
+    def _rumors(self, peer: PeerId, accuse: bool, most: int) -> tuple[Suspicion, ...]:
+        """Those to pass on, so many at the most; above all what is said about the receiver, which nobody else
+        can refute."""
         record, rumors = self.members.record(peer), []
         if record is not None and (
             accuse or self.members.suspicion(peer) is not None or self.members.is_dead(peer)
         ):
             rumors.append(Suspicion(peer, record.incarnation, self._me))
-        for rumor in list(self._suspicions)[:MAX_RUMORS]:
+        for rumor in list(self._suspicions)[: max(0, most - len(rumors))]:
             suspicion = self.members.suspicion(rumor.peer)
             if suspicion is None or suspicion.incarnation != rumor.incarnation:
                 del self._suspicions[rumor]
             elif rumor.peer != peer:
                 _count(self._suspicions, rumor)
                 rumors.append(rumor)
-        return tuple(rumors[:MAX_RUMORS])
+        return tuple(rumors)
 
     # --- small words ---------------------------------------------------------------------------------
 

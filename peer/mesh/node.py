@@ -427,11 +427,12 @@ class Node:
         if self.spending.bytes_per_min is None:
             return
         self._absorb(self.links.go_on(), now)
-        seated = {r.peer for r in self.members.alive() if r.phase == "training"}
-        self._sponsoring -= seated & self._asked_at.keys()  # somebody else has given it a model
+        seeking = {r.peer for r in self.members.alive() if r.phase != "training"}
+        self._sponsoring -= self._asked_at.keys() - seeking  # another has given it a model, or it is gone
         self._asked_at = {peer: at for peer, at in self._asked_at.items() if peer in self._sponsoring}
-        for peer in sorted(peer for peer in self._asked_at if self.links.clear(peer)):
-            self._grant(peer, now)
+        if not self.links.waiting():  # one at a time: what is granted takes room when it begins
+            for peer in sorted(peer for peer in self._asked_at if self.links.clear(peer))[:1]:
+                self._grant(peer, now)
         alone = len(self._view) < 2
         first = any(alone or now - at > DEFER_S for at in self._asked_at.values())
         self.spending.saving = first or self.links.waiting()

@@ -256,6 +256,26 @@ def test_a_sponsor_without_room_lets_another_give_the_model() -> None:
     assert max(scales.sizes[-10:]) < 1000
 
 
+def test_a_newcomer_that_asks_and_is_gone_does_not_keep_a_device_silent() -> None:
+    r, _ = home(watched="p0")
+    together(r, 2, None)
+    r.run(30.0)
+    for peer in ("p0", "p1"):
+        r.devices[peer].spending.limit(40_000)
+    r.run(10.0)
+    r.add("p2")
+    r.run(30.0, until=lambda: "p2" in r.devices["p0"].node.short_for)
+    assert r.devices["p0"].node.short_for == ("p2",)
+    r.crash("p2", silent=True)
+    r.run(60.0)
+    device = r.devices["p0"]
+    assert device.node.short_for == ()
+    held_back = device.spending.rounds_held_back
+    device.spending.recent.clear()
+    r.run(120.0)
+    assert any(device.spending.recent), f"{device.spending.rounds_held_back - held_back} rounds sent nothing"
+
+
 @pytest.mark.parametrize(
     ("algorithm", "topology", "budget"),
     [("d-psgd", "ring", 200_000), ("relay-sum", "chain", 200_000), ("sgp", "exponential", 300_000)],

@@ -215,7 +215,7 @@ def test_one_with_an_old_checkpoint_does_not_drag_the_model_back(kind: Kind) -> 
     together(r, 5)
     r.run(80.0)
     device = r.devices[name(3)]
-    old, _ = device.older[-51]
+    old = device.older[-51].model
     r.crash(device.peer)
     r.run(15.0)
 
@@ -225,7 +225,7 @@ def test_one_with_an_old_checkpoint_does_not_drag_the_model_back(kind: Kind) -> 
     before, most = mean(r), 0.02 if kind.conserves else 0.5 * spread(r)
     r.add(device.peer, checkpoint_age=50)
     assert r.devices[device.peer].checkpoint is not None
-    assert torch.equal(r.devices[device.peer].checkpoint[0], old)
+    assert torch.equal(r.devices[device.peer].checkpoint.model, old)
     r.run(20.0)
     assert r.devices[device.peer].node.phase == "training"
     assert r.mass()[1] == (pytest.approx(weight, rel=0.3) if kind.conserves else 5)
