@@ -17,7 +17,6 @@ TASK = Path(__file__).with_name("paced.py")
 PORT = 7700  # of the founder
 STEPS = ("--local-steps", "2")  # a round takes a third of a second
 NO_WORSE, NOISE = 1.2, 0.1  # reliability note, section f, row 5; of the metric: training begins at 1.1
-DRIFT = 0.09  # what a device's own steps of one round change; a sponsor gives its model away amid a round
 MASS = 1e-6  # single precision, summed over some hundred rounds
 
 

@@ -22,7 +22,6 @@ from rehearsal.accountant import Accountant
 QUIET_S = 60.0
 MEASURED_S = 30.0
 WAY_S = 5.0  # a newcomer's model is not older: after a longer silence a sponsor's model is refused
-MOVED_S = 20.0  # but to another address its way may be so long: reliability note, section f, row 8
 MIXED_S = 60.0  # a ring of ten, one of them with rounds of 2 s, halves its slowest mode in 28 s at the best
 CALM = Weather()
 FAR = -20.0  # an initial model so far off that one that moves towards it shows
@@ -157,7 +156,6 @@ class Story:
         self.told: list[str] = []
         self.paused_until = 0.0
         self.begun = 0  # elections so far
-        self.moved_at = -math.inf  # somebody, last
         # when looked, which lives trained, how far from the initial model the nearest of them was
         self.far: list[tuple[float, set[tuple[str, int]], float]] = []
         if dice.random() < 0.5:
@@ -201,7 +199,7 @@ class Story:
     def check_start(self) -> None:
         """No change of tree or members moves anybody back towards the initial model; only who begins from an
         old checkpoint, since nobody else has a model, is nearer to it. A newcomer's model is as old as its
-        way over a slow line is long, and so is a neighbor's of the same round."""
+        way over a slow line is long."""
         begun = sum(note.text == BEGINS for _, _, note in self.r.notes)
         far = {
             (d.peer, d.node.life): float((d.exchange.estimate() - self.kind.start).norm())
@@ -210,13 +208,9 @@ class Story:
         }
         if begun != self.begun:
             self.far.clear()
-        way = MOVED_S if self.r.now - self.moved_at < MOVED_S else WAY_S
-        old = [nearest for at, _, nearest in self.far if at <= self.r.now - way]
+        old = [nearest for at, _, nearest in self.far if at <= self.r.now - WAY_S]
         known = self.far[-1][1] if self.far else set()
-        slow = self.r.weather.bandwidth_bps > 0
-        recent = [nearest for at, _, nearest in self.far if at > self.r.now - (2 * WAY_S if slow else 0.0)]
-        recent += [nearest for _, _, nearest in self.far[-1:]]
-        nearest = {True: min(recent, default=0.0), False: old[-1] if old else 0.0}
+        nearest = {True: self.far[-1][2] if self.far else 0.0, False: old[-1] if old else 0.0}
         for life, away in far.items():
             assert away >= 0.9 * nearest[life in known], f"{life}: from {nearest} away to {away}"
         self.begun = begun
@@ -333,5 +327,4 @@ class Story:
     def move(self) -> None:
         peer = self.some().peer
         self.say(f"move {peer}")
-        self.moved_at = self.r.now
         self.r.move(peer)
