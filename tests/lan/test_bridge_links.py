@@ -13,7 +13,6 @@ from lan.watching import (
     PORT,
     TASK,
     as_good_as,
-    as_good_as,
     begin,
     comes_to,
     distances,
