@@ -442,6 +442,8 @@ class OpenRound:
     Where the generation's graph is a spanning tree, or two: trees are this node's neighbors on each, n the
     number of its members, mean_delay the mean of max(hops - 1, 0) over all ordered pairs, itself included.
     allowance: how many bytes the round's messages may take in all; None: as many as they like.
+    aligning: rounds that news takes to everybody, where members of a new generation are first to come to the
+    same model; 0: they are not.
     """
 
     key: Key
@@ -452,6 +454,7 @@ class OpenRound:
     trees: tuple[tuple[PeerId, ...], ...] = ()
     mean_delay: float = 0.0
     allowance: int | None = None
+    aligning: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,8 @@ class Links:
     last parcel is acknowledged; to the others nothing is sent, their share stays home. expected:
     in-neighbors that will send. mean_weight: w̄ over live members. trees: this node's neighbors on each
     spanning tree, of n members; mean_delay: mean over ordered pairs of max(hops - 1, 0). most_bytes: what
-    each message may take, where this device has a budget for what it sends.
+    each message may take, where this device has a budget for what it sends. aligning: rounds that
+    news takes to everybody, where members of a new generation hold unlike models; else 0.
     """
 
     key: Key
@@ -58,6 +59,7 @@ class Links:
     trees: tuple[tuple[PeerId, ...], ...] = ()
     mean_delay: float = 0.0
     most_bytes: int | None = None
+    aligning: int = 0
 
 
 class Algorithm(ABC):

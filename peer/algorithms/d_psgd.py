@@ -25,6 +25,7 @@ from peer.events import PeerId
 class DPSGD(WholeModel):
     name = "d-psgd"
     MEANING = 16  # body: y of its sender
+    MEANINGS = (MEANING,)
 
     def push(self, x: Tensor, u: Tensor) -> dict[PeerId, Message]:
         body = self.packed(x + u)

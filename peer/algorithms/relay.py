@@ -87,21 +87,33 @@ class Relay:
         return Message(key, meaning, body, base=struct.pack(f"<{len(counts)}H", *counts), delivery="latest")
 
     def sums(self, v: Tensor, heard: Mapping[PeerId, Message]) -> list[tuple[slice, Tensor, int]]:
-        """For each tree its coordinates, v and what has been heard on it, summed up, and of how many nodes.
-        Stores what was heard, in the place of all that was stored before."""
-        self.stored = [{} for _ in self.trees]
+        """As `totals`, after storing what was heard in the place of all that was stored before."""
+        self.clear()
+        self.store(heard)
+        return self.totals(v)
+
+    def store(self, heard: Mapping[PeerId, Message]) -> None:
+        """In the place of what was stored of the same neighbors."""
         T = len(self.trees)
         for j, message in heard.items():
             means, counts = message.body.dense(), counts_of(message)
             for k, tree in enumerate(self.trees):
                 if j in tree and counts[k]:
                     self.stored[k][j] = counts[k] * means[k::T], counts[k]
+
+    def counts(self, k: int, but: PeerId | None = None) -> int:
+        """Of how many nodes' values those stored on tree k and the own one are made."""
+        return 1 + sum(count for j, (_, count) in self.stored[k].items() if j != but)
+
+    def totals(self, v: Tensor) -> list[tuple[slice, Tensor, int]]:
+        """For each tree its coordinates, v and what is stored summed up, and of how many nodes."""
+        T = len(self.trees)
         return [(slice(k, None, T), *self._sum(k, v)) for k in range(T)]
 
     def _sum(self, k: int, v: Tensor, but: PeerId | None = None) -> tuple[Tensor, int]:
         """On tree k: v and what is stored, but for what came from one neighbor."""
         others = [self.stored[k][j] for j in self.trees[k] if j in self.stored[k] and j != but]
         S = v[k :: len(self.trees)] + sum(m for m, _ in others)
-        c = 1 + sum(count for _, count in others)
+        c = self.counts(k, but)
         assert c <= self.links.n, f"{c} models of {self.links.n} nodes: the tree has a cycle, or n is old"
         return S, c

@@ -22,8 +22,9 @@ of the first are inner nodes.
 
 The paper's: all of the above. Ours: the message carries c and the mean m/c, not the sum, so that fp16 and
 int8 lose no bits to its size; several local steps per round, whose change is one u; pace "free" (see
-whole_model.py); a new tree starts with nothing stored; in the final rounds each node relays the model it had
-at the first of them, exactly, so that after as many rounds as the tree is wide all hold the same mean.
+whole_model.py); a new tree starts with nothing stored, and where models may be unlike then, with their mean
+(alignment.py); in the final rounds each node relays the model it had at the first of them, exactly, so that
+after as many rounds as the tree is wide all hold the same mean.
 
 With H > 1 local steps a round and unlike data, models come to rest off the minimum by an error of order
 gamma, as those of local SGD do; a larger gamma, by the correction, adds to it, one that falls takes it along.
@@ -41,8 +42,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from peer.algorithms import alignment, relay
+from peer.algorithms.alignment import Alignment
 from peer.algorithms.base import Links, Message
-from peer.algorithms.relay import Relay, fault
+from peer.algorithms.relay import Relay
 from peer.algorithms.whole_model import WholeModel
 from peer.compression.bodies import Layout
 from peer.compression.compressor import Compressor
@@ -57,6 +60,7 @@ class RelaySum(WholeModel):
 
     name = "relay-sum"
     MEANING = 17  # body: m/c of y, base: c
+    MEANINGS = (MEANING, alignment.MEANING)
 
     def __init__(
         self,
@@ -72,20 +76,43 @@ class RelaySum(WholeModel):
         self.fill, self.correction = fill, correction
         self.relay = Relay()
         self.fixed: Tensor | None = None  # what the final rounds relay
+        self.alignment: Alignment | None = None  # RelaySum has not begun on this tree
+        self.owed: Tensor | None = None  # the change of the rounds of alignment, not relayed yet
 
     @property
     def lr_scale(self) -> float:
-        return 1 + self.links.mean_delay if self.correction else 1.0
+        return 1 + self.links.mean_delay if self.correction and self.alignment is None else 1.0
 
     def open(self, links: Links) -> None:
         super().open(links)
         self.relay.grow(links)
+        if self.is_final:
+            self._settle()
+        elif self.alignment is not None:
+            self.alignment.relay.grow(links)
         self.fixed = (self.fixed if self.fixed is not None else self.x) if self.is_final else None
 
     def begin_generation(self) -> None:
         self.relay.clear()
+        self._settle()
+        if self.links.aligning and self.lockstep and not self.is_final:
+            self.alignment = Alignment(self.estimate(), self.links)
+
+    def _settle(self) -> None:
+        """No change is owed any more: x has it."""
+        self.alignment = None
+        if self.owed is not None:
+            self.x, self.owed = self.estimate() + self.owed, None
+
+    def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
+        self.open(links)
+        if self.owed is not None:
+            u, self.owed = u + self.lr_scale * self.owed, None
+        return super().step(u, lr, links, now)
 
     def push(self, x: Tensor, u: Tensor) -> dict[PeerId, Message]:
+        if self.alignment is not None:
+            return self.alignment.messages(self.links, self.packed)
         return self.relay.messages(self.key, self.MEANING, self.relayed(x, u), self.packed)
 
     def relayed(self, x: Tensor, u: Tensor) -> Tensor:
@@ -93,6 +120,18 @@ class RelaySum(WholeModel):
         return x + u if self.fixed is None else self.fixed
 
     def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+        if self.alignment is not None:
+            return self._align(self.alignment, u, heard)
+        return self.sum_up(x, u, {j: m for j, m in heard.items() if m.meaning == self.MEANING})
+
+    def _align(self, start: Alignment, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+        start.hear(heard)
+        if not start.close(u, self.links):
+            return start.model + start.change
+        self.alignment, self.owed = None, start.change
+        return start.mean()
+
+    def sum_up(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         y, n, mixed = self.relayed(x, u), self.links.n, torch.empty_like(x)
         fill = self._filling(x, y)
         for part, S, c in self.relay.sums(y, heard):
@@ -104,7 +143,14 @@ class RelaySum(WholeModel):
         return {"prev": x, "x0": self.x0, "half": y, "counts": None}[fill]
 
     def fault(self, message: Message) -> str:
-        return fault(message, self.links)
+        late = alignment.fault(message, self.links) if message.meaning == alignment.MEANING else ""
+        return relay.fault(message, self.links) or late
+
+    def _keep(self, src: PeerId, message: Message) -> None:
+        super()._keep(src, message)
+        late = self._is_of_this_generation(message) and message.key < self.key
+        if self.alignment is not None and late:
+            self.alignment.hear({src: message})
 
 
 class RelayGrad(RelaySum):
@@ -113,11 +159,12 @@ class RelayGrad(RelaySum):
         m_ij = u_i + sum_{k != j} m_ki      x_i <- x_i + (u_i + sum_j m_ji) / n
 
     Every change enters every model once, so nothing is filled in and no step corrected. Nor is anything
-    repaired: models that a lost message, another start or rounding has set apart stay apart.
+    repaired before the next tree: models that a lost message or rounding has set apart stay apart.
     """
 
     name = "relay-sum-grad"
     MEANING = 18  # body: m/c of u, base: c
+    MEANINGS = (MEANING, alignment.MEANING)
 
     def __init__(self, layout: Layout, dtype: torch.dtype, Q: Compressor | None = None) -> None:
         super().__init__(layout, dtype, Q, correction=False)
@@ -125,7 +172,7 @@ class RelayGrad(RelaySum):
     def relayed(self, x: Tensor, u: Tensor) -> Tensor:
         return u
 
-    def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+    def sum_up(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         mixed = x.clone()
         for part, S, _ in self.relay.sums(u, heard):
             mixed[part] += S / self.links.n

@@ -44,7 +44,7 @@ class Mail:
 class WholeModel(Algorithm):
     """Q: how values travel, None for exactly as they are; final rounds go without it."""
 
-    MEANING: int  # of a round's messages
+    MEANINGS: tuple[int, ...]  # of a round's messages
 
     def __init__(
         self, layout: Layout, dtype: torch.dtype, Q: Compressor | None = None, *, lockstep: bool = True
@@ -152,7 +152,7 @@ class WholeModel(Algorithm):
 
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
         refuse_overflow(src, message, self.dtype)
-        if message.meaning == self.MEANING:
+        if message.meaning in self.MEANINGS:
             self._keep(src, message)
         elif message.meaning in (SNAPSHOT, ESTATE):
             late = message.meaning == SNAPSHOT and message.key.phase == FINAL and self.key == BEFORE

@@ -262,7 +262,17 @@ class Exchange:
         r = self._round
         assert r is not None
         clear = frozenset(dst for dst in self._epochs if dst not in self._out)
-        return Links(r.key, r.out, frozenset(r.expected), r.n, r.mean_weight, clear, r.trees, r.mean_delay)
+        return Links(
+            r.key,
+            r.out,
+            frozenset(r.expected),
+            r.n,
+            r.mean_weight,
+            clear,
+            r.trees,
+            r.mean_delay,
+            aligning=r.aligning,
+        )
 
     def _exchange(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
         """Push this round, in lockstep as soon as the links it uses are clear."""

@@ -72,6 +72,11 @@ class Generations:
         return number(self.current)
 
     @property
+    def is_first(self) -> bool:
+        """Does the session begin with the current one, every member with the model of one sponsor?"""
+        return self.current is not None and self.current.epoch == 1
+
+    @property
     def pending(self) -> bool:
         """Is there a newer generation than the current one, with a place for this node?"""
         return number(self.latest) > self.number and self._has_place(self.latest)

@@ -139,6 +139,10 @@ class InLink:
             effects += self._end(reason)
         return effects + self._next()
 
+    def refuse(self, reason: str) -> list[Effect]:
+        """This node wants nothing more of this epoch."""
+        return self._end(reason)
+
     def stop(self) -> list[Effect]:
         """This node is leaving: what the learner has not been handed yet it will not get."""
         effects: list[Effect] = [Dispose(self.waiting.payload)] if self.waiting else []

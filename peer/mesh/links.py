@@ -105,6 +105,10 @@ class Links:
         self._own.leaving = True
         return [e for link in self._in.values() for e in link.stop()]
 
+    def refuse(self, src: PeerId, reason: str) -> list[Effect]:
+        """The link from `src` brings nothing more before it begins anew."""
+        return self._in[src].refuse(reason) if src in self._in else []
+
     def taken(self, src: PeerId, epoch: int, number: int) -> list[Effect]:
         return self._in[src].taken(epoch, number) if src in self._in else []
 

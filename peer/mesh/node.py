@@ -27,12 +27,14 @@ from peer.events import (
     Control,
     Deadline,
     Deliver,
+    Direction,
     Effect,
     Expect,
     Farewell,
     Finish,
     ForLearner,
     Found,
+    Frame,
     FrameHeard,
     FromLearner,
     Generation,
@@ -51,6 +53,7 @@ from peer.events import (
     Met,
     Moved,
     Note,
+    Open,
     OpenRound,
     Parcel,
     PeerId,
@@ -98,6 +101,8 @@ WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up t
 IDLE_LINK_S = 60.0  # a link that no round has used for this long is closed; guess
 REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed; guess
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
+SPARE_ROUNDS = 2  # for messages of models that are lost, where a new tree begins; guess
+OUTDATED = "asked for long ago"
 LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
 MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
 ANSWER_S = 1.0  # for the learner's answer when a link it has a last message for is up; guess
@@ -255,9 +260,7 @@ class Node:
             case Tick():
                 self._tick(now)
             case FrameHeard(peer, direction, frame):
-                self._alive(peer, now)
-                self._watch_view(now)  # first: what comes from one that trained apart is not taken at once
-                self._absorb(self.links.heard(peer, direction, frame, now), now)
+                self._hear(peer, direction, frame, now)
             case Progress(peer, direction):
                 self._alive(peer, now)
                 if direction == "in":
@@ -452,6 +455,19 @@ class Node:
         trains = record is not None and record.phase == "training"
         return trains and self.seats.is_outdated(sponsor, self._in_epoch(sponsor))
 
+    def _hear(self, peer: PeerId, direction: Direction, frame: Frame, now: float) -> None:
+        self._alive(peer, now)
+        self._watch_view(now)  # first: what comes from one that trained apart is not taken at once
+        self._absorb(self.links.heard(peer, direction, frame, now), now)
+        if isinstance(frame, Open) and self.phase == "seeking":
+            self._refuse_outdated(peer, now)
+
+    def _refuse_outdated(self, src: PeerId, now: float) -> None:
+        """On a new stream, before an old model is sent over it once more."""
+        self.seats.opened(src, self._in_epoch(src), now)
+        if self._is_outdated(src):
+            self._absorb(self.links.refuse(src, OUTDATED), now)
+
     def _grant(self, peer: PeerId, now: float) -> None:
         if self.agreement is not None and self.key.phase == FINAL and self.phase == "training":
             return  # who comes as late as this is given the final model, and is done
@@ -539,7 +555,10 @@ class Node:
                 self._due.setdefault(peer, now)
         expected, delay = tuple(sorted(self._expected)), place.mean_delay
         out, trees = dict(place.out), place.trees
-        self._learner(OpenRound(self.key, out, expected, place.n, 1.0, trees, delay, self._allowance))
+        aligning = 0 if generations.is_first or not trees else place.diameter + SPARE_ROUNDS
+        self._learner(
+            OpenRound(self.key, out, expected, place.n, 1.0, trees, delay, self._allowance, aligning)
+        )
 
     def _senders(self) -> frozenset[PeerId]:
         """Whose message of this round is on its way or will be: who is leaving, or in a later generation,
@@ -736,7 +755,7 @@ class Node:
         if parcel.delivery == "mass":
             reason = "we trained apart" if self.reunions.refuses(parcel.src) else ""
             if self.phase == "seeking" and self._is_outdated(parcel.src):
-                reason = "asked for long ago"
+                reason = OUTDATED
             name = parcel.src, parcel.epoch, parcel.number
             if reason:
                 self._absorb(self.links.rejected(*name, reason, fault=False), now)

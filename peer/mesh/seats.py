@@ -1,8 +1,8 @@
 """How a learner without a model gets one.
 
 A member that trains is asked, another one if it does not answer in time. Where nobody trains for ELECTION_S
-the device with the best checkpoint begins. What a sponsor sent before a long silence is outdated: by now it
-has a newer model to give.
+the device with the best checkpoint begins. What a sponsor sent before a long silence, or began to send on a
+stream that has been replaced since, is outdated: by now it has a newer model to give.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from peer.events import PeerId, Record
 
 ELECTION_S = 10.0  # architecture, section 5: silence after which nobody is taken to have mass
 ASK_AGAIN_S = 5.0  # a sponsor that has not answered by now is passed over; guess
+FRESH_S = 2.0  # a model on its way for so long is sent again as it is; guess
 
 Epoch = tuple[int, int]  # life and epoch of a link, which rise
 
@@ -28,12 +29,13 @@ class Seats:
         self._asked: dict[PeerId, float] = {}
         self._awaited: dict[PeerId, float] = {}  # of those asked, when each gave its last sign of life
         self._outdated: dict[PeerId, Epoch] = {}  # links of theirs that were open before a silence
+        self._opened: dict[PeerId, tuple[Epoch, float]] = {}  # their links, and since when
         self._given_up: dict[PeerId, int] = {}  # lives that start over, as this one's last did: no sponsors
 
     def seek(self, now: float) -> None:
         """A life begins without a model."""
         self._since = now
-        self._asked, self._awaited, self._outdated = {}, {}, {}
+        self._asked, self._awaited, self._outdated, self._opened = {}, {}, {}, {}
 
     def give_up(self, lives: Mapping[PeerId, int]) -> None:
         self._given_up = dict(lives)
@@ -68,6 +70,15 @@ class Seats:
             if now - self._awaited[peer] > ASK_AGAIN_S:
                 self._outdated[peer] = epoch(peer)
             self._awaited[peer] = now
+
+    def opened(self, peer: PeerId, epoch: Epoch, now: float) -> None:
+        """The link from this peer has a stream, perhaps another one: then it begins again with what the first
+        one was to bring, which is as old as that one."""
+        before, since = self._opened.get(peer, ((-1, -1), now))
+        if epoch > before:
+            self._opened[peer] = epoch, now
+        elif peer in self._awaited and now - since > FRESH_S:
+            self._outdated[peer] = epoch
 
     def stood(self, epoch: Callable[[PeerId], Epoch]) -> None:
         """This device did not run: what it was sent meanwhile is old."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from algorithms.swarm import randoms
 from algorithms.trees import F64, Grove, authors_tree, chain, delays, double_tree, heap, hops
-from peer.algorithms import make
+from peer.algorithms import alignment, make
 from peer.algorithms.base import Links, Message
 from peer.algorithms.relay_sum import FILLS, Fill, RelayGrad, RelaySum
 from peer.compression.bodies import Dense, Layout, Strided
 from peer.compression.codec import encode
 from peer.compression.compressor import compressor
 from peer.compression.values import VALUE_TYPES
+from peer.errors import RemoteError
 from peer.events import Key
 from peer.grammar import Compression
 from reference.relay_sum import relay_grad_round, relay_sum_round
@@ -303,6 +305,109 @@ def test_the_correction_may_be_off_and_is_for_models_alone() -> None:
         assert built.lr_scale == 1.0
         built.open(links)
         assert built.lr_scale == scale
+
+
+# --- unlike models at the start ----------------------------------------------------------------------
+
+
+def width(n: int, trees: Trees) -> int:
+    return max(int(hops(n, edges).max()) for edges in trees)
+
+
+def radius(n: int, trees: Trees) -> int:
+    """From the node that is nearest to its furthest."""
+    return int(torch.stack([hops(n, edges).amax(1) for edges in trees]).amax(0).min())
+
+
+def unlike(kind: type[RelaySum], n: int, trees: Trees, spare: int = 0, **drops: object) -> Grove:
+    """Models apart, and time to bring them together."""
+    nodes = [kind(LAYOUT, F64) for _ in range(n)]
+    swarm = Grove(nodes, LAYOUT, trees, aligning=width(n, trees) + spare, **drops)
+    return swarm.begin(randoms(n, D, 5))
+
+
+def models(swarm: Grove) -> Tensor:
+    return torch.stack([node.estimate() for node in swarm.nodes])
+
+
+@every_tree
+@pytest.mark.parametrize("kind", [RelaySum, RelayGrad])
+@pytest.mark.parametrize("spare", [0, 2])
+def test_from_unlike_models_it_begins_with_their_exact_mean_and_all_changes_made_so_far(
+    n: int, trees: Trees, kind: type[RelaySum], spare: int
+) -> None:
+    swarm = unlike(kind, n, trees, spare)
+    x0, first = models(swarm), radius(n, trees) + width(n, trees) + spare
+    U = [0.1 * torch.stack(randoms(n, D, 100 + t)) for t in range(first + 20)]
+    found = swarm.run(first + 20, lambda i, x, t: U[t][i])
+    for t in range(first - 1):
+        close(found[t], x0 + torch.stack(U[: t + 1]).sum(0))
+    close(found[first - 1], x0.mean(0).expand(n, -1))
+    scale = swarm.nodes[0].lr_scale
+    owed = scale * torch.stack(U[:first]).sum(0)
+    equal = Grove([kind(LAYOUT, F64) for _ in range(n)], LAYOUT, trees).begin([x0.mean(0)] * n)
+    after = equal.run(20, lambda i, x, t: U[first + t][i] + (owed[i] if t == 0 else 0))
+    for X, Y in zip(found[first:], after, strict=True):
+        close(X, Y)
+
+
+def test_all_begin_together_though_they_come_to_the_tree_one_after_the_other() -> None:
+    """Node 5, at the end of a chain, is where the others have been for three rounds."""
+    n = 6
+    swarm = unlike(RelaySum, n, [chain(n)])
+    x0 = models(swarm)
+    alone = [(5, 4), (4, 5)]
+    swarm.drops = dict.fromkeys(range(3), alone)
+    found = swarm.run(3, lambda i, x, t: ZEROS)
+    swarm.nodes[5].begin_generation()
+    found = swarm.run(10, lambda i, x, t: ZEROS)
+    assert [node.alignment for node in swarm.nodes] == [None] * n
+    close(found[-1], x0.mean(0).expand(n, -1))
+
+
+def test_who_is_not_heard_of_is_not_waited_for() -> None:
+    n, cut = 6, [(0, 1), (1, 0)]  # node 0 is at the end of a chain
+    swarm = unlike(RelaySum, n, [chain(n)], drops=dict.fromkeys(range(60), cut))
+    x0 = models(swarm)
+    swarm.run(2 * swarm.aligning, lambda i, x, t: ZEROS)
+    assert [node.alignment for node in swarm.nodes] == [None] * n
+    X = swarm.run(40, lambda i, x, t: ZEROS)[-1]
+    close(X[0], x0[0])
+    assert float((X[1:] - x0[1:].mean(0)).norm(dim=1).max()) < 0.3 * float(x0.norm(dim=1).max())
+    assert float((X[1:] - X[1]).norm(dim=1).max()) < 0.05
+
+
+def test_a_lost_message_of_the_start_is_made_up_for_by_the_next_one() -> None:
+    drops = {0: [(0, 1)], 1: [(3, 1)], 2: [(0, 2), (6, 2)], 3: [(1, 3)]}
+    swarm = unlike(RelaySum, 7, [heap(7)], spare=2, drops=drops)
+    x0 = models(swarm)
+    close(swarm.run(9, lambda i, x, t: ZEROS)[-1], x0.mean(0).expand(7, -1))
+
+
+@pytest.mark.parametrize("end", ["tree", "final rounds"])
+@pytest.mark.parametrize("rounds", range(1, 6))
+def test_what_is_owed_is_in_the_model_when_another_tree_or_the_end_comes(end: str, rounds: int) -> None:
+    n, U = 3, torch.stack(randoms(3, D, 6))
+    swarm = unlike(RelaySum, n, [chain(n)])
+    swarm.run(rounds, lambda i, x, t: U[i] if t == 0 else ZEROS)
+    owed = [ZEROS if node.owed is None else node.owed for node in swarm.nodes]
+    mean = (models(swarm) + torch.stack(owed)).mean(0)
+    if end == "tree":
+        swarm.generation += 1
+        X = swarm.run(6, lambda i, x, t: ZEROS)[-1]
+    else:
+        X = swarm.average(2)[-1]
+    close(X, mean.expand(n, -1))
+
+
+@pytest.mark.parametrize("left", [-1.0, 6.0, float("nan"), 1e300])
+def test_who_says_that_more_rounds_are_left_than_there_can_be_is_at_fault(left: float) -> None:
+    swarm = unlike(RelaySum, 7, [heap(7)])
+    swarm.nodes[0].open(swarm.links(0, 7))
+    message = Message(Key(1, 8), alignment.MEANING, Dense(ZEROS), left, b"\x01\x00", "latest")
+    with pytest.raises(RemoteError, match=r"rounds are left|weight"):
+        swarm.nodes[0].receive("1", message, 0.0)
+    swarm.nodes[0].receive("1", replace(message, weight=5.0), 0.0)
 
 
 # --- messages ----------------------------------------------------------------------------------------

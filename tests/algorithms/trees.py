@@ -76,7 +76,7 @@ def delays(n: int, edges: Edges) -> Tensor:
 @dataclass
 class Grove:
     """trees: their edges. W: mixing weights instead, on the graph where they are not 0. drops: messages lost,
-    by round. received: of every message, how many bytes and whose."""
+    by round. aligning: as in Links."""
 
     nodes: list[WholeModel]
     layout: Layout
@@ -84,6 +84,7 @@ class Grove:
     W: Tensor | None = None
     seed: int = 0
     drops: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    aligning: int = 0
     generation: int = 1
     round: int = 0
     sent: list[tuple[int, int, Message]] = field(default_factory=list)
@@ -110,7 +111,8 @@ class Grove:
             neighbors = sorted({j for tree in trees for j in tree})
             out = {j: 1 / (len(neighbors) + 1) for j in neighbors}
         key = Key(self.generation, t, phase)
-        return Links(key, out, frozenset(out), self.n, 1.0, frozenset(), trees, self.mean_delay)
+        expected, delay = frozenset(out), self.mean_delay
+        return Links(key, out, expected, self.n, 1.0, frozenset(), trees, delay, aligning=self.aligning)
 
     def run(self, rounds: int, update: Update, phase: int = TRAIN) -> list[Tensor]:
         """Everybody's models after each round: n x d each."""
