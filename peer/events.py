@@ -355,10 +355,12 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Pushed:
     """Everything this round sends is out; the learner waits for its in-neighbors. held_back: out-neighbors
-    that nothing is sent to, or only word that nothing comes, because the round may not take so many bytes."""
+    that nothing is sent to, or only word that nothing comes, because the round may not take so many bytes.
+    still: it had no local steps."""
 
     key: Key
     held_back: tuple[PeerId, ...] = ()
+    still: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,10 @@
 """One model for all nodes before RelaySum begins on a tree: the exact mean of those they have.
 
 RelaySum counts each node's model of the start as often as the others are far from it, so from unlike models
-it does not come to their mean. The paper begins with equal ones. So the first rounds on a tree relay the
-models that the nodes had at its beginning, as they are, until each node has all n. Local steps go on
-meanwhile, each node by itself; what they come to is relayed as one change with that of the first round of
-RelaySum.
+it does not come to their mean. The paper begins with equal ones. So the first rounds on a tree take no local
+steps and relay the models that the nodes had at its beginning, as they are, until each node has all n.
 
-    x_i(0) fixed: m_ij = x_i(0) + sum_{k != j} m_ki      a_i <- a_i + u_i      x_i = x_i(0) + a_i
-    after round T: x_i <- (x_i(0) + sum_j m_ji + (n - c_i) x_i(0)) / n         a_i goes into the next u_i
+    m_ij = x_i + sum_{k != j} m_ki        after round T: x_i <- (x_i + sum_j m_ji + (n - c_i) x_i) / n
 
 RelaySum loses what is sent to one that has not begun, so all begin in the same round, T + 1. Who has all n
 models first sets T so late that they, and T, get from it to everybody; each message names the earliest T
@@ -40,10 +37,10 @@ def fault(message: Message, links: Links) -> str:
 
 
 class Alignment:
-    """Of one node. model: x_i(0). change: a_i. last: T, once it is known."""
+    """Of one node. model: x_i at the beginning. last: T, once it is known."""
 
     def __init__(self, model: Tensor, links: Links) -> None:
-        self.model, self.change = model, torch.zeros_like(model)
+        self.model = model
         self.last: int | None = None
         self.relay = Relay()
         self.relay.grow(links)
@@ -64,9 +61,8 @@ class Alignment:
                     self.relay.store({j: message})
                     self._stale = -1  # and the round is not over
 
-    def close(self, u: Tensor, links: Links) -> bool:
-        """A round of local steps u is over. Is that the last one before RelaySum?"""
-        self.change = self.change + u
+    def close(self, links: Links) -> bool:
+        """A round is over. Is that the last one before RelaySum?"""
         self._stale += 1
         if self._all_are_known() or self._stale >= PATIENCE:
             self._set_last(links.key.round + links.aligning)

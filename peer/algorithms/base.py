@@ -68,6 +68,11 @@ class Algorithm(ABC):
     name: str
 
     @property
+    def still(self) -> bool:
+        """Is the open round one of averaging alone, without local steps?"""
+        return False
+
+    @property
     @abstractmethod
     def model(self) -> Tensor | None:
         """The de-biased model (flat); None before there is one."""

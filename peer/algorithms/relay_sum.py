@@ -77,38 +77,28 @@ class RelaySum(WholeModel):
         self.relay = Relay()
         self.fixed: Tensor | None = None  # what the final rounds relay
         self.alignment: Alignment | None = None  # RelaySum has not begun on this tree
-        self.owed: Tensor | None = None  # the change of the rounds of alignment, not relayed yet
 
     @property
     def lr_scale(self) -> float:
-        return 1 + self.links.mean_delay if self.correction and self.alignment is None else 1.0
+        return 1 + self.links.mean_delay if self.correction else 1.0
+
+    @property
+    def still(self) -> bool:
+        return self.alignment is not None
 
     def open(self, links: Links) -> None:
         super().open(links)
         self.relay.grow(links)
         if self.is_final:
-            self._settle()
+            self.alignment = None
         elif self.alignment is not None:
             self.alignment.relay.grow(links)
         self.fixed = (self.fixed if self.fixed is not None else self.x) if self.is_final else None
 
     def begin_generation(self) -> None:
         self.relay.clear()
-        self._settle()
-        if self.links.aligning and self.lockstep and not self.is_final:
-            self.alignment = Alignment(self.estimate(), self.links)
-
-    def _settle(self) -> None:
-        """No change is owed any more: x has it."""
-        self.alignment = None
-        if self.owed is not None:
-            self.x, self.owed = self.estimate() + self.owed, None
-
-    def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
-        self.open(links)
-        if self.owed is not None:
-            u, self.owed = u + self.lr_scale * self.owed, None
-        return super().step(u, lr, links, now)
+        begins = self.links.aligning > 0 and self.lockstep and not self.is_final
+        self.alignment = Alignment(self.estimate(), self.links) if begins else None
 
     def push(self, x: Tensor, u: Tensor) -> dict[PeerId, Message]:
         if self.alignment is not None:
@@ -121,14 +111,14 @@ class RelaySum(WholeModel):
 
     def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         if self.alignment is not None:
-            return self._align(self.alignment, u, heard)
+            return self._align(self.alignment, heard)
         return self.sum_up(x, u, {j: m for j, m in heard.items() if m.meaning == self.MEANING})
 
-    def _align(self, start: Alignment, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+    def _align(self, start: Alignment, heard: dict[PeerId, Message]) -> Tensor:
         start.hear(heard)
-        if not start.close(u, self.links):
-            return start.model + start.change
-        self.alignment, self.owed = None, start.change
+        if not start.close(self.links):
+            return start.model
+        self.alignment = None
         return start.mean()
 
     def sum_up(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:

@@ -132,6 +132,9 @@ class Exchange:
         self._out: dict[PeerId, Message] = {}  # mass sent and not acknowledged, by destination
         self._portions = Portions()  # of a round's allowance
         self._encodings: dict[PeerId, bytes] = {}  # while it is seen which of them have room
+        self._asked: list[
+            Sponsor
+        ] = []  # by newcomers, while this node's own change is in no neighbor's model
         self._unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
 
     # --- the training thread's two calls ---------------------------------------------------------
@@ -217,7 +220,7 @@ class Exchange:
         return self._close(now) if self._pushed else []
 
     def _finish(self, now: float) -> Sequence[FromLearner]:
-        answers = self._take_later(now)
+        answers = [*self._take_later(now), *self._sponsor_all()]
         self.state, self.open, self._held = "finished", False, None
         self.key = replace(self.key, phase=FINAL)  # of what is given to those who come late
         self._mixed = self.algorithm.conclude() if self.algorithm.model is not None else None
@@ -248,13 +251,14 @@ class Exchange:
         if self.state != "training" or over or (command.key == self.key and self._pushed):
             return []
         self._round, self.key = command, command.key
-        self._pushed, self.open = False, self._held is None
+        self._pushed = False
         self.algorithm.open(self._links())
+        self.open = self._held is None and not self.algorithm.still
         answers = self._take_later(now, self._is_ahead)  # a round that was jumped to may be what they are of
         if self._held is not None:
             return [*answers, *self._exchange(*self._held, now)]
-        if command.key.phase == FINAL:
-            self._final = True
+        self._final = self._final or command.key.phase == FINAL
+        if self._final or self.algorithm.still:
             return [*answers, *self._exchange(torch.zeros_like(self.initial), 0.0, now)]
         return answers
 
@@ -287,7 +291,7 @@ class Exchange:
     def _push_all(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
         self._held, self.open, self._pushed = None, False, True
         self._weight = self.algorithm.weight
-        links = self._affordable(self._links())
+        links, still = self._affordable(self._links()), self.algorithm.still
         messages = self.algorithm.step(u, lr, links, now)
         self._unsent = {
             dst: message
@@ -296,7 +300,7 @@ class Exchange:
         }
         ready = {dst: message for dst, message in messages.items() if dst not in self._unsent}
         sent, held_back = self._within(ready)
-        return [*sent, Pushed(self.key, held_back), *self._renewed(), *self._try_close(now)]
+        return [*sent, Pushed(self.key, held_back, still), *self._renewed(), *self._try_close(now)]
 
     def _affordable(self, links: Links) -> Links:
         r = self._round
@@ -306,15 +310,17 @@ class Exchange:
         return self._portions.affordable(links, r.allowance, self.algorithm.least_bytes, self._word())
 
     def _within(self, ready: dict[PeerId, Message]) -> tuple[list[FromLearner], tuple[PeerId, ...]]:
-        """Push what is ready, as far as the round's allowance goes, and who is held back. Final rounds of
-        whole models push everything: their sums need it, and the node has it wait until there is room."""
+        """Push what is ready, as far as the round's allowance goes, and who is held back. Rounds without
+        local steps push everything: their sums need it, and the node has it wait until there is room."""
         r = self._round
         assert r is not None
         if r.allowance is None:
             return [self._push(dst, message) for dst, message in ready.items()], ()
         clear = {dst for dst in r.out if dst in self._epochs and dst not in self._out}
         held, word = self._portions.turns(clear - ready.keys()), self._word()
-        whole = self._final and all(message.delivery == "latest" for message in ready.values())
+        whole = (self._final or self.algorithm.still) and all(
+            message.delivery == "latest" for message in ready.values()
+        )
         self._encodings = {dst: self._encoded(message) for dst, message in ready.items()}
         sizes = {dst: len(data) for dst, data in self._encodings.items()}
         allowance = r.allowance - len(held) * word
@@ -367,14 +373,15 @@ class Exchange:
         self._pushed, self._closed = False, self.key
         heard = tuple(sorted(self.algorithm.heard))
         mixed = self.algorithm.mix()
-        if not self._final:
+        if not self._final and not self.algorithm.still:
             self._mixed = mixed
         # with pace "free" what is pushed is missing until mail comes in, mostly between two rounds: what
         # this node trains with, and w̄ is the mean of, is the weight before the push
         weight = self.algorithm.weight if self.lockstep else self._weight
         if not self.lockstep:
             self._ahead.clear()
-        return [Closed(self.key, heard, weight), *self._take_later(now, self._is_ahead)]
+        answers = [Closed(self.key, heard, weight), *self._take_later(now, self._is_ahead)]
+        return [*answers, *self._sponsor_all()]
 
     def _is_ahead(self, src: PeerId, key: Key) -> bool:
         """Does a parcel wait to be mixed already that `src` sent before this one?"""
@@ -451,8 +458,17 @@ class Exchange:
         self.algorithm.on_links(change)
         return [*answers, *(self._retry(now) if change.direction == "out" else ())]
 
+    def _sponsor_all(self) -> list[FromLearner]:
+        asked, self._asked = self._asked, []
+        return [answer for command in asked for answer in self._sponsor(command)]
+
     def _sponsor(self, command: Sponsor) -> Sequence[FromLearner]:
+        """Give a newcomer a model, or show it. In the middle of a round it would be this node's own local
+        steps on the last mixed one: it is given the next mixed one."""
         dst = command.dst
+        if self._pushed and self.lockstep and not command.show:
+            self._asked.append(command)
+            return []
         link = self._epochs.get(dst)
         if self.state not in ("training", "finished") or link is None or dst in self._out:
             return []

@@ -300,8 +300,8 @@ class Node:
                 self._push(event, now)
             case Held():
                 self._hold(event, now)
-            case Pushed(key, held_back):
-                self._pushed(key, held_back, now)
+            case Pushed(key, held_back, still):
+                self._pushed(key, held_back, still, now)
             case Closed():
                 self._closed(event, now)
             case Taken(src, epoch, number):
@@ -609,11 +609,11 @@ class Node:
     def _cycle(self) -> int:
         return 1 if self.generations is not None else topology.cycle(self.terms.topology, len(self._view))
 
-    def _pushed(self, key: Key, held_back: tuple[PeerId, ...], now: float) -> None:
+    def _pushed(self, key: Key, held_back: tuple[PeerId, ...], still: bool, now: float) -> None:
         if key != self.key or not self._open:
             return
         self.spending.close_round(len(held_back), len(self._sending.difference(held_back)))
-        self.pace.push(key, self.links.unacked, now)
+        self.pace.push(key, self.links.unacked, now, still=still)
         self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view
 
     def _hold(self, event: Held, now: float) -> None:
@@ -634,7 +634,8 @@ class Node:
         if end is not None and (end.is_broken(self._lacking()) or end.is_in_doubt()):
             self.pace.put_off(now)
         if self.terms.lockstep and not self._starting_over:
-            without = self.pace.gives_up(self._expected, partial(self._is_absent, now), now)
+            going = self.generations is not None and self.generations.pending
+            without = self.pace.gives_up(self._expected, partial(self._is_absent, now), now, going=going)
             if without and end is not None and end.finished():
                 self._be_given_final()
             elif without is not None:

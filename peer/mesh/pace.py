@@ -18,6 +18,7 @@ from peer.mesh.patience import Patience
 CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
 UNSETTLED_S = 3.0  # members' views may differ for so long after a change; guess
+GOING_S = 1.0  # how much later than usual a message of a graph that is about to go may come; guess
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
 PUSHES = 32  # rounds whose push is remembered: later than that a message teaches nothing
 
@@ -66,7 +67,11 @@ class Pace:
         self._held_at = self._held_at if self.held is not None else now
         self.held = event
 
-    def push(self, key: Key, unacked: Callable[[PeerId], bool], now: float) -> None:
+    def push(self, key: Key, unacked: Callable[[PeerId], bool], now: float, *, still: bool = False) -> None:
+        """still: the round had no local steps, so it teaches nothing about those that have."""
+        if still:
+            self.held, self.pushed_at = None, now
+            return
         done_at = now  # with the local steps: what it was held up after them says nothing of this device
         if self.held is not None and self.held.key == key:
             done_at = self._held_at
@@ -97,13 +102,19 @@ class Pace:
         self.held = None
         return True
 
-    def gives_up(self, expected: Iterable[PeerId], absent: Absent, now: float) -> list[PeerId] | None:
-        """Whom a pushed round is to be closed without, once that is due."""
+    def gives_up(
+        self, expected: Iterable[PeerId], absent: Absent, now: float, *, going: bool = False
+    ) -> list[PeerId] | None:
+        """Whom a pushed round is to be closed without, once that is due. going: it is the last one on its
+        graph, which some may have left already: nobody is worth a long wait."""
         if self.pushed_at is None or self.overdue:
             return None
         late = self.lacks(expected)
         here = [src for src in late if not self._is_absent(src, self.patience, self.pushed_at, absent, now)]
         waits = [self._extra_s() + self._until(src, self.pushed_at, now) for src in here]
+        if going and not self._is_final:
+            usual = [GOING_S + self.patience.late(src, self.pushed_at) for src in here]
+            waits = [min(wait, late) for wait, late in zip(waits, usual, strict=True)]
         if now < max(waits, default=now if late else self.pushed_at + CLOSE_S):
             return None
         for src in late:

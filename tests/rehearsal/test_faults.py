@@ -208,8 +208,8 @@ def test_one_that_cannot_be_dialed_trains_like_the_others(kind: Kind, at: int) -
 def test_one_with_an_old_checkpoint_does_not_drag_the_model_back(kind: Kind) -> None:
     """Its model of fifty rounds ago is far away, its weight of then void: a sponsor gives it the present.
 
-    Of whole models the newcomer's, near one of the others, then counts in the mean, and the first rounds on
-    the new graph do not average exactly: both move the mean by a part of the spread.
+    Of whole models the newcomer's, near one of the others, then counts in the mean, which it moves by a part
+    of the spread.
     """
     r, books = home(kind, kind.topologies[0], 4, rate=0.05)
     together(r, 5)
