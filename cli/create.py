@@ -48,7 +48,7 @@ from peer.errors import ConfigError, NoDaemonError, UsageError
     type=click.Choice(catalogue.PACES),
     default=catalogue.PACES[0],
     show_default=True,
-    help="Wait for neighbors each round, or never.",
+    help="Wait for neighbors each round, wait while the next round's steps go on (overlap), or never.",
 )
 @click.option(
     "--compression",

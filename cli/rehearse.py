@@ -65,6 +65,13 @@ _TRAINING = ("schedule", "warmup", "lr_decay")
     help=f"SGD steps in a round; {catalogue.DEFAULT_LOCAL_STEPS} by default.",
 )
 @click.option(
+    "--pace",
+    type=click.Choice(("lockstep", "overlap")),
+    default="lockstep",
+    show_default=True,
+    help="Wait for a round's exchange, or take the next round's steps meanwhile.",
+)
+@click.option(
     "--batch",
     type=click.IntRange(1, 1 << 20),
     metavar="B",
@@ -158,8 +165,7 @@ def request_of(arguments: dict[str, Any]) -> dict[str, Any]:
     task = choose_task(arguments["task"])
     terms = {
         **{name: arguments[name] for name in ("algorithm", "topology", "local_steps", "compression")},
-        **{name: arguments[name] for name in ("lr", "batch", "momentum", "seed")},
-        "pace": "lockstep",
+        **{name: arguments[name] for name in ("pace", "lr", "batch", "momentum", "seed")},
         "pairs": _pairs(arguments),
         "rounds": arguments["rounds"] or arguments["steps"],
     }

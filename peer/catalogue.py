@@ -30,7 +30,7 @@ from peer.grammar import (
 __all__ = ["COMPRESSION_HELP", "Compression", "Option", "Shard", "parse_compression", "parse_shard"]
 
 
-PACES = ("lockstep", "free")
+PACES = ("lockstep", "overlap", "free")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             topologies=TREES,
             presets={},
             graph="tree",
-            paces=("lockstep",),
+            paces=("lockstep", "overlap"),
         ),
         AlgorithmEntry(
             "d-psgd",

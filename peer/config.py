@@ -45,7 +45,7 @@ class Descriptor:
     topology: str = catalogue.DEFAULT_TOPOLOGY
     local_steps: int = catalogue.DEFAULT_LOCAL_STEPS
     rounds: int = 0
-    pace: Literal["lockstep", "free"] = "lockstep"
+    pace: Literal["lockstep", "overlap", "free"] = "lockstep"
     compression: str = ""
     lr: float | None = None
     batch: int | None = None

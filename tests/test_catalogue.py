@@ -178,7 +178,7 @@ def test_a_pace_is_one_the_algorithm_is_sound_in() -> None:
     assert catalogue.check_pace("relay-sum", "free") == "free"
     with pytest.raises(UsageError, match="relay-sum-grad cannot run in the pace 'free'; it can in lockstep"):
         catalogue.check_pace("relay-sum-grad", "free")
-    with pytest.raises(UsageError, match="no pace is called 'gallop'; there are lockstep, free"):
+    with pytest.raises(UsageError, match="no pace is called 'gallop'; there are lockstep, overlap, free"):
         catalogue.check_pace("sgp", "gallop")
 
 

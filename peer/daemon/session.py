@@ -225,7 +225,7 @@ class SessionDriver:
         terms = Terms(
             topology=descriptor.topology,
             seed=descriptor.seed,
-            lockstep=descriptor.pace == "lockstep",
+            lockstep=descriptor.pace != "free",
             rounds=descriptor.rounds,
             founder=self.folder.note.founder,
             graph=catalogue.algorithm(descriptor.algorithm).graph,

@@ -8,10 +8,12 @@
             if swarm.done: break
 
 `swarm.step()` is where the training thread meets the link thread (link.py). Let p be the model's parameters
-and b the point they are counted from, the last mixed model z or, in the pace "free", the last hand-over:
+and b the point they are counted from, the last mixed model z or, but for the pace "lockstep", the last
+hand-over:
 
     hand over  u = p - b          lockstep: wait for z;  p = b = z
                                   free: go on with b = p; when z comes, p += z - b, b = z
+                                  overlap: as free, but wait for z before the next hand-over
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from peer.local import default_socket
 from peer.placing import Placing
 
 log = logging.getLogger("peerd.learner")
-Pace = Literal["lockstep", "free"]
+Pace = Literal["lockstep", "overlap", "free"]
 PATIENCE = 3  # losses in a row that are not finite before training counts as diverged (guess)
 LEAVE_S = 12.0  # for the hand-over of a script that ends: its node gives up on it after 10 s
 SIGNATURE_MAX = 256 * 1024  # bytes of the list that devices show each other; of a longer one only the digest
@@ -69,7 +71,8 @@ def attach(
     and call its `step()` after each `optimizer.step()`.
 
     socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others, and is
-    what a script gets whatever the session's own pace is; "lockstep" waits in every exchange.
+    what a script gets whatever the session's own pace is; "lockstep" waits in every exchange,
+    "overlap" for the last one before it hands over to the next.
     local_steps: calls of `step()` per exchange; None: the session's, which in a session with an end may place
     its exchanges by its learning rate (peer/placing.py).
     Raises NoDaemonError, UnknownSessionError, DataError when the model does not fit the session, or
@@ -138,7 +141,7 @@ class Swarm:
     @property
     def steps(self) -> int:
         """Local steps of the session so far, those before this device joined included."""
-        return self._placing.first(max(self._link.position, 0)) + self._since
+        return self._placing.first(self._position) + self._since
 
     @property
     def finished(self) -> bool:
@@ -177,7 +180,8 @@ class Swarm:
         if not self._link.connected:
             self._rate.scale = 1.0  # alone, nothing is mixed
         try:
-            mixed = self._meet_lockstep() if self.terms.pace == "lockstep" else self._meet_free()
+            meet = {"lockstep": self._meet_lockstep, "overlap": self._meet_later, "free": self._meet_free}
+            mixed = meet[self.terms.pace]()
             if mixed:
                 self._keep_and_tell()
                 self._look()
@@ -223,6 +227,33 @@ class Swarm:
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         self._since = 0
         return self._take()
+
+    def _meet_later(self) -> bool:
+        """Hand over, and go on with the next local steps while this round's exchange goes its way; what the
+        others did is added when it comes. One round ahead of it, and no more."""
+        link = self._link
+        link.check()
+        if link.over or link.final:
+            with link.met:
+                link.wait(lambda: link.has_mixed() or link.over or not link.connected)
+            return self._take()
+        mixed = self._take()
+        if self._since < self._wanted():
+            return mixed
+        if not link.connected or link.state == "seeking":
+            self._since = 0  # alone until the daemon is back
+            return mixed
+        with link.met:
+            link.wait(lambda: link.is_open() or link.over or not link.connected)
+        mixed = self._take() or mixed
+        here = self._flat.read()
+        if not self._is_finite(here):
+            return mixed
+        with link.met:
+            if link.is_open() and not link.has_mixed():
+                link.hand_over(here - self._base, self._rate.scale * self._lr())
+                self._base, self._since = here, 0
+        return mixed
 
     def _meet_free(self) -> bool:
         link = self._link
@@ -294,7 +325,12 @@ class Swarm:
     def _wanted(self) -> int:
         """Local steps of the round that is worked on."""
         own = self.terms.local_steps
-        return self._placing.steps(max(self._link.position, 0)) if own == self._placing.local_steps else own
+        return self._placing.steps(self._position) if own == self._placing.local_steps else own
+
+    @property
+    def _position(self) -> int:
+        """The round that the next local step is for."""
+        return max(self._link.next_round if self.terms.pace == "overlap" else self._link.position, 0)
 
     def _lr(self) -> float:
         return float(self._optimizer.param_groups[0]["lr"])
@@ -401,7 +437,7 @@ class Swarm:
     # --- what the link thread asks for -----------------------------------------------------------
 
     def _exchange(self, resume: Resume | None) -> Exchange:
-        session, lockstep = self.descriptor, self.terms.pace == "lockstep"
+        session, lockstep = self.descriptor, self.terms.pace != "free"
         layout = Layout(self._flat.sizes, self._flat.rows)
         options = with_memory(session.algorithm, catalogue.options_for("algorithm", session.options))
         if "replica-mb" in options:

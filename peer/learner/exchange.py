@@ -172,6 +172,12 @@ class Exchange:
         return Resume(self.algorithm.estimate(), round_, self.algorithm.own())
 
     @property
+    def position(self) -> int:
+        """The round that the next change is for."""
+        handed_over = self._pushed or self._held is not None or self._closed == self.key
+        return self.key.round + handed_over
+
+    @property
     def lr_scale(self) -> float:
         """What the local steps' learning rate is to be multiplied with."""
         return self.algorithm.lr_scale

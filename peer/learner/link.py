@@ -103,6 +103,11 @@ class Link:
         worked_on = self._exchange.key.round
         return worked_on + 1 if self.round == worked_on else worked_on
 
+    @property
+    def next_round(self) -> int:
+        """The round after what has been handed over."""
+        return self._exchange.position + (self._handed is not None)
+
     def is_open(self) -> bool:
         """A round waits for this learner's change."""
         return self._exchange.open and self._handed is None

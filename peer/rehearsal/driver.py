@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from peer.events import (
+    FINAL,
     Connect,
     Control,
     Disconnect,
@@ -70,6 +71,7 @@ class Device:
     checkpoint: Resume | None = None
     older: deque[Resume] = field(default_factory=deque)  # checkpoints, the newest last
     computing: bool = False
+    done: tuple[Tensor, float] | None = None  # of local steps, while no round is open for it
     alive: bool = True
     left: str = ""
     rounds: int = 0
@@ -114,15 +116,17 @@ class Rehearsal:
         step_s: Callable[[PeerId], float] = lambda _: 1.0,
         seed: int = 0,
         keep_checkpoints: int = 1,
+        overlap: bool = False,
         witness: Witness | None = None,
     ) -> None:
-        """step_s: of a round's local steps; infinite for a device that is to take no more."""
+        """step_s: of a round's local steps; infinite for a device that is to take no more. overlap: the next
+        ones begin while a round's exchange goes its way, from this device's own model."""
         self.terms, self.seed = terms, seed
         self.devices: dict[PeerId, Device] = {}
         self.notes: list[tuple[float, PeerId, Note]] = []
         self._make_exchange, self._train, self._step_s = make_exchange, train, step_s
         self._witness = witness or Witness()
-        self._keep_checkpoints = keep_checkpoints
+        self._keep_checkpoints, self._overlap = keep_checkpoints, overlap
         self._random = random.Random(seed)
         self._timeline = Timeline()
         self._at = self._timeline.at
@@ -354,7 +358,7 @@ class Rehearsal:
     def _start_over(self, device: Device) -> None:
         """The learner begins a new life; the node stays."""
         device.lives += 1
-        device.computing = False
+        device.computing, device.done = False, None
         device.exchange, device.model = self._make_exchange(device.peer, device.checkpoint), None
         self._feed(device, LearnerGone("it starts over"))
         life = (device.boot << 20) + device.lives
@@ -382,22 +386,39 @@ class Rehearsal:
         self._witness.said(device, events)
         self._locally(device, lambda: self._feed(device, *events))
         self._look(device)
-        if device.exchange.open and not device.computing and device.model is not None:
-            device.computing = True
-            self._at(self._step_s(device.peer), self._computed, device, device.exchange)
+        self._go_on(device)
 
-    def _computed(self, device: Device, exchange: Exchange) -> None:
+    def _go_on(self, device: Device) -> None:
+        """The training thread: hand over what is done, if a round is open for it; begin the next steps."""
+        exchange, done = device.exchange, device.done
+        if done is not None and exchange.open and device.model is not None:
+            device.done, device.model = None, device.model + done[0]
+            self._answer(device, exchange.submit(*done, self.now))
+        ahead = self._overlap and exchange.state == "training" and exchange.key.phase != FINAL
+        waits = device.computing or device.done is not None
+        if device.model is not None and not waits and (exchange.open or ahead):
+            device.computing = True
+            begun = device.model, exchange.position
+            self._at(self._step_s(device.peer), self._computed, device, exchange, begun)
+
+    def _computed(self, device: Device, exchange: Exchange, begun: tuple[Tensor, int]) -> None:
         if device.asleep:
-            device.backlog.append(partial(self._computed, device, exchange))
+            device.backlog.append(partial(self._computed, device, exchange, begun))
             return
         if exchange is not device.exchange:
             return  # the learner has started over under this step
         device.computing = False
-        if not self._is_on(device) or not device.exchange.open or device.model is None:
+        open_ = exchange.open or (self._overlap and exchange.state == "training")
+        if not self._is_on(device) or not open_ or device.model is None:
             return
-        found = self._train(device.peer, device.model, device.exchange.key.round)
+        z, round_ = begun if self._overlap else (device.model, exchange.key.round)
+        found = self._train(device.peer, z, round_)
         u, lr = found if isinstance(found, tuple) else (found, 1.0)
-        self._answer(device, device.exchange.submit(u, lr, self.now))
+        if self._overlap:
+            device.done = u, lr
+            self._go_on(device)
+        else:
+            self._answer(device, exchange.submit(u, lr, self.now))
 
     def _locally(self, device: Device, action: Callable[[], None]) -> None:
         """Over the socket between node and learner, which keeps order."""

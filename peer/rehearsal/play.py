@@ -86,6 +86,7 @@ class Play(Witness):
             self._train,
             weather=Weather(latency_s=(0.0, 0.0)),
             step_s=self._takes_s,
+            overlap=plan.session.pace == "overlap",
             seed=plan.session.seed,
             witness=self,
         )
@@ -126,7 +127,7 @@ class Play(Witness):
         return self.trainer.train(peer, z, round_, self.device(peer).exchange.algorithm.lr_scale)
 
     def _takes_s(self, peer: PeerId) -> float:
-        round_ = self.device(peer).exchange.key.round
+        round_ = self.device(peer).exchange.position
         steps = self.trainer.placing.steps(round_) if round_ < self.rounds else math.inf
         return steps * self._step_s[peer]
 

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -155,6 +155,52 @@ def test_free_adds_what_the_others_did_to_what_was_done_meanwhile(tmp_path: Path
     assert not anew
     assert script.step()
     assert script.x == [0.5] * 4
+
+
+def test_overlap_takes_the_next_local_steps_before_the_mixed_model_comes(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp", local_steps=2), keep_open=False)
+    script = Script(tmp_path, daemon, "overlap")
+    link = script.swarm._link
+
+    def wait(until: Callable[[], bool]) -> None:
+        with link.met:
+            link.wait(until, 60)
+
+    script.swarm.begin()
+    daemon.open_round(Key())
+    wait(link.is_open)
+    assert script.steps(2) == [False, False]  # hands over two steps, and waits for nothing
+    assert script.swarm.steps == 2
+    wait(link.has_mixed)
+    mixed, _ = link.take() or (torch.empty(0), True)
+    assert mixed.tolist() == [-0.25] * 4
+    assert not script.step()
+    with link.met:
+        link._mixed = mixed + 1  # as if the others had moved it
+    daemon.open_round(Key(round=1))
+    wait(link.is_open)
+    assert script.step()
+    assert script.x == [-0.5 + 1] * 4
+    wait(link.has_mixed)
+    mixed, _ = link.take() or (torch.empty(0), True)
+    assert mixed.tolist() == [-0.5] * 4, "only what was done here was handed over"
+    assert script.swarm.steps == 4
+
+
+def test_overlap_is_one_round_ahead_and_no_more(tmp_path: Path) -> None:
+    daemon = StandIn(descriptor(algorithm="sgp", local_steps=1), keep_open=False)
+    script = Script(tmp_path, daemon, "overlap")
+    link = script.swarm._link
+    script.swarm.begin()
+    opener = threading.Thread(
+        target=lambda: [daemon.open_round(Key(round=t)) or daemon.wait_for(lambda t=t: t in closed(daemon))
+                        for t in range(3)]
+    )  # fmt: skip
+    opener.start()
+    script.steps(3)
+    opener.join(60)
+    assert closed(daemon) == [0, 1, 2]
+    assert link.round == 2
 
 
 def test_attach_waits_for_a_model_and_loads_it_in_place(tmp_path: Path) -> None:

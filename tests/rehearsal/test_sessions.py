@@ -370,6 +370,24 @@ def test_pace_free_never_waits() -> None:
     assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
 
 
+@pytest.mark.parametrize("algorithm", ["sgp", "difference-push"])
+def test_an_exchange_hides_behind_the_next_local_steps(algorithm: str) -> None:
+    """A push, its acknowledgement and the next take nearly as long as the local steps."""
+    rounds = {}
+    for overlap in (False, True):
+        r = home(algorithm, weather=Weather(latency_s=(0.25, 0.3)))
+        r._overlap = overlap
+        together(r, 5)
+        r.run(100.0)
+        before = {d.peer: d.node.key.round for d in r.alive()}
+        r.run(100.0)
+        rounds[overlap] = min(d.node.key.round - before[d.peer] for d in r.alive())
+        assert worst_error(r, target(5)) < 0.5
+        assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+    assert rounds[True] >= 95
+    assert rounds[False] <= 80
+
+
 def test_a_hand_over_waits_for_the_message_that_is_on_its_way() -> None:
     """Leaving at any moment loses no weight, also while the round's own message is unacknowledged."""
     for tenth in range(24):
