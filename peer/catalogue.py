@@ -41,10 +41,10 @@ class Preset:
     compression: str
 
 
-Kind = Literal["none", "dense", "sign", "sparse", "lowrank", "bits"]  # of compressions
-DENSE: frozenset[Kind] = frozenset({"none", "dense"})
+Kind = Literal["none", "dense", "sign", "sparse", "lowrank", "bits", "auto"]  # of compressions
+DENSE: frozenset[Kind] = frozenset({"none", "dense", "auto"})
 WITH_FEEDBACK: frozenset[Kind] = frozenset({"sparse", "sign", "lowrank"})
-ALL_BUT_NONE: frozenset[Kind] = frozenset({"bits", "dense", "sign", "sparse", "lowrank"})
+ALL_BUT_NONE: frozenset[Kind] = frozenset({"bits", "dense", "sign", "sparse", "lowrank", "auto"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +335,8 @@ def compression_of(algorithm_name: str, text: str) -> Compression:
 
 def kind_of(compression: Compression) -> Kind:
     """What an algorithm needs to know of a compression to say whether it can work with it."""
+    if compression.is_auto:
+        return "auto"
     if compression.transform is not None:
         return "bits" if compression.bits is not None else "lowrank"
     if compression.sparsifier is not None:
@@ -349,6 +351,7 @@ _LISTED: dict[Kind, Callable[[], str]] = {
     "sparse": lambda: f"{written_all('sparsifier')}, each with {', '.join(_value_types())}",
     "sign": lambda: "sign",
     "lowrank": lambda: f"{written('lowrank')}, with a value type or without",
+    "auto": lambda: "auto",
 }
 
 

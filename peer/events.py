@@ -356,11 +356,12 @@ class Held:
 class Pushed:
     """Everything this round sends is out; the learner waits for its in-neighbors. held_back: out-neighbors
     that nothing is sent to, or only word that nothing comes, because the round may not take so many bytes.
-    still: it had no local steps."""
+    still: it had no local steps. worked_s: how long they took; 0 where nobody has looked."""
 
     key: Key
     held_back: tuple[PeerId, ...] = ()
     still: bool = False
+    worked_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,7 +446,8 @@ class OpenRound:
     number of its members, mean_delay the mean of max(hops - 1, 0) over all ordered pairs, itself included.
     allowance: how many bytes the round's messages may take in all; None: as many as they like.
     aligning: rounds that news takes to everybody, where members of a new generation are first to come to the
-    same model; 0: they are not.
+    same model; 0: they are not. hides: bytes that a message to each out-neighbor may have to be there before
+    the next local steps are done; nothing of links that have carried nothing yet.
     """
 
     key: Key
@@ -457,6 +459,7 @@ class OpenRound:
     mean_delay: float = 0.0
     allowance: int | None = None
     aligning: int = 0
+    hides: dict[PeerId, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

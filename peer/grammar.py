@@ -61,8 +61,8 @@ PARTS: dict[str, Part] = {
         "transform", "a budget, within which entries and values are chosen",
         "number of bits per parameter", "1", 0, MAX_BITS, alone=True,
     ),
+    "auto": Part("transform", "for each link what is there before the next local steps are done", alone=True),
 }  # fmt: skip
-_PLANNED = ("auto",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,11 @@ class Compression:
     def bits(self) -> float | None:
         """The budget in bits per parameter, if that is what it is."""
         return self.transform.amount if self.transform and self.transform.name == "bits" else None
+
+    @property
+    def is_auto(self) -> bool:
+        """Is it chosen link by link?"""
+        return self.transform is not None and self.transform.name == "auto"
 
 
 def written(name: str) -> str:
@@ -120,8 +125,6 @@ def parse_compression(text: str) -> Compression:
     found: dict[PartKind, Sized] = {}
     for word in (part.strip() for part in text.split(",")):
         name, equals, value = word.partition("=")
-        if name in _PLANNED:
-            raise UsageError(f"compression '{name}' is not built yet; there is {COMPRESSIONS}")
         if name not in PARTS:
             raise UsageError(f"no compression is called '{word}'; there is {COMPRESSIONS}")
         kind = PARTS[name].kind
@@ -141,7 +144,7 @@ def _check_together(found: Mapping[PartKind, Sized]) -> None:
     if transform is None:
         return
     if PARTS[transform.name].alone and len(found) > 1:
-        raise UsageError(f"'{transform.name}=' stands alone: it chooses entries and values itself")
+        raise UsageError(f"'{transform.name}' stands alone: it chooses entries and values itself")
     if "sparsifier" in found:
         raise UsageError(f"'{transform.name}=' goes with a value type, and with no sparsifier")
 

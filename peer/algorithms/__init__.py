@@ -22,7 +22,7 @@ from peer.algorithms.replicas import REPLICA_MB
 from peer.algorithms.sgp import SGP
 from peer.algorithms.sparse_push import SparsePush, consensus_step
 from peer.compression.bodies import Layout
-from peer.compression.compressor import Compressor, compressor
+from peer.compression.compressor import Compressor, Fitting, compressor
 from peer.compression.history import recalling
 from peer.errors import UsageError
 from peer.grammar import MAX_BITS, Compression
@@ -119,8 +119,10 @@ class _Request:
         return compressor(self.spec, self.layout, self.dtype)
 
     @property
-    def Q(self) -> Compressor | None:
+    def Q(self) -> Compressor | Fitting | None:
         """How whole vectors travel; None: exactly as they are."""
+        if self.spec.is_auto:
+            return Fitting(self.layout, self.dtype)
         return None if self.spec == Compression() else self.compressor
 
 
@@ -149,7 +151,7 @@ def _difference_push(asked: _Request) -> Algorithm:
     """`bits` is short for `--compression bits=R`; `preset` has been turned into one by whoever took it."""
     plain = Budget()
     replicas = asked.word("replicas", "on", "off") == "on"
-    usual = None if asked.spec.bits is not None else asked.compressor
+    usual = None if asked.spec.bits is not None or asked.spec.is_auto else asked.compressor
     if usual is not None and "bits" in asked.options:
         raise UsageError("option bits is for --compression bits=R, and another compression is given")
     asked_bits = "bits" in asked.options or asked.spec.bits not in (None, plain.R)
@@ -167,6 +169,7 @@ def _difference_push(asked: _Request) -> Algorithm:
         compressor(Compression(values="int8"), asked.layout, asked.dtype),
         budget,
         usual=usual,
+        auto=asked.spec.is_auto,
         replicas=replicas,
         replica_mb=_replica_mb(asked),
         lockstep=asked.lockstep,

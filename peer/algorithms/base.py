@@ -47,7 +47,8 @@ class Links:
     in-neighbors that will send. mean_weight: w̄ over live members. trees: this node's neighbors on each
     spanning tree, of n members; mean_delay: mean over ordered pairs of max(hops - 1, 0). most_bytes: what
     each message may take, where this device has a budget for what it sends. aligning: rounds that
-    news takes to everybody, where members of a new generation hold unlike models; else 0.
+    news takes to everybody, where members of a new generation hold unlike models; else 0. hides: bytes that
+    the link to each has room for while local steps are taken, as far as that is known.
     """
 
     key: Key
@@ -60,6 +61,7 @@ class Links:
     mean_delay: float = 0.0
     most_bytes: int | None = None
     aligning: int = 0
+    hides: Mapping[PeerId, int] = field(default_factory=dict)
 
 
 class Algorithm(ABC):

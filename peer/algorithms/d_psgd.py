@@ -18,7 +18,8 @@ from torch import Tensor
 
 from peer.algorithms.base import Message
 from peer.algorithms.whole_model import WholeModel
-from peer.compression.bodies import Dense
+from peer.compression.bodies import Body, Dense
+from peer.compression.compressor import Compressor
 from peer.events import PeerId
 
 
@@ -28,8 +29,13 @@ class DPSGD(WholeModel):
     MEANINGS = (MEANING,)
 
     def push(self, x: Tensor, u: Tensor) -> dict[PeerId, Message]:
-        body = self.packed(x + u)
-        return {j: Message(self.key, self.MEANING, body, delivery="latest") for j in self.links.out}
+        bodies, messages = dict[Compressor | None, Body](), {}
+        for j in self.links.out:
+            Q = self.values_for(j)
+            if Q not in bodies:
+                bodies[Q] = self.packed(x + u, None, j)
+            messages[j] = Message(self.key, self.MEANING, bodies[Q], delivery="latest")
+        return messages
 
     def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         W = self.links.out

@@ -72,7 +72,9 @@ class Budget:
 
 
 class DifferencePush(PushSum):
-    """C(v, R, history): quantizer at R bits per parameter, coded with that history if there is one. opening:
+    """auto: R of each link is what its exchange has room for beside the local steps, from LEAST_BITS on.
+
+    C(v, R, history): quantizer at R bits per parameter, coded with that history if there is one. opening:
     compressor of a new link's first, dense parcel. usual: compressor of rounds with local steps on links with
     replicas, where it is not C.
 
@@ -90,6 +92,7 @@ class DifferencePush(PushSum):
         budget: Budget = Budget(),
         *,
         usual: Compress | None = None,
+        auto: bool = False,
         replicas: bool = True,
         replica_mb: float = REPLICA_MB,
         lockstep: bool = True,
@@ -97,8 +100,9 @@ class DifferencePush(PushSum):
     ) -> None:
         super().__init__(layout, dtype, lockstep=lockstep, guard=guard)
         self.layout, self.C, self.opening, self.budget = layout, C, opening, budget
-        self.usual = usual
+        self.usual, self.auto = usual, auto
         self._most_bits = math.inf  # in the round that is pushed
+        self._hidden_bits: dict[PeerId, float] = {}  # of each link in that round
         self.replicas = Replicas(self.held, allowed=replicas, mb=replica_mb)
 
     # --- the update ------------------------------------------------------------------------------
@@ -106,6 +110,8 @@ class DifferencePush(PushSum):
     def push(self, links: Links) -> dict[PeerId, Message]:
         z, w = self.estimate(), self.w  # all out-links of a round see the same model
         self._most_bits = self._affordable(links.most_bytes)
+        if self.auto:
+            self._hidden_bits = {j: self._affordable(size) for j, size in links.hides.items()}
         return {j: self._parcel(j, p, z, w, links.key) for j, p in self.shares(links).items()}
 
     def _parcel(self, j: PeerId, p: float, z: Tensor, w: float, key: Key) -> Message:
@@ -123,7 +129,7 @@ class DifferencePush(PushSum):
                 self.replicas.keep(j, body.dense(), key.round, history)
                 return Message(key, REPLICA, body)
             h, base = common
-        body, q, p = self._difference(z - h, p, self._coder(key, history))
+        body, q, p = self._difference(z - h, p, self._coder(key, history, j))
         h = h + q
         self.replicas.keep(j, h, key.round, history.after(body))
         self.lend(j, h, p * w)
@@ -131,7 +137,7 @@ class DifferencePush(PushSum):
 
     def _without_replica(self, j: PeerId, p: float, z: Tensor, w: float, key: Key) -> Message:
         h = self.initial_model()
-        bits = min(max(self._bits(key), self.budget.fixed), self._most_bits)
+        bits = min(max(self._bits(key, j), self.budget.fixed), self._most_bits)
         body, q, p = self._difference(z - h, p, lambda v: self.C(v, bits, None))
         self.lend(j, h + q, p * w)
         return Message(key, DEVIATION, body, p * w, self.x0_digest)
@@ -142,14 +148,17 @@ class DifferencePush(PushSum):
         q = body.dense()
         return body, q, max(0.0, min(p, self.budget.share, MOST, 1 - lost(v, q)))
 
-    def _coder(self, key: Key, history: History) -> Callable[[Tensor], Body]:
+    def _coder(self, key: Key, history: History, j: PeerId) -> Callable[[Tensor], Body]:
         usual = self.usual
         if usual is not None and key.phase != FINAL:
             return lambda v: usual(v, key.round)
-        return lambda v: self.C(v, self._bits(key), history)
+        return lambda v: self.C(v, self._bits(key, j), history)
 
-    def _bits(self, key: Key) -> float:
-        return min(self.budget.final if key.phase == FINAL else self.budget.R, self._most_bits)
+    def _bits(self, key: Key, j: PeerId) -> float:
+        bits = self.budget.final if key.phase == FINAL else self.budget.R
+        if key.phase != FINAL and j in self._hidden_bits:
+            bits = min(max(LEAST_BITS, self._hidden_bits[j]), MAX_BITS)
+        return min(bits, self._most_bits)
 
     def _affordable(self, most_bytes: int | None) -> float:
         """Bits per parameter that a message of so many bytes has room for."""

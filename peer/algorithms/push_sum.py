@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,8 @@ from peer.algorithms.bases import Bases, snapshot
 from peer.compression.bodies import Body, Dense, Empty, Layout
 from peer.errors import RemoteError, UnknownBaseError
 from peer.events import FINAL, Key, PeerId
+
+Pack = Callable[[Tensor], Body]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +231,18 @@ class PushSum(Algorithm):
         scale = min(1.0, max(0.0, spare) / given)
         return {j: scale * p for j, p in shares.items()}
 
-    def average(self, links: Links, q: Callable[[Tensor], Body]) -> dict[PeerId, Message]:
-        """Plain push-sum: v = q(p_ji x_i), u = p_ji w_i for each clear link, debited as it goes out."""
-        x, w, shares = self.x, self.w, self.shares(links)
-        bodies = {p: q(p * x) if p > 0 else Empty(self.d, self.dtype) for p in shares.values()}
-        messages = {j: Message(links.key, SHARE, bodies[p], p * w) for j, p in shares.items()}
+    def average(
+        self, links: Links, q: Pack, others: Mapping[PeerId, Pack] | None = None
+    ) -> dict[PeerId, Message]:
+        """Plain push-sum: v = q(p_ji x_i), u = p_ji w_i for each clear link, debited as it goes out. others:
+        links with a q of their own."""
+        x, w, bodies = self.x, self.w, dict[tuple[float, Pack], Body]()
+        messages = {}
+        for j, p in self.shares(links).items():
+            which = p, (others or {}).get(j, q)
+            if which not in bodies:
+                bodies[which] = which[1](p * x) if p > 0 else Empty(self.d, self.dtype)
+            messages[j] = Message(links.key, SHARE, bodies[which], p * w)
         for message in messages.values():
             self.debit(message.body.dense(), message.weight)
         return messages

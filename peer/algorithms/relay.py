@@ -17,7 +17,7 @@ from peer.algorithms.base import Links, Message
 from peer.compression.bodies import Body, Dense, Strided
 from peer.events import Key, PeerId
 
-Packing = Callable[[Tensor, tuple[int, int] | None], Body]  # start and step, if not of all
+Packing = Callable[[Tensor, tuple[int, int] | None, PeerId], Body]  # start and step, if not of all; for whom
 Trees = tuple[tuple[PeerId, ...], ...]
 
 
@@ -83,7 +83,7 @@ class Relay:
                 m, counts[k] = self._sum(k, v, but=j)
                 means[k :: len(self.trees)] = m / counts[k]
         used = [k for k, count in enumerate(counts) if count]
-        body = pack(means, None) if 0 not in counts else pack(means, (used[0], len(counts)))
+        body = pack(means, None if 0 not in counts else (used[0], len(counts)), j)
         return Message(key, meaning, body, base=struct.pack(f"<{len(counts)}H", *counts), delivery="latest")
 
     def sums(self, v: Tensor, heard: Mapping[PeerId, Message]) -> list[tuple[slice, Tensor, int]]:

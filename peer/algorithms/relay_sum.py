@@ -46,9 +46,8 @@ from peer.algorithms import alignment, relay
 from peer.algorithms.alignment import Alignment
 from peer.algorithms.base import Links, Message
 from peer.algorithms.relay import Relay
-from peer.algorithms.whole_model import WholeModel
+from peer.algorithms.whole_model import Values, WholeModel
 from peer.compression.bodies import Layout
-from peer.compression.compressor import Compressor
 from peer.events import PeerId
 
 Fill = Literal["prev", "x0", "half", "counts"]
@@ -66,7 +65,7 @@ class RelaySum(WholeModel):
         self,
         layout: Layout,
         dtype: torch.dtype,
-        Q: Compressor | None = None,
+        Q: Values = None,
         *,
         fill: Fill = "prev",
         correction: bool = True,
@@ -156,7 +155,7 @@ class RelayGrad(RelaySum):
     MEANING = 18  # body: m/c of u, base: c
     MEANINGS = (MEANING, alignment.MEANING)
 
-    def __init__(self, layout: Layout, dtype: torch.dtype, Q: Compressor | None = None) -> None:
+    def __init__(self, layout: Layout, dtype: torch.dtype, Q: Values = None) -> None:
         super().__init__(layout, dtype, Q, correction=False)
 
     def relayed(self, x: Tensor, u: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from peer.algorithms.base import Links, Message
 from peer.algorithms.push_sum import GUARD, Guard, PushSum
 from peer.compression.bodies import Layout
-from peer.compression.compressor import Compress
+from peer.compression.compressor import Compress, Fitting
 from peer.events import FINAL, PeerId
 
 
@@ -32,7 +32,7 @@ class SGP(PushSum):
         self,
         layout: Layout,
         dtype: torch.dtype = torch.float32,
-        Q: Compress | None = None,
+        Q: Compress | Fitting | None = None,
         *,
         lockstep: bool = True,
         guard: Guard = GUARD,
@@ -44,4 +44,6 @@ class SGP(PushSum):
         if links.key.phase == FINAL or self.Q is None:
             return self.average(links, self.exactly)
         Q, turn = self.Q, links.key.round
+        if isinstance(Q, Fitting):
+            return self.average(links, Q.fit(None), {j: Q.fit(links.hides.get(j)) for j in links.out})
         return self.average(links, lambda v: Q(v, turn))

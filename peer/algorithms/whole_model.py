@@ -26,9 +26,12 @@ from torch import Tensor
 from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message, refuse_overflow
 from peer.algorithms.bases import Bases, snapshot
 from peer.compression.bodies import Body, Dense, Layout, Strided
-from peer.compression.compressor import Compressor
+from peer.compression.compressor import Compressor, Fitting
 from peer.errors import RemoteError
 from peer.events import FINAL, Key, PeerId
+
+Values = Compressor | Fitting | None
+"""How values travel: None for exactly as they are, Fitting as each link has room for."""
 
 BEFORE = Key(-1, -1)  # no round is open yet: mail of every generation waits
 
@@ -42,12 +45,12 @@ class Mail:
 
 
 class WholeModel(Algorithm):
-    """Q: how values travel, None for exactly as they are; final rounds go without it."""
+    """Q: how values travel; final rounds go without it."""
 
     MEANINGS: tuple[int, ...]  # of a round's messages
 
     def __init__(
-        self, layout: Layout, dtype: torch.dtype, Q: Compressor | None = None, *, lockstep: bool = True
+        self, layout: Layout, dtype: torch.dtype, Q: Values = None, *, lockstep: bool = True
     ) -> None:
         self.d, self.dtype, self.lockstep = layout.d, dtype, lockstep
         self.Q = Q
@@ -237,8 +240,14 @@ class WholeModel(Algorithm):
         start, step = part
         return Strided(self.d, start, step, v[start::step].clone(), self.dtype)
 
-    def packed(self, v: Tensor, part: tuple[int, int] | None = None) -> Body:
-        """`v`, or a part of it, as the open round sends it."""
-        if self.is_final or self.Q is None:
+    def packed(self, v: Tensor, part: tuple[int, int] | None, dst: PeerId) -> Body:
+        """`v`, or a part of it, as the open round sends it to that neighbor."""
+        Q = self.values_for(dst)
+        if Q is None:
             return self.exactly(v, part)
-        return self.Q(v) if part is None else self.Q.every(v, *part)
+        return Q(v) if part is None else Q.every(v, *part)
+
+    def values_for(self, dst: PeerId) -> Compressor | None:
+        if self.is_final:
+            return None
+        return self.Q.fit(self.links.hides.get(dst)) if isinstance(self.Q, Fitting) else self.Q

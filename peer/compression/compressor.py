@@ -30,8 +30,10 @@ from peer.compression.bodies import (
 from peer.compression.low_rank import factorize, factors
 from peer.compression.quantize import quantize
 from peer.compression.sparsify import global_top_k, group_of, seed_of, share_of, top_k
-from peer.compression.values import Coding, encoded
+from peer.compression.values import VALUE_TYPES, Coding, encoded
 from peer.errors import DivergedError
+
+HEAD_BYTES = 128  # of a message, at the most, besides its values and their scales
 
 Compress = Callable[[Tensor, int], Body]
 """A vector's body in that turn, which is the round's number."""
@@ -149,3 +151,29 @@ class Compressor:
 def compressor(spec: Compression, layout: Layout, dtype: torch.dtype = torch.float32) -> Compressor:
     """The compressor of `spec`."""
     return Compressor(spec, layout, dtype)
+
+
+LADDER = ("fp32", "fp16", "int8")  # int4 is too coarse for whole models
+
+
+class Fitting:
+    """Whole vectors, for each link as exactly as it has room for; fp16 where nothing is known of it."""
+
+    def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
+        self.steps = [Compressor(Compression(values=values), layout, dtype) for values in LADDER]
+        self._sizes = [_whole_bytes(step) for step in self.steps]
+
+    def fit(self, most_bytes: int | None) -> Compressor:
+        """The first of the ladder that makes messages of so many bytes; the last one at any rate."""
+        if most_bytes is None:
+            return self.steps[1]
+        fits = (step for step, size in zip(self.steps, self._sizes, strict=True) if size <= most_bytes)
+        return next(fits, self.steps[-1])
+
+
+def _whole_bytes(one: Compressor) -> int:
+    """Bytes of a message with a whole vector, at the most."""
+    kind = VALUE_TYPES[one.spec.values]
+    each = one.dtype.itemsize if one.spec.values == "fp32" else kind.stored.itemsize
+    blocks = one.layout.d // kind.block + len(one.layout.sizes) if kind.block > 0 else 0
+    return HEAD_BYTES + one.layout.d * each + 2 * blocks

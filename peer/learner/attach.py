@@ -223,7 +223,7 @@ class Swarm:
         with link.met:
             link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
             if link.is_open():
-                link.hand_over(here.sub_(self._base), self._rate.scale * self._lr())
+                link.hand_over(here.sub_(self._base), self._rate.scale * self._lr(), self._pulse.worked())
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         self._since = 0
         return self._take()
@@ -251,7 +251,7 @@ class Swarm:
             return mixed
         with link.met:
             if link.is_open() and not link.has_mixed():
-                link.hand_over(here - self._base, self._rate.scale * self._lr())
+                link.hand_over(here - self._base, self._rate.scale * self._lr(), self._pulse.worked())
                 self._base, self._since = here, 0
         return mixed
 
@@ -268,7 +268,7 @@ class Swarm:
                 return mixed
             with link.met:
                 if link.is_open() and not link.has_mixed():
-                    link.hand_over(here - self._base, self._rate.scale * self._lr())
+                    link.hand_over(here - self._base, self._rate.scale * self._lr(), self._pulse.worked())
                     self._base, self._since = here, 0
         return mixed
 

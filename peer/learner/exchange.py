@@ -60,7 +60,7 @@ from peer.events import (
     Taken,
     ToLearner,
 )
-from peer.learner.portions import FRAMES_BYTES, Portions, on_wire
+from peer.learner.portions import FRAMES_BYTES, Portions, message_of, on_wire
 
 State = Literal["seeking", "training", "finished", "left"]
 
@@ -121,6 +121,7 @@ class Exchange:
         self._closed: Key | None = None
         self._held: tuple[Tensor, float] | None = None  # a change to be pushed when its links are clear
         self._weight = 0.0  # before the open round's push
+        self._worked_s = 0.0  # of the last local steps
         self._ahead: dict[PeerId, Key] = {}  # in-neighbors' last parcels taken, while not mixed
         self._later: list[Deliver] = []  # parcels not taken over yet
         self._leaving = False  # nothing is put off any more
@@ -139,12 +140,13 @@ class Exchange:
 
     # --- the training thread's two calls ---------------------------------------------------------
 
-    def submit(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
+    def submit(self, u: Tensor, lr: float, now: float, worked_s: float = 0.0) -> Sequence[FromLearner]:
         """Hand over the model's change since `take` last gave one; only while `open`.
 
-        u: flat, the session's dtype. lr: the learning rate of these steps. In lockstep the round closes
-        when the expected in-neighbors are heard; else at once.
+        u: flat, the session's dtype. lr: the learning rate of these steps. worked_s: how long they took; 0 is
+        not known. In lockstep the round closes when the expected in-neighbors are heard; else at once.
         """
+        self._worked_s = worked_s
         if self._final or self.state != "training":
             return []  # the session ended under this local step: its change is not part of it
         if not self.open:
@@ -282,6 +284,7 @@ class Exchange:
             r.trees,
             r.mean_delay,
             aligning=r.aligning,
+            hides={dst: message_of(size) for dst, size in (r.hides or {}).items()},
         )
 
     def _exchange(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
@@ -306,7 +309,12 @@ class Exchange:
         }
         ready = {dst: message for dst, message in messages.items() if dst not in self._unsent}
         sent, held_back = self._within(ready)
-        return [*sent, Pushed(self.key, held_back, still), *self._renewed(), *self._try_close(now)]
+        return [
+            *sent,
+            Pushed(self.key, held_back, still, self._worked_s),
+            *self._renewed(),
+            *self._try_close(now),
+        ]
 
     def _affordable(self, links: Links) -> Links:
         r = self._round

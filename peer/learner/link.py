@@ -73,7 +73,7 @@ class Link:
         self._mixed: Tensor | None = None
         self._last: Resume | None = None  # mixed last, with its round
         self._anew = False  # `_mixed` is the first model of a life: it replaces, whatever came before
-        self._handed: tuple[Tensor, float] | None = None
+        self._handed: tuple[Tensor, float, float] | None = None
         self._outbox: deque[dict[str, Any]] = deque()
         self._closing = self._ended = False
         self._fault: BaseException | None = None
@@ -122,9 +122,9 @@ class Link:
         self.met.wait_for(lambda: self._ended or until(), timeout_s)
         self.check()
 
-    def hand_over(self, change: Tensor, lr: float) -> None:
-        """Give the link thread the change of the last local steps; `met` held and `open`."""
-        self._handed = change, lr
+    def hand_over(self, change: Tensor, lr: float, worked_s: float) -> None:
+        """Give the link thread the change of the last local steps, which took so long; `met` held, `open`."""
+        self._handed = change, lr, worked_s
         self._nudge()
 
     def has_mixed(self) -> bool:
@@ -247,7 +247,8 @@ class Link:
             handed, self._handed = self._handed, None
             answers: Sequence[FromLearner] = ()
             if handed is not None and self._exchange.open:
-                answers = self._exchange.submit(*handed, time.monotonic())
+                change, lr, worked_s = handed
+                answers = self._exchange.submit(change, lr, time.monotonic(), worked_s)
             self._book(answers)
         self._send(answers)
         for frame in frames:

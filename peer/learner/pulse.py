@@ -18,6 +18,7 @@ class Pulse:
         self._loss: float | None = None
         self._step_s: float | None = None
         self._started: float | None = None
+        self._worked_s = 0.0  # since the last exchange
         self._reported = -math.inf
 
     def start(self) -> None:
@@ -27,9 +28,16 @@ class Pulse:
     def step(self, loss: float | None) -> None:
         """A local step is done, with this loss."""
         if self._started is not None:
-            self._step_s = _blend(self._step_s, time.monotonic() - self._started)
+            took_s = time.monotonic() - self._started
+            self._step_s = _blend(self._step_s, took_s)
+            self._worked_s += took_s
         if loss is not None and math.isfinite(loss):
             self._loss = _blend(self._loss, loss)
+
+    def worked(self) -> float:
+        """Seconds of local steps since this was last asked."""
+        worked_s, self._worked_s = self._worked_s, 0.0
+        return worked_s
 
     def due(self) -> bool:
         """Is it time for a report?"""

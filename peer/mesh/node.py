@@ -22,6 +22,7 @@ from peer.errors import RemoteError
 from peer.events import (
     FINAL,
     TRAIN,
+    Ack,
     Acked,
     Closed,
     Control,
@@ -95,6 +96,7 @@ from peer.mesh.links import Links
 from peer.mesh.pace import Pace
 from peer.mesh.reunion import Reunions
 from peer.mesh.seats import Epoch, Seats
+from peer.mesh.throughput import Throughput
 
 STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
 WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up then: memberlist's dead record
@@ -180,6 +182,7 @@ class Node:
         self._earlier: set[tuple[PeerId, int, int]] = (
             set()
         )  # those of them that came before their link's epoch
+        self.throughput = Throughput()
         self._allowance: int | None = None  # bytes that the open round's messages may take
         self._sending: set[PeerId] = set()  # whom the open round has sent something
         self.whole = 0  # bytes of a whole model; 0: not known
@@ -240,12 +243,15 @@ class Node:
         self._check_round(now)
         if self._leaving is not None:
             self._hand_over(now)
-        self._book()
+        self._book(now)
         effects, self._effects = self._effects, []
         return effects
 
-    def _book(self) -> None:
+    def _book(self, now: float) -> None:
         """What goes out now, and which parcels are not on their way any more, for the budget."""
+        for effect in self._effects:
+            if isinstance(effect, Send) and isinstance(effect.frame, Parcel):
+                self.throughput.began(effect.peer, frame_bytes(effect.frame), now)
         if self.spending.bytes_per_min is None:
             return
         for effect in self._effects:
@@ -265,11 +271,8 @@ class Node:
                 self._alive(peer, now)
                 if direction == "in":
                     self.pace.patience.moving(peer, now)
-            case StreamUp(peer, direction):
-                self._alive(peer, now)
-                self._absorb(self.links.stream_up(peer, direction), now)
-            case StreamDown(peer, direction):
-                self._absorb(self.links.stream_down(peer, direction), now)
+            case StreamUp() | StreamDown():
+                self._stream(event, now)
             case Met(record):
                 self._effects += self.gossip.met(record, now)
                 self._correct(record.peer, now)
@@ -300,8 +303,8 @@ class Node:
                 self._push(event, now)
             case Held():
                 self._hold(event, now)
-            case Pushed(key, held_back, still):
-                self._pushed(key, held_back, still, now)
+            case Pushed():
+                self._pushed(event, now)
             case Closed():
                 self._closed(event, now)
             case Taken(src, epoch, number):
@@ -455,10 +458,22 @@ class Node:
         trains = record is not None and record.phase == "training"
         return trains and self.seats.is_outdated(sponsor, self._in_epoch(sponsor))
 
+    def _stream(self, event: StreamUp | StreamDown, now: float) -> None:
+        peer, direction = event.peer, event.direction
+        if isinstance(event, StreamUp):
+            self._alive(peer, now)
+            self._absorb(self.links.stream_up(peer, direction), now)
+            return
+        if direction == "out":
+            self.throughput.broke_off(peer)
+        self._absorb(self.links.stream_down(peer, direction), now)
+
     def _hear(self, peer: PeerId, direction: Direction, frame: Frame, now: float) -> None:
         self._alive(peer, now)
         self._watch_view(now)  # first: what comes from one that trained apart is not taken at once
         self._absorb(self.links.heard(peer, direction, frame, now), now)
+        if direction == "out" and isinstance(frame, Ack):
+            self.throughput.answered(peer, now)
         if isinstance(frame, Open) and self.phase == "seeking":
             self._refuse_outdated(peer, now)
 
@@ -541,6 +556,7 @@ class Node:
                 len(view),
                 self.members.mean_weight(self.reunions.estranged),
                 allowance=self._allowance,
+                hides=self.throughput.hides(out),
             )
         )
 
@@ -557,7 +573,18 @@ class Node:
         out, trees = dict(place.out), place.trees
         aligning = 0 if generations.is_first or not trees else place.diameter + SPARE_ROUNDS
         self._learner(
-            OpenRound(self.key, out, expected, place.n, 1.0, trees, delay, self._allowance, aligning)
+            OpenRound(
+                self.key,
+                out,
+                expected,
+                place.n,
+                1.0,
+                trees,
+                delay,
+                self._allowance,
+                aligning,
+                self.throughput.hides(out),
+            )
         )
 
     def _senders(self) -> frozenset[PeerId]:
@@ -609,12 +636,16 @@ class Node:
     def _cycle(self) -> int:
         return 1 if self.generations is not None else topology.cycle(self.terms.topology, len(self._view))
 
-    def _pushed(self, key: Key, held_back: tuple[PeerId, ...], still: bool, now: float) -> None:
-        if key != self.key or not self._open:
+    def _pushed(self, event: Pushed, now: float) -> None:
+        if event.worked_s > 0:
+            self.throughput.worked(event.worked_s)
+        if event.key != self.key or not self._open:
             return
-        self.spending.close_round(len(held_back), len(self._sending.difference(held_back)))
-        self.pace.push(key, self.links.unacked, now, still=still)
-        self._learner(Expect(key, tuple(sorted(self._expected))))  # it may have pushed by an older view
+        held_back = len(event.held_back)
+        self.spending.close_round(held_back, len(self._sending.difference(event.held_back)))
+        self.pace.push(event.key, self.links.unacked, now, still=event.still)
+        # it may have pushed by an older view
+        self._learner(Expect(event.key, tuple(sorted(self._expected))))
 
     def _hold(self, event: Held, now: float) -> None:
         if event.key == self.key and self._open:

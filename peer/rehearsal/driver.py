@@ -71,7 +71,7 @@ class Device:
     checkpoint: Resume | None = None
     older: deque[Resume] = field(default_factory=deque)  # checkpoints, the newest last
     computing: bool = False
-    done: tuple[Tensor, float] | None = None  # of local steps, while no round is open for it
+    done: tuple[Tensor, float, float] | None = None  # of local steps, while no round is open for it
     alive: bool = True
     left: str = ""
     rounds: int = 0
@@ -393,15 +393,17 @@ class Rehearsal:
         exchange, done = device.exchange, device.done
         if done is not None and exchange.open and device.model is not None:
             device.done, device.model = None, device.model + done[0]
-            self._answer(device, exchange.submit(*done, self.now))
+            u, lr, worked_s = done
+            self._answer(device, exchange.submit(u, lr, self.now, worked_s))
         ahead = self._overlap and exchange.state == "training" and exchange.key.phase != FINAL
         waits = device.computing or device.done is not None
         if device.model is not None and not waits and (exchange.open or ahead):
             device.computing = True
-            begun = device.model, exchange.position
-            self._at(self._step_s(device.peer), self._computed, device, exchange, begun)
+            takes_s = self._step_s(device.peer)
+            begun = device.model, exchange.position, takes_s
+            self._at(takes_s, self._computed, device, exchange, begun)
 
-    def _computed(self, device: Device, exchange: Exchange, begun: tuple[Tensor, int]) -> None:
+    def _computed(self, device: Device, exchange: Exchange, begun: tuple[Tensor, int, float]) -> None:
         if device.asleep:
             device.backlog.append(partial(self._computed, device, exchange, begun))
             return
@@ -411,14 +413,16 @@ class Rehearsal:
         open_ = exchange.open or (self._overlap and exchange.state == "training")
         if not self._is_on(device) or not open_ or device.model is None:
             return
-        z, round_ = begun if self._overlap else (device.model, exchange.key.round)
+        z, round_, worked_s = begun
+        if not self._overlap:
+            z, round_ = device.model, exchange.key.round
         found = self._train(device.peer, z, round_)
         u, lr = found if isinstance(found, tuple) else (found, 1.0)
         if self._overlap:
-            device.done = u, lr
+            device.done = u, lr, worked_s
             self._go_on(device)
         else:
-            self._answer(device, exchange.submit(u, lr, self.now))
+            self._answer(device, exchange.submit(u, lr, self.now, worked_s))
 
     def _locally(self, device: Device, action: Callable[[], None]) -> None:
         """Over the socket between node and learner, which keeps order."""

@@ -46,7 +46,7 @@ def swarm_of(name: str, text: str, n: int, *, late: float = 0.0, dtype: torch.dt
 
 def test_each_algorithm_has_what_it_is_said_to_have() -> None:
     found = {name: {text for text in SPECS if can(name, text)} for name in catalogue.ALGORITHMS}
-    dense = {"none", "fp32", "fp16", "bf16", "int8", "int4"}
+    dense = {"none", "fp32", "fp16", "bf16", "int8", "int4", "auto"}
     for name in ("sgp", *WHOLE):
         assert found[name] == dense
     assert found["difference-push"] == set(SPECS) - {"none"}

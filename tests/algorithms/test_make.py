@@ -7,14 +7,17 @@ import torch
 
 from peer import catalogue
 from peer.algorithms import make
-from peer.algorithms.base import Algorithm
+from peer.algorithms.base import Algorithm, Message
 from peer.algorithms.difference_push import DifferencePush
 from peer.algorithms.push_sum import PushSum
 from peer.algorithms.relay_sum import RelaySum
 from peer.algorithms.replicas import REPLICA_MB
 from peer.algorithms.sparse_push import SparsePush
 from peer.compression.bodies import Layout
+from peer.compression.codec import encode
+from peer.compression.compressor import HEAD_BYTES, Fitting
 from peer.errors import UsageError
+from peer.events import Key
 
 LAYOUT = Layout((900, 100))
 
@@ -82,8 +85,8 @@ def test_relay_sum_is_made_of_its_words() -> None:
     assert isinstance(given, RelaySum)
     assert (usual.fill, usual.correction, given.fill, given.correction) == ("prev", True, "counts", False)
     v = torch.linspace(-1, 1, LAYOUT.d)
-    assert torch.equal(usual.packed(v).dense(), v)
-    assert 0 < float((given.packed(v).dense() - v).abs().max()) <= 0.5 / 127 * (1 + 2**-7)
+    assert torch.equal(usual.packed(v, None, "b").dense(), v)
+    assert 0 < float((given.packed(v, None, "b").dense() - v).abs().max()) <= 0.5 / 127 * (1 + 2**-7)
 
 
 def test_changes_are_not_relayed_in_the_free_pace() -> None:
@@ -123,3 +126,14 @@ def test_memory_for_replicas_is_a_number_or_left_to_the_learner() -> None:
         assert isinstance(made, DifferencePush) and made.replicas.mb == mb
     with pytest.raises(UsageError, match="replica-mb is a number"):
         built("difference-push", **{"replica-mb": "much"})
+
+
+def test_auto_makes_whole_vectors_fit_a_link() -> None:
+    fitting, v = Fitting(LAYOUT, torch.float32), torch.linspace(-1, 1, LAYOUT.d)
+    sizes = {one.spec.values: len(encode(Message(Key(1, 2), 16, one(v), 0.5))) for one in fitting.steps}
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    for values, size in sizes.items():
+        assert fitting.fit(HEAD_BYTES + size).spec.values == values
+        assert sizes[fitting.fit(size - 1).spec.values] < size or values == "int8"
+    assert fitting.fit(None).spec.values == "fp16"
+    assert fitting.fit(0).spec.values == "int8", "what is less exact is no use"

@@ -189,7 +189,7 @@ def test_an_algorithm_brings_its_topology(run: Run, creating: Any, algorithm: st
         ("--task nosuch.py", 65, "nosuch.py"),
         ("--algorithm nosuch", 2, "difference-push, sgp, sparse-push"),
         ("--topology nosuch", 2, "ring, exponential"),
-        ("--compression auto", 2, "not built yet"),
+        ("--algorithm sparse-push --compression auto", 2, "sparse-push cannot work with compression 'auto'"),
         ("--compression none", 2, "difference-push cannot work with"),
         ("--option nosuch=1", 2, "algorithm.preset"),
         ("--shard 9/8", 2, "parts count from 0"),

@@ -28,20 +28,20 @@ from peer.schedule import Schedule
 QUADRATIC = "--task quadratic --option dim=20 --local-steps 1 --momentum 0"
 
 
-def plan_of(text: str) -> Plan:
-    arguments: dict[str, Any] = command.make_context("rehearse", f"{QUADRATIC} {text}".split()).params
+def plan_of(text: str, task: str = QUADRATIC) -> Plan:
+    arguments: dict[str, Any] = command.make_context("rehearse", f"{task} {text}".split()).params
     return Plan.from_request(request_of(arguments))
 
 
-def played(text: str) -> Play:
-    plan = plan_of(text)
+def played(text: str, task: str = QUADRATIC) -> Play:
+    plan = plan_of(text, task)
     play = Play(plan, Trainer(plan))
     play.play()
     return play
 
 
-def figures(text: str) -> dict[str, Any]:
-    return report.figures(played(text), 1.0)
+def figures(text: str, task: str = QUADRATIC) -> dict[str, Any]:
+    return report.figures(played(text, task), 1.0)
 
 
 # --- what is reported ------------------------------------------------------------------------------------
@@ -305,6 +305,31 @@ def test_a_narrow_link_takes_its_time() -> None:
     """80 bytes of model and about 20 beside it, at 1 kB/s: a tenth of a second for each parcel."""
     found = figures("--algorithm sgp --peers 4 --rounds 20 --bandwidth 8kbit")
     assert found["virtual_s"] > 20 * (STEP_S + 0.08)
+
+
+WIDE = "--task quadratic --option dim=4000 --momentum 0 --local-steps 10 --pace overlap --compression auto"
+
+
+def test_auto_sends_on_each_link_what_hides_behind_the_next_local_steps() -> None:
+    """The slow network would take 13 times as long as the local steps for whole models."""
+    slow, fast = (
+        figures(f"--algorithm difference-push --peers 4 --rounds 40 --bandwidth {bandwidth}", WIDE)
+        for bandwidth in ("20kbit", "1mbit")
+    )
+    steps_s = 40 * 10 * STEP_S
+    assert fast["virtual_s"] < 1.05 * steps_s
+    assert slow["virtual_s"] < 1.3 * steps_s
+    assert fast["bytes"]["sent_per_peer"] > 4 * slow["bytes"]["sent_per_peer"]
+    assert fast["metric"]["mean"] <= slow["metric"]["mean"]
+
+
+@pytest.mark.parametrize("algorithm", ["sgp", "d-psgd"])
+def test_auto_sends_whole_models_in_the_type_that_each_link_has_room_for(algorithm: str) -> None:
+    fast, slow = (
+        figures(f"--algorithm {algorithm} --peers 4 --rounds 30 --bandwidth {bandwidth}", WIDE)["bytes"]
+        for bandwidth in ("10mbit", "150kbit")
+    )
+    assert 3.2 < fast["sent_per_peer"] / slow["sent_per_peer"] < 4.0, "fp32 against int8"
 
 
 def test_in_a_partition_the_halves_come_to_means_of_their_own() -> None:
