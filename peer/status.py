@@ -82,6 +82,7 @@ class SessionStatus:
     members: int | None = None
     bytes_sent: int | None = None
     bytes_received: int | None = None
+    message_bytes_sent: int | None = None
     bytes_dense: int | None = None
     bytes_dense_exchanges: int | None = None
     reduction: float | None = None

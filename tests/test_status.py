@@ -25,6 +25,7 @@ SESSION = [
     "members",
     "bytes_sent",
     "bytes_received",
+    "message_bytes_sent",
     "bytes_dense",
     "bytes_dense_exchanges",
     "reduction",

@@ -146,6 +146,7 @@ class Figures:
             "round": self.round,
             "consensus_distance": self.consensus_distance,
             "bytes_sent": sent,
+            "message_bytes_sent": sum(contact.frame_bytes_sent for contact in transport.contacts),
             "bytes_received": sum(contact.bytes_received for contact in transport.contacts),
             "bytes_dense": self.bytes_dense,
             "bytes_dense_exchanges": self.bytes_dense_exchanges,

@@ -72,6 +72,8 @@ async def test_two_devices_train_and_no_weight_is_made_or_lost(home: Make) -> No
     assert status.bytes_dense
     assert status.bytes_dense_exchanges < status.bytes_dense <= 4 * status.bytes_dense_exchanges
     assert status.bytes_sent
+    assert status.message_bytes_sent
+    assert status.message_bytes_sent < status.bytes_sent
     assert status.round is not None
     assert status.round >= 19
     assert first.stopped
