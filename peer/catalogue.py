@@ -52,7 +52,8 @@ class AlgorithmEntry:
     """An algorithm without loading it. compression: its default; compressions: the kinds it can work with.
 
     topologies: those it runs on, its default first. graph: what it needs of one; all but "directed" exchange
-    on a graph that the members agree on. paces: those it is sound in.
+    on a graph that the members agree on. paces: those it is sound in. budget: may a device have one? Not
+    where what it does not send is lost for good.
     """
 
     name: str
@@ -64,6 +65,7 @@ class AlgorithmEntry:
     presets: Mapping[str, Preset]
     graph: Literal["directed", "undirected", "tree"] = "directed"
     paces: tuple[str, ...] = PACES
+    budget: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             presets={},
             graph="tree",
             paces=("lockstep", "overlap"),
+            budget=False,
         ),
         AlgorithmEntry(
             "d-psgd",
@@ -321,6 +324,16 @@ def check_pace(algorithm_name: str, pace: str) -> str:
             f"(--pace, or pace= of peer.attach)"
         )
     return pace
+
+
+def check_budget(algorithm_name: str, budget: str | None) -> None:
+    """Raises UsageError for a budget with an algorithm that cannot keep what it does not send."""
+    if budget not in (None, "none") and not algorithm(algorithm_name).budget:
+        able = ", ".join(name for name, entry in ALGORITHMS.items() if entry.budget)
+        raise UsageError(
+            f"{algorithm_name} loses for good what a budget holds back: join with --budget none, or make the "
+            f"session with {able}"
+        )
 
 
 def compression_of(algorithm_name: str, text: str) -> Compression:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
 from peer.daemon import health
 from peer.daemon.exporting import from_checkpoint
@@ -105,6 +106,7 @@ class Daemon:
     async def create(self, descriptor: Descriptor, options: JoinOptions) -> str:
         """Make a session and be its first member; the join key."""
         self._refuse_taken(descriptor.name)
+        catalogue.check_budget(descriptor.algorithm, options.budget)
         key = new_key()
         folder = self.store.session(key, descriptor.name)
         try:

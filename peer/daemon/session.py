@@ -248,6 +248,7 @@ class SessionDriver:
                     f"run 'peerd join {descriptor.name}' with it"
                 )
             check_task(descriptor, self.folder)
+            catalogue.check_budget(descriptor.algorithm, self.options.budget)
             self.folder.save_descriptor(descriptor)
         except (ValueError, TypeError, RecursionError, ConfigError) as error:
             self.transport.contacts.of(met.record.peer).reject("its descriptor makes no sense")
@@ -318,8 +319,10 @@ class SessionDriver:
         return sum(contact.bytes_sent - contact.frame_bytes_sent for contact in self.transport.contacts)
 
     def set_budget(self, options: JoinOptions) -> None:
-        """Hold another budget from now on, if these options name one. Raises StateError."""
+        """Hold another budget from now on, if these options name one. Raises StateError, UsageError."""
         if options.budget is not None:
+            if self.descriptor is not None:
+                catalogue.check_budget(self.descriptor.algorithm, options.budget)
             self._control_bytes = self._sent_as_control()  # nothing was counted while there was none
             self.folder.save_options(replace(self.folder.options, budget=options.budget))
             self.options = self.folder.options

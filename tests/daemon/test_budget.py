@@ -13,7 +13,7 @@ from daemon.puppet import Puppet, ask
 from daemon.test_sessions import knows, port, quiet, until
 from peer.config import JoinOptions
 from peer.daemon.session import SessionDriver
-from peer.errors import NobodyFoundError
+from peer.errors import NobodyFoundError, UsageError
 from peer.status import BudgetStatus
 
 Make = Callable[[str], Home]
@@ -77,3 +77,18 @@ async def change(b: Home, first: Puppet, second: Puppet) -> None:
 
 def home_status(home: Home) -> dict[str, object]:
     return home.daemon.status("home").sessions[0].to_dict()
+
+
+async def test_an_algorithm_that_would_lose_what_is_held_back_takes_no_budget(home: Make) -> None:
+    a, b = home("a"), home("b")
+    asked = session(algorithm="relay-sum-grad", topology="chain", compression="none")
+    with pytest.raises(UsageError, match=r"relay-sum-grad loses for good.*--budget none.*relay-sum, d-psgd"):
+        await a.daemon.create(asked, here(budget="20kB/min"))
+    assert not a.daemon.sessions
+    key = await a.daemon.create(asked, here())
+    with pytest.raises(UsageError, match="loses for good"):
+        async with asyncio.timeout(PATIENCE_S):
+            await b.daemon.join("home", key, here(peers=(port(a),), budget="20kB/min"), quiet)
+    with pytest.raises(UsageError, match="loses for good"):
+        driver(a).set_budget(here(budget="20kB/min"))
+    assert driver(a).spending.bytes_per_min is None
