@@ -123,8 +123,8 @@ class LocalEvents(Decoder):
 
 
 class LocalSocket(Decoder):
-    """A connection: frames in pieces, descriptors of all kinds beside them. The first bytes of a case say which
-    come; none of them may stay open."""
+    """A connection: frames in pieces, descriptors of all kinds beside them. The first bytes of a case say
+    which come; none of them may stay open."""
 
     def __init__(self) -> None:
         self.fds = _open_fds()

@@ -1,5 +1,5 @@
 """Bad input, 20,000 times for each decoder, the same ones each time: refused in the way declared, or sound;
-no crash, no more memory than its size warrants, and what is refused changes nothing. `make fuzz` tries 10^6."""
+no crash, no memory beyond its size, and what is refused changes nothing. `make fuzz` tries 10^6."""
 
 from __future__ import annotations
 
