@@ -7,7 +7,7 @@
 # make soak    $FAULT_SEEDS (10000) random stories of faults in virtual time, then the long story of
 #              tests/lan again and again, then a table of how soon devices recover, then one of faults
 #              again and again, $CAMPAIGN ("--full" for half a day of them); make fuzz: hypothesis with many
-#              more examples, then $FUZZ_SECONDS (60) of damaged messages for the codec
+#              more examples, then $FUZZ_EXAMPLES (1000000) of bad input for every decoder
 #
 # The first target that needs it makes .venv. PYTHON names the interpreter (3.11 or newer); torch is installed
 # once: that interpreter's own, else $PEERD_TORCH (a requirement or a wheel), else the pin below.
@@ -23,7 +23,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 RUN := .venv/bin/python -P -m
 SOAK_TIMES ?= 10
 FAULT_SEEDS ?= 10000
-FUZZ_SECONDS ?= 60
+FUZZ_EXAMPLES ?= 1000000
 CAMPAIGN ?=
 export FASHION_MNIST
 
@@ -80,7 +80,7 @@ soak: venv
 
 fuzz: venv
 	HYPOTHESIS_PROFILE=fuzz $(RUN) pytest -q -x tests --ignore=tests/lan
-	PYTHONPATH=tests .venv/bin/python -P tests/compression/fuzz_codec.py --seconds $(FUZZ_SECONDS)
+	PYTHONPATH=.:tests .venv/bin/python -P tests/badinput/fuzz.py --examples $(FUZZ_EXAMPLES)
 
 clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

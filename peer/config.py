@@ -136,7 +136,9 @@ class JoinOptions:
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
         """Raises ConfigError: a key or value is off. Options of before there were budgets have none."""
-        if isinstance(source, Mapping) and "budget" not in source:
+        if not isinstance(source, Mapping):
+            raise ConfigError(f"the join options are no map but {str(source)[:80]!r}")
+        if "budget" not in source:
             source = {**source, "budget": None}
         found = cls(**_checked(cls, source, "the join options"))
         if found.device not in ("auto", "cpu", "cuda"):

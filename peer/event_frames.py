@@ -57,7 +57,9 @@ def from_frame(frame: Frame, payload: Payload | None = None) -> Event:
     hints = _hints(kind.__name__)
     unknown = frame.keys() - hints.keys() - {"op", "fd"}
     if unknown:
-        raise PeerdError(f"{kind.__name__} has no field {min(unknown)!r}; it has {', '.join(hints)}")
+        raise PeerdError(
+            f"{kind.__name__} has no field {min(map(repr, unknown))[:80]}; it has {', '.join(hints)}"
+        )
     values: dict[str, Any] = {}
     for name, hint in hints.items():
         where = f"{kind.__name__}.{name}"
@@ -100,7 +102,7 @@ class EventAssembler:
         if self._begun is not None or not isinstance(event, dict) or fd is None:
             _drop(fd)
             raise PeerdError("'begin' needs an event and a descriptor, and nothing else begun before it")
-        self._begun, self.filled = (event, SharedBuffer.from_fd(fd, _length(event.get("payload")))), 0
+        self._begun, self.filled = (event, _taken_over(fd, event.get("payload"))), 0
         return None
 
     def _advance(self, frame: Frame) -> Event | None:
@@ -133,17 +135,22 @@ def _whole(frame: Frame, fd: int | None) -> Event:
         return from_frame(frame)
     if fd is None:
         raise PeerdError(f"{frame.get('op')} came without the descriptor of its payload")
-    try:
-        size = _length(frame["payload"])
-    except PeerdError:
-        os.close(fd)
-        raise
-    buffer = SharedBuffer.from_fd(fd, size)
+    buffer = _taken_over(fd, frame["payload"])
     try:
         return from_frame(frame, buffer)
     except PeerdError:
         buffer.close()
         raise
+
+
+def _taken_over(fd: int, announced: object) -> SharedBuffer:
+    """The buffer of a payload that is announced with that length; raises PeerdError, and `fd` is closed."""
+    try:
+        size = _length(announced)
+    except PeerdError:
+        os.close(fd)
+        raise
+    return SharedBuffer.from_fd(fd, size)
 
 
 def _refuse_descriptor(fd: int | None, op: str) -> None:

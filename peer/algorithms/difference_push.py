@@ -190,8 +190,9 @@ class DifferencePush(PushSum):
             self.replicas.learn(src, h, history.after(q))
             return message.weight * h
         if meaning == DEVIATION:
+            h = self.initial_model(message.base) + q.dense()
             self.replicas.does_without(src)
-            return message.weight * (self.initial_model(message.base) + q.dense())
+            return message.weight * h
         return super().mass_of(src, message)
 
     def _known_of(self, src: PeerId, base: bytes) -> tuple[Tensor, History]:

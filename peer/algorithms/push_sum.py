@@ -47,6 +47,9 @@ class Guard:
 
 
 GUARD, OFF = Guard(), Guard(0.0, math.inf)
+LEAST_WEIGHT = (
+    1e-12  # of the first mass of a node without any, which is divided by it; guess, far below honest ones
+)
 
 
 @dataclass(slots=True)
@@ -153,6 +156,10 @@ class PushSum(Algorithm):
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
         message = self.explained(src, message)
         refuse_overflow(src, message, self.dtype)
+        if self.w == 0 and 0 < message.weight < LEAST_WEIGHT:
+            raise RemoteError(
+                f"message from {src}: a first weight of at least {LEAST_WEIGHT:g}, not {message.weight:g}"
+            )
         v = self.mass_of(src, message)
         of_round = max(message.key, self.key) if self.lockstep else self.key
         if message.key >= self.key or not self.lockstep:

@@ -93,12 +93,13 @@ class Relay:
         return self.totals(v)
 
     def store(self, heard: Mapping[PeerId, Message]) -> None:
-        """In the place of what was stored of the same neighbors."""
+        """In the place of what was stored of the same neighbors. Of neighbors that together count more nodes
+        than there are, the last ones are not believed."""
         T = len(self.trees)
         for j, message in heard.items():
             means, counts = message.body.dense(), counts_of(message)
             for k, tree in enumerate(self.trees):
-                if j in tree and counts[k]:
+                if j in tree and counts[k] and self.counts(k, but=j) + counts[k] <= self.links.n:
                     self.stored[k][j] = counts[k] * means[k::T], counts[k]
 
     def counts(self, k: int, but: PeerId | None = None) -> int:

@@ -88,6 +88,8 @@ class History:
 
     def read(self, body: Recalled) -> Quantized:
         """Raises UnknownBaseError where the sender remembers something else."""
+        if self.count == 0:
+            raise UnknownBaseError("symbols that build on what a link remembers, and this one is new")
         try:
             reader = BitReader(memoryview(body.data), NUMBERS * body.size)
             symbols = self._recollect().read(reader)

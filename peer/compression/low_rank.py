@@ -41,7 +41,7 @@ def factors(layout: Layout, rank: int) -> Layout:
 
 def factorize(v: Tensor, layout: Layout, rank: int) -> Tensor:
     """The factors of all tensors, flat: `factors(layout, rank).d` numbers of v's type."""
-    values, parts = v.numpy(), []
+    values, parts = v.detach().cpu().numpy(), []
     for number, ((start, stop), shape) in enumerate(zip(layout.spans, layout.shapes, strict=True)):
         entries = values[start:stop]
         parts.append(_factors(entries.reshape(shape), rank, number) if factored(shape, rank) else entries)

@@ -34,7 +34,7 @@ def _entries(text: bytes) -> list[tuple[str, tuple[int, ...], str]] | None:
     try:
         listed: Any = json.loads(text) if text else None
         return [(_name(name), tuple(int(n) for n in shape), _name(dtype)) for name, shape, dtype in listed]
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 

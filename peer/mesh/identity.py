@@ -39,6 +39,8 @@ CURVE_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 FOREVER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5
 MAX_GOOD = 1024  # records whose signatures are remembered: four of each member's
+# what reading a stranger's extensions raises; most of them are no ValueErrors
+_BROKEN = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError)
 ANY_MEMBER = "peerd"  # the second name of every leaf: what a Hello channel, which knows no id yet, asks for
 
 
@@ -53,7 +55,7 @@ def load_certificate(certificate: bytes) -> x509.Certificate:
         if certificate.startswith(b"-----"):
             return x509.load_pem_x509_certificate(certificate)
         return x509.load_der_x509_certificate(certificate)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise RemoteError("what should be a certificate is none") from error
 
 
@@ -187,7 +189,7 @@ class SessionIdentity:
         _check_rules(leaf, peer)
         try:
             leaf.verify_directly_issued_by(self._ca)
-        except (ValueError, TypeError, InvalidSignature) as error:
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
             raise RemoteError(f"the certificate of {peer} was not signed with this session's key") from error
         return leaf.public_bytes(serialization.Encoding.PEM)
 
@@ -264,7 +266,7 @@ def _check_rules(leaf: x509.Certificate, peer: str) -> None:
         constraints = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
         dns_names = names.get_values_for_type(x509.DNSName)
         common_names = [name.value for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+    except _BROKEN as error:
         raise RemoteError(f"the certificate of {peer} lacks an extension or has a broken one") from error
     if not usage.critical or usage.value != _usage(signs_certificates=False) or constraints.ca:
         raise RemoteError(f"the certificate of {peer} may do more than digital signatures")

@@ -1,0 +1,15 @@
+"""Every decoder of bytes that this device did not make itself, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from badinput import algorithms, bodies, local, wires
+from badinput.decoding import Decoder
+
+DECODERS: dict[str, Callable[[], Decoder]] = {
+    **bodies.DECODERS,
+    **algorithms.DECODERS,
+    **wires.DECODERS,
+    **local.DECODERS,
+}
