@@ -8,7 +8,7 @@ import torch
 from algorithms.quadratics import D, Quadratics, error, spread, start, train
 from algorithms.swarm import F64, Swarm, exponential, randoms, ring
 from algorithms.trees import Grove, double_tree, heap
-from compression.specs import SPECS
+from compression.specs import WORDS
 from peer import catalogue
 from peer.algorithms import make
 from peer.algorithms.base import Links
@@ -27,7 +27,7 @@ WHOLE = ["relay-sum", "relay-sum-grad", "d-psgd"]
 
 
 def pairs(names: list[str]) -> list[tuple[str, str]]:
-    return [(name, text) for name in names for text in SPECS if can(name, text)]
+    return [(name, text) for name in names for text in WORDS if can(name, text)]
 
 
 def can(name: str, text: str) -> bool:
@@ -45,12 +45,12 @@ def swarm_of(name: str, text: str, n: int, *, late: float = 0.0, dtype: torch.dt
 
 
 def test_each_algorithm_has_what_it_is_said_to_have() -> None:
-    found = {name: {text for text in SPECS if can(name, text)} for name in catalogue.ALGORITHMS}
+    found = {name: {text for text in WORDS if can(name, text)} for name in catalogue.ALGORITHMS}
     dense = {"none", "fp32", "fp16", "bf16", "int8", "int4", "auto"}
     for name in ("sgp", *WHOLE):
         assert found[name] == dense
-    assert found["difference-push"] == set(SPECS) - {"none"}
-    assert found["sparse-push"] == set(SPECS) - dense - {"bits=1"}
+    assert found["difference-push"] == set(WORDS) - {"none"}
+    assert found["sparse-push"] == set(WORDS) - dense - {"bits=1"}
 
 
 @pytest.mark.parametrize(("name", "text"), pairs(DIRECTED))

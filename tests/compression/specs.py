@@ -1,4 +1,5 @@
-"""Every compression there is, with each value type: made from the registry, so that none is forgotten."""
+"""Every compression there is, with each value type: made from the registry, so that none is forgotten.
+WORDS has "auto" too, which is one of the others for each link."""
 
 from __future__ import annotations
 
@@ -18,4 +19,5 @@ def _after(types: list[str]) -> list[str]:
     return [f",{name}" for name in types]
 
 
-SPECS = _all()
+WORDS = _all()
+SPECS = [words for words in WORDS if words != "auto"]
