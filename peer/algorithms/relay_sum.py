@@ -45,9 +45,10 @@ from torch import Tensor
 from peer.algorithms import alignment, relay
 from peer.algorithms.alignment import Alignment
 from peer.algorithms.base import Links, Message
-from peer.algorithms.relay import Relay
+from peer.algorithms.relay import Relay, counts_of
 from peer.algorithms.whole_model import Values, WholeModel
 from peer.compression.bodies import Layout
+from peer.errors import RemoteError
 from peer.events import PeerId
 
 Fill = Literal["prev", "x0", "half", "counts"]
@@ -136,10 +137,23 @@ class RelaySum(WholeModel):
         return relay.fault(message, self.links) or late
 
     def _keep(self, src: PeerId, message: Message) -> None:
+        if message.key == self.key and not self.fault(message):
+            self._refuse_excess(src, message)
         super()._keep(src, message)
         late = self._is_of_this_generation(message) and message.key < self.key
         if self.alignment is not None and late:
             self.alignment.hear({src: message})
+
+    def _refuse_excess(self, src: PeerId, message: Message) -> None:
+        """Raises RemoteError if this round's messages together count more nodes than there are."""
+        now = {j: mail.now for j, mail in self._mail.items() if j != src and mail.now is not None}
+        alike = {j: counts_of(m) for j, m in now.items() if m.meaning == message.meaning}
+        alike[src] = counts_of(message)
+        for k, tree in enumerate(self.relay.trees):
+            total = 1 + sum(counts[k] for j, counts in alike.items() if j in tree)
+            if total > self.links.n:
+                said = f"{total} models of {self.links.n} nodes"
+                raise RemoteError(f"message from {src}: {said}: a false count, or the tree has a cycle")
 
 
 class RelayGrad(RelaySum):

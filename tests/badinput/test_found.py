@@ -93,8 +93,13 @@ def test_neighbors_that_together_count_more_nodes_than_there_are_are_not_all_bel
     node.begin(ONES, 1.0)
     links = Links(Key(1, 1), {"1": 0.3, "2": 0.3}, frozenset({"1", "2"}), 4, trees=(("1", "2"),))
     node.step(torch.zeros(4), 0.1, links, 0.0)
-    for src, count in (("1", b"\3\0"), ("2", b"\1\0")):
-        meaning = type(node).MEANING  # type: ignore[attr-defined]
-        node.receive(src, Message(Key(1, 1), meaning, Dense(0 * ONES), base=count, delivery="latest"), 0.0)
+    meaning = type(node).MEANING  # type: ignore[attr-defined]
+    first, second = (
+        Message(Key(1, 1), meaning, Dense(0 * ONES), base=count, delivery="latest")
+        for count in (b"\3\0", b"\1\0")
+    )
+    node.receive("1", first, 0.0)
+    with pytest.raises(RemoteError, match="5 models of 4 nodes"):
+        node.receive("2", second, 0.0)
     mixed = node.mix()
     assert torch.equal(mixed, 0.25 * ONES if name == "relay-sum" else ONES)
