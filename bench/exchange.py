@@ -5,10 +5,10 @@ Real daemons in a namespace that has a loopback and nothing else, each with an a
 step costs nothing; d-psgd on the complete graph, uncompressed, so that every model is the exact mean after
 one round, which is checked. A round is timed from the moment all scripts are ready until `swarm.step()` is
 back, which includes reading the module, mixing, and writing it. Bytes are those of the interface, so TLS,
-HTTP/2, TCP, acknowledgements and probes count. Memory is the peak of what a device's daemon and script have of
-their own or share with each other (pages of libraries, which others on this machine use too, do not count),
-over what both had before there was a model; the script's part of it and the daemon's beside it. The raw copy: as many processes, blocking
-sockets, no TLS, into memory that is there already. hivemind: its DecentralizedAverager as its own
+HTTP/2, TCP, acknowledgements and probes count. Memory is the peak of what a device's daemon and script have
+of their own, and of the payloads between them, over what both had before there was a model: not pages of
+libraries, which others on this machine use too. Beside it the peaks of script, daemon, and payloads. The raw
+copy: as many processes, blocking sockets, no TLS, into memory that is there already. hivemind: its DecentralizedAverager as its own
 documentation has it, if the interpreter $HIVEMIND_PYTHON can import it.
 """
 
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ WARM = 2  # rounds before the clock counts: connections, buffers, patience
 TOGETHER = 6  # rounds from when all have heard all to the first of them: those without meeting points
 WEIGHED = 2  # rounds in which memory is looked at, and not the clock
 CHUNK = 1 << 20
+PAYLOAD = "/memfd:peerd-payload"  # as peer/shared_buffer.py names them
 
 
 # --- meeting points between processes -----------------------------------------------------------------
@@ -71,7 +73,6 @@ class Meeting:
         (self.folder / f"{word}.{self.me}").touch()
         while not all((self.folder / f"{word}.{i}").exists() for i in range(self.n)):
             time.sleep(0.001)
-
 
     def agree(self, round_: int | None) -> int | None:
         """The largest of the rounds that all have named, None until they have."""
@@ -98,32 +99,42 @@ def cpu_of(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def memory_of(pid: int) -> int:
-    """Bytes that a process has: its own, and its part of what it shares that is no file."""
+def memory_of(pid: int) -> tuple[int, dict[int, int]]:
+    """Bytes of its own, and those of the payloads it holds, mapped or not, by inode."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    kinds = dict(line.split(":") for line in lines[1:])
-    return sum(int(kinds[kind].split()[0]) for kind in ("Pss_Anon", "Pss_Shmem")) * 1024
+    own = next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) * 1024
+    payloads = {}
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if PAYLOAD in line:
+            first, last = (int(end, 16) for end in line.split()[0].split("-"))
+            payloads[int(line.split()[4])] = last - first
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if str(link.readlink()).startswith(PAYLOAD):
+                found = link.stat()
+                payloads[found.st_ino] = found.st_blocks * 512
+    return own, payloads
 
 
 class Peak(threading.Thread):
-    """The most that these processes have had together over `before`, and each by itself, until `stop`."""
+    """The most that a script and a daemon have had together over what they had `before`, of that their own
+    each, and the payloads of both, each at its own peak, until `stop`."""
 
-    def __init__(self, before: dict[int, int]) -> None:
+    def __init__(self, script: int, daemon: int, before: tuple[int, int]) -> None:
         super().__init__(daemon=True)
-        self.before, self.over = before, threading.Event()
-        self.whole, self.each = 0, dict.fromkeys(before, 0)
+        self.pids, self.before, self.over = (script, daemon), before, threading.Event()
+        self.most = [0, 0, 0, 0]
 
     def run(self) -> None:
         while not self.over.wait(0.005):
-            more = {pid: memory_of(pid) - had for pid, had in self.before.items()}
-            self.whole = max(self.whole, sum(more.values()))
-            self.each = {pid: max(most, more[pid]) for pid, most in self.each.items()}
+            (script, ones), (daemon, others) = map(memory_of, self.pids)
+            own = [script - self.before[0], daemon - self.before[1], sum((ones | others).values())]
+            self.most = [max(pair) for pair in zip(self.most, (sum(own), *own), strict=True)]
 
     def stop(self) -> list[int]:
-        """Together, then each."""
         self.over.set()
         self.join()
-        return [self.whole, *self.each.values()]
+        return self.most
 
 
 # --- ours -----------------------------------------------------------------------------------------------
@@ -140,14 +151,14 @@ def work(asked: argparse.Namespace) -> None:
     meeting = Meeting(asked.folder, asked.work, asked.peers)
     torch.optim.SGD([torch.zeros(1)], lr=0.1)  # imports what it imports before memory is looked at
     pids = [os.getpid(), asked.daemon]
-    before = {pid: memory_of(pid) for pid in pids}
+    before = memory_of(pids[0])[0], memory_of(pids[1])[0]
     model = nn.ParameterList([torch.zeros(asked.params)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def own(i: int, round_: int) -> torch.Tensor:
         return torch.randn(asked.params, generator=torch.Generator().manual_seed(1000 * round_ + i))
 
-    seconds, wrong, peak, cpu, sent = [], 0.0, [0, 0, 0], [], []
+    seconds, wrong, peak, cpu, sent = [], 0.0, [0] * 4, [], []
     with peer.attach("bench", model, optimizer, socket=str(asked.socket), pace="lockstep") as swarm:
         _meet(swarm, model[0].data, meeting)
         done = 0
@@ -156,7 +167,7 @@ def work(asked: argparse.Namespace) -> None:
             weighed = round_ >= WARM + asked.rounds  # looking at memory takes time
             model[0].data.copy_(own(asked.work, round_))
             meeting.here(f"ready-{round_}")
-            watch = Peak(before)
+            watch = Peak(*pids, before)
             if weighed:
                 watch.start()
             bytes_before, cpu_before, began = interface_bytes(), cpu_of(pids), time.perf_counter()
@@ -411,6 +422,7 @@ def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
         "memory_mb": peerd["memory"][0] / 1e6,
         "memory_of_script_mb": peerd["memory"][1] / 1e6,
         "memory_of_daemon_mb": peerd["memory"][2] / 1e6,
+        "memory_of_payloads_mb": peerd["memory"][3] / 1e6,
         "memory_goal_mb": 3 * model / 1e6 + 64,
         "largest_error": peerd["wrong"],
     }
@@ -418,7 +430,7 @@ def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     heads = ("parameters", "peers", "cores", "s", "raw s", "x raw", "hivemind s", "CPU s", "bytes / models")
-    table = Table(*heads, "memory MB", "script + daemon", "goal", title="one exchange of a whole model")
+    table = Table(*heads, "memory MB", "its parts", "goal", title="one exchange of a whole model")
     for row in rows:
         theirs = row["hivemind_seconds"]
         table.add_row(
@@ -426,7 +438,8 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['raw_seconds']:.3f}", f"{row['seconds'] / row['raw_seconds']:.1f}",
             "-" if theirs is None else f"{theirs:.2f} ({theirs / row['seconds']:.1f}x)",
             f"{row['cpu_seconds']:.2f}", f"{row['bytes_per_model']:.4f}", f"{row['memory_mb']:.0f}",
-            f"{row['memory_of_script_mb']:.0f} + {row['memory_of_daemon_mb']:.0f}", f"{row['memory_goal_mb']:.0f}",
+            ", ".join(f"{row[f'memory_of_{part}_mb']:.0f}" for part in ("script", "daemon", "payloads")),
+            f"{row['memory_goal_mb']:.0f}",
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 130).print(table)
 

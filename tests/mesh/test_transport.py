@@ -89,8 +89,11 @@ class Memory:
     def __len__(self) -> int:
         return len(self.data)
 
-    def view(self) -> memoryview:
-        return memoryview(self.data)
+    def read(self, at: int, size: int) -> bytes:
+        return bytes(self.data[at : at + size])
+
+    def write(self, at: int, data: memoryview) -> None:
+        self.data[at : at + len(data)] = data
 
     def close(self) -> None:
         self.closed = True
@@ -348,7 +351,7 @@ async def test_disconnect_all_ends_streams_of_both_dialers_and_dials_no_more() -
 
 async def test_a_payload_closed_while_it_is_sent_ends_the_stream_and_nothing_worse() -> None:
     class Closed(Memory):
-        def view(self) -> memoryview:
+        def read(self, at: int, size: int) -> bytes:
             raise PeerdError("this shared buffer is closed")
 
     async with pair() as (a, b):
