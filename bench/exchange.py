@@ -8,8 +8,8 @@ back, which includes reading the module, mixing, and writing it. Bytes are those
 HTTP/2, TCP, acknowledgements and probes count. Memory is the peak of what a device's daemon and script have
 of their own, and of the payloads between them, over what both had before there was a model: not pages of
 libraries, which others on this machine use too. Beside it the peaks of script, daemon, and payloads. The raw
-copy: as many processes, blocking sockets, no TLS, into memory that is there already. hivemind: its DecentralizedAverager as its own
-documentation has it, if the interpreter $HIVEMIND_PYTHON can import it.
+copy: as many processes, blocking sockets, no TLS, into memory that is there already. hivemind: its
+DecentralizedAverager as its own documentation has it, if the interpreter $HIVEMIND_PYTHON can import it.
 """
 
 from __future__ import annotations
