@@ -160,7 +160,7 @@ def work(asked: argparse.Namespace) -> None:
 
     seconds, wrong, peak, cpu, sent = [], 0.0, [0] * 4, [], []
     with peer.attach("bench", model, optimizer, socket=str(asked.socket), pace="lockstep") as swarm:
-        _meet(swarm, model[0].data, meeting)
+        meet(swarm, model[0].data, meeting)
         done = 0
         while done < WARM + asked.rounds + WEIGHED:
             round_ = done
@@ -192,7 +192,7 @@ def work(asked: argparse.Namespace) -> None:
     (asked.folder / f"result.{asked.work}").write_text(json.dumps(figures))
 
 
-def _meet(swarm: Any, values: Any, meeting: Meeting) -> None:
+def meet(swarm: Any, values: Any, meeting: Meeting) -> None:
     """Step until all are in the same round and hear all others: with meeting points before that, one would
     wait for what another cannot send yet."""
     last = None
