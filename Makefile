@@ -67,6 +67,7 @@ bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
 	.venv/bin/python -P bench/coding.py --json bench/results/coding.json
 	PYTHONPATH=tests .venv/bin/python -P bench/exchange.py --json bench/results/exchange.json
+	PYTHONPATH=tests:bench .venv/bin/python -P bench/liveness.py --json bench/results/liveness.json
 	.venv/bin/python -P bench/rehearsal.py
 	.venv/bin/python -P bench/heterogeneity.py
 	.venv/bin/python -P bench/frontier.py

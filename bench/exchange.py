@@ -248,7 +248,7 @@ def _script(
     words += ["--daemon", str(device.status()["pid"]), "--params", str(params)]
     words += ["--peers", str(peers), "--rounds", str(rounds)]
     command = network.namespace.command([sys.executable, "-P", str(Path(__file__)), *words])
-    environment = device.environment() | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment = device.environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(command, env=environment, cwd=network.folder)
 
 

@@ -30,6 +30,8 @@ from lan.device import Device, Network  # tests/, see the Makefile
 from peer.events import Probe, Record, Told
 from peer.keys import parse_key
 from peer.mesh import identity
+from peer.mesh.channels import TELL, Dialer
+from peer.mesh.frames import control_to_wire
 from peer.mesh.greeting import Introduction
 from peer.mesh.stream import Intake
 from peer.mesh.transport import Event, Transport
@@ -68,7 +70,7 @@ def train(asked: argparse.Namespace) -> None:
 
 
 class Prober:
-    """It answers probes as any member, and times the answers to its own."""
+    """It answers probes as any member, and times the answers to its own: `async with` one."""
 
     def __init__(self, key: str) -> None:
         device = identity.Device(ec.generate_private_key(ec.SECP256R1()))
@@ -78,29 +80,40 @@ class Prober:
         self.transport = Transport(
             me, lambda: Introduction(self.record), self._on_event, intake, random.Random(1)
         )
-        self.answered = asyncio.Event()
-        self.peer = ""
+        self._dialer = Dialer(me, insecure=False)
+        self._request = control_to_wire(Probe(b"", (self.record,)), me.seal).SerializeToString()
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Told) and isinstance(event.message, Probe):
-            if event.peer == self.peer and not self.answered.is_set():
-                self.answered.set()
-            else:
-                self.transport.tell(event.peer, Probe(event.message.view, (self.record,)))
+            self.transport.tell(event.peer, Probe(event.message.view, (self.record,)))
+
+    async def __aenter__(self) -> Prober:
+        await self.transport.start("127.0.0.1:0")
+        await self.transport.hello(f"127.0.0.1:{PORT}")
+        self._channel = self._dialer.to_any_member(f"127.0.0.1:{PORT}")
+        await self.round_trip()  # the first one connects
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._channel.close()
+        await self.transport.stop()
 
     async def round_trip(self) -> float:
-        self.answered.clear()
         began = time.perf_counter()
-        self.transport.tell(self.peer, Probe(b"", (self.record,)))
-        await self.answered.wait()
+        answer: bytes = await self._channel.unary_unary(TELL)(self._request, metadata=self._dialer.metadata)
+        assert answer, "a probe was not answered with one"
         return time.perf_counter() - began
 
 
 async def probe(asked: argparse.Namespace) -> None:
-    """Files in the folder say when the scripts are idle, and when they are over."""
-    prober, folder = Prober(asked.key), asked.folder
-    await prober.transport.start("127.0.0.1:0")
-    prober.peer = await prober.transport.hello(f"127.0.0.1:{PORT}")
+    folder = asked.folder
+    async with Prober(asked.key) as prober:
+        times, seconds = await sampled(prober, folder)
+    (folder / "result").write_text(json.dumps(times | {"seconds": seconds}))
+
+
+async def sampled(prober: Prober, folder: Path) -> tuple[dict[str, list[float]], float]:
+    """Round trips while nothing is exchanged and while models are, and how long the latter took."""
     await asyncio.to_thread(Meeting(folder, 2, 3).here, "idle")
     times: dict[str, list[float]] = {"idle": [], "busy": []}
     ends_at = time.perf_counter() + IDLE_S
@@ -114,8 +127,7 @@ async def probe(asked: argparse.Namespace) -> None:
         await asyncio.sleep(EVERY_S)
     seconds = time.perf_counter() - began
     (folder / "over.2").touch()
-    (folder / "result").write_text(json.dumps(times | {"seconds": seconds}))
-    await prober.transport.stop()
+    return times, seconds
 
 
 # --- the table -------------------------------------------------------------------------------------------
@@ -169,8 +181,9 @@ def _have_ended(processes: list[subprocess.Popen[bytes]]) -> bool:
 
 def _start(network: Network, device: Device, words: list[str]) -> subprocess.Popen[bytes]:
     command = network.namespace.command([sys.executable, "-P", str(Path(__file__)), *words])
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    environment = device.environment() | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = device.environment() | {
+        "PYTHONPATH": os.pathsep.join(sys.path)
+    }  # absolute, whatever ours is
     return subprocess.Popen(command, env=environment, cwd=network.folder)
 
 
