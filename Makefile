@@ -68,6 +68,7 @@ bench: venv
 	.venv/bin/python -P bench/coding.py --json bench/results/coding.json
 	PYTHONPATH=tests .venv/bin/python -P bench/exchange.py --json bench/results/exchange.json
 	PYTHONPATH=tests .venv/bin/python -P bench/wire.py --json bench/results/wire.json
+	PYTHONPATH=tests:bench .venv/bin/python -P bench/liveness.py --json bench/results/liveness.json
 	.venv/bin/python -P bench/rehearsal.py
 	.venv/bin/python -P bench/heterogeneity.py
 	.venv/bin/python -P bench/frontier.py

@@ -5,10 +5,11 @@ Real daemons in a namespace that has a loopback and nothing else, each with an a
 step costs nothing; d-psgd on the complete graph, uncompressed, so that every model is the exact mean after
 one round, which is checked. A round is timed from the moment all scripts are ready until `swarm.step()` is
 back, which includes reading the module, mixing, and writing it. Bytes are those of the interface, so TLS,
-HTTP/2, TCP, acknowledgements and probes count. Memory is the peak of proportional set sizes of a device's
-daemon and script, over what both had before there was a model. The raw copy: as many processes, blocking
-sockets, no TLS, into memory that is there already. hivemind: its DecentralizedAverager as its own
-documentation has it, if the interpreter $HIVEMIND_PYTHON can import it.
+HTTP/2, TCP, acknowledgements and probes count. Memory is the peak of what a device's daemon and script have
+of their own, and of the payloads between them, over what both had before there was a model: not pages of
+libraries, which others on this machine use too. Beside it the peaks of script, daemon, and payloads. The raw
+copy: as many processes, blocking sockets, no TLS, into memory that is there already. hivemind: its
+DecentralizedAverager as its own documentation has it, if the interpreter $HIVEMIND_PYTHON can import it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,10 @@ SESSION = (
     *("--pace", "lockstep", "--lr", "0.1", "--option", "schedule=constant", "--interface", "lo"),
 )
 WARM = 2  # rounds before the clock counts: connections, buffers, patience
+TOGETHER = 6  # rounds from when all have heard all to the first of them: those without meeting points
 WEIGHED = 2  # rounds in which memory is looked at, and not the clock
 CHUNK = 1 << 20
+PAYLOAD = "/memfd:peerd-payload"  # as peer/shared_buffer.py names them
 
 
 # --- meeting points between processes -----------------------------------------------------------------
@@ -69,6 +73,15 @@ class Meeting:
         (self.folder / f"{word}.{self.me}").touch()
         while not all((self.folder / f"{word}.{i}").exists() for i in range(self.n)):
             time.sleep(0.001)
+
+    def agree(self, round_: int | None) -> int | None:
+        """The largest of the rounds that all have named, None until they have."""
+        mine = self.folder / f"round.{self.me}"
+        if round_ is not None and not mine.exists():
+            (self.folder / f"naming.{self.me}").write_text(str(round_))
+            (self.folder / f"naming.{self.me}").rename(mine)
+        named = [self.folder / f"round.{i}" for i in range(self.n)]
+        return max(int(file.read_text()) for file in named) if all(f.exists() for f in named) else None
 
 
 def interface_bytes() -> int:
@@ -86,30 +99,42 @@ def cpu_of(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def memory_of(pids: list[int]) -> int:
-    """Proportional set size of these processes, in bytes."""
-    total = 0
-    for pid in pids:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += int(next(line for line in lines if line.startswith("Pss:")).split()[1]) * 1024
-    return total
+def memory_of(pid: int) -> tuple[int, dict[int, int]]:
+    """Bytes of its own, and those of the payloads it holds, mapped or not, by inode."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) * 1024
+    payloads = {}
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if PAYLOAD in line:
+            first, last = (int(end, 16) for end in line.split()[0].split("-"))
+            payloads[int(line.split()[4])] = last - first
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if str(link.readlink()).startswith(PAYLOAD):
+                found = link.stat()
+                payloads[found.st_ino] = found.st_blocks * 512
+    return own, payloads
 
 
 class Peak(threading.Thread):
-    """The largest memory_of seen, until `stop`."""
+    """The most that a script and a daemon have had together over what they had `before`, of that their own
+    each, and the payloads of both, each at its own peak, until `stop`."""
 
-    def __init__(self, pids: list[int]) -> None:
+    def __init__(self, script: int, daemon: int, before: tuple[int, int]) -> None:
         super().__init__(daemon=True)
-        self.pids, self.seen, self.over = pids, 0, threading.Event()
+        self.pids, self.before, self.over = (script, daemon), before, threading.Event()
+        self.most = [0, 0, 0, 0]
 
     def run(self) -> None:
-        while not self.over.wait(0.02):
-            self.seen = max(self.seen, memory_of(self.pids))
+        while not self.over.wait(0.005):
+            (script, ones), (daemon, others) = map(memory_of, self.pids)
+            own = [script - self.before[0], daemon - self.before[1], sum((ones | others).values())]
+            self.most = [max(pair) for pair in zip(self.most, (sum(own), *own), strict=True)]
 
-    def stop(self) -> int:
+    def stop(self) -> list[int]:
         self.over.set()
         self.join()
-        return self.seen
+        return self.most
 
 
 # --- ours -----------------------------------------------------------------------------------------------
@@ -126,22 +151,23 @@ def work(asked: argparse.Namespace) -> None:
     meeting = Meeting(asked.folder, asked.work, asked.peers)
     torch.optim.SGD([torch.zeros(1)], lr=0.1)  # imports what it imports before memory is looked at
     pids = [os.getpid(), asked.daemon]
-    before = memory_of(pids)
+    before = memory_of(pids[0])[0], memory_of(pids[1])[0]
     model = nn.ParameterList([torch.zeros(asked.params)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def own(i: int, round_: int) -> torch.Tensor:
         return torch.randn(asked.params, generator=torch.Generator().manual_seed(1000 * round_ + i))
 
-    seconds, wrong, peak, cpu, sent = [], 0.0, 0, [], []
+    seconds, wrong, peak, cpu, sent = [], 0.0, [0] * 4, [], []
     with peer.attach("bench", model, optimizer, socket=str(asked.socket), pace="lockstep") as swarm:
+        meet(swarm, model[0].data, meeting)
         done = 0
         while done < WARM + asked.rounds + WEIGHED:
             round_ = done
             weighed = round_ >= WARM + asked.rounds  # looking at memory takes time
             model[0].data.copy_(own(asked.work, round_))
             meeting.here(f"ready-{round_}")
-            watch = Peak(pids)
+            watch = Peak(*pids, before)
             if weighed:
                 watch.start()
             bytes_before, cpu_before, began = interface_bytes(), cpu_of(pids), time.perf_counter()
@@ -149,7 +175,7 @@ def work(asked: argparse.Namespace) -> None:
             took = time.perf_counter() - began
             cpu_used = cpu_of(pids) - cpu_before
             if weighed:
-                peak = max(peak, watch.stop())
+                peak = [max(pair) for pair in zip(peak, watch.stop(), strict=True)]
             meeting.here(f"done-{round_}")
             if not mixed:
                 raise SystemExit("a step did not mix")
@@ -162,8 +188,19 @@ def work(asked: argparse.Namespace) -> None:
             wrong = max(wrong, float((model[0].data - mean).abs().max()))
             del mean
         meeting.here("end")
-    figures = {"seconds": seconds, "cpu": cpu, "bytes": sent, "memory": peak - before, "wrong": wrong}
+    figures = {"seconds": seconds, "cpu": cpu, "bytes": sent, "memory": peak, "wrong": wrong}
     (asked.folder / f"result.{asked.work}").write_text(json.dumps(figures))
+
+
+def meet(swarm: Any, values: Any, meeting: Meeting) -> None:
+    """Step until all are in the same round and hear all others: with meeting points before that, one would
+    wait for what another cannot send yet."""
+    last = None
+    while last is None or swarm.round < last:
+        values.fill_(meeting.me)
+        everybody = swarm.step(0.0) and abs(float(values[0]) - (meeting.n - 1) / 2) < 1e-6
+        named = meeting.agree(swarm.round if everybody else None)
+        last = None if named is None else named + TOGETHER
 
 
 def ours(params: int, peers: int, rounds: int) -> dict[str, Any]:
@@ -194,7 +231,7 @@ def ours(params: int, peers: int, rounds: int) -> dict[str, Any]:
         "seconds": [max(times) for times in per_round],
         "cpu": sum(statistics.median(r["cpu"]) for r in results),
         "bytes": statistics.median(results[0]["bytes"]),
-        "memory": max(r["memory"] for r in results),
+        "memory": [max(most) for most in zip(*(r["memory"] for r in results), strict=True)],
         "wrong": max(r["wrong"] for r in results),
     }
 
@@ -211,7 +248,7 @@ def _script(
     words += ["--daemon", str(device.status()["pid"]), "--params", str(params)]
     words += ["--peers", str(peers), "--rounds", str(rounds)]
     command = network.namespace.command([sys.executable, "-P", str(Path(__file__)), *words])
-    environment = device.environment() | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment = device.environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(command, env=environment, cwd=network.folder)
 
 
@@ -382,7 +419,10 @@ def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
         "cpu_seconds": peerd["cpu"],
         "bytes": peerd["bytes"],
         "bytes_per_model": peerd["bytes"] / (model * peers * (peers - 1)),
-        "memory_mb": peerd["memory"] / 1e6,
+        "memory_mb": peerd["memory"][0] / 1e6,
+        "memory_of_script_mb": peerd["memory"][1] / 1e6,
+        "memory_of_daemon_mb": peerd["memory"][2] / 1e6,
+        "memory_of_payloads_mb": peerd["memory"][3] / 1e6,
         "memory_goal_mb": 3 * model / 1e6 + 64,
         "largest_error": peerd["wrong"],
     }
@@ -390,7 +430,7 @@ def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     heads = ("parameters", "peers", "cores", "s", "raw s", "x raw", "hivemind s", "CPU s", "bytes / models")
-    table = Table(*heads, "memory MB", "goal", title="one exchange of a whole model")
+    table = Table(*heads, "memory MB", "its parts", "goal", title="one exchange of a whole model")
     for row in rows:
         theirs = row["hivemind_seconds"]
         table.add_row(
@@ -398,6 +438,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['raw_seconds']:.3f}", f"{row['seconds'] / row['raw_seconds']:.1f}",
             "-" if theirs is None else f"{theirs:.2f} ({theirs / row['seconds']:.1f}x)",
             f"{row['cpu_seconds']:.2f}", f"{row['bytes_per_model']:.4f}", f"{row['memory_mb']:.0f}",
+            ", ".join(f"{row[f'memory_of_{part}_mb']:.0f}" for part in ("script", "daemon", "payloads")),
             f"{row['memory_goal_mb']:.0f}",
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 130).print(table)

@@ -74,12 +74,12 @@ def from_frame(frame: Frame, payload: Payload | None = None) -> Event:
 
 
 def payload_of(event: Event) -> SharedBuffer | None:
-    """The buffer whose descriptor must travel with this event's frame. Plain bytes are copied into a new one
-    (the caller closes it if `event.payload` is not that buffer)."""
+    """The buffer whose descriptor must travel with this event's frame. Bytes, whole or in `parts`, are copied
+    into a new one (the caller closes it if `event.payload` is not that buffer)."""
     payload = getattr(event, "payload", None)
     if payload is None or isinstance(payload, SharedBuffer):
         return payload
-    return SharedBuffer.of(payload)
+    return SharedBuffer.of(*getattr(payload, "parts", (payload,)))
 
 
 class EventAssembler:

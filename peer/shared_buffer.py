@@ -3,6 +3,9 @@
 It is a memfd of fixed size, sealed against shrinking and growing, so that a reader of a shared buffer can
 never be killed by its writer (a shrunk file answers a read with SIGBUS). The descriptor travels with a frame
 of the local protocol (peer/local.py). Standard library only.
+
+Memory is taken as it is written. `read` and `write` go through the descriptor: pages are neither zeroed first
+nor mapped, which for a long payload that passes by once costs more than copying it.
 """
 
 from __future__ import annotations
@@ -25,16 +28,16 @@ class SharedBuffer:
         """Take over `fd`, a sealed memfd of exactly `size` bytes; callers use `create`, `of` or `from_fd`."""
         self._fd = fd
         self._size = size
-        self._map = mmap.mmap(fd, size) if size else None
+        self._map: mmap.mmap | None = None  # when it is first looked at
 
     @classmethod
     def create(cls, size: int) -> SharedBuffer:
-        """New zeroed memory of `size` bytes."""
+        """New memory of `size` bytes, zero until it is written. Raises OSError when it cannot be had."""
         if not 0 <= size <= MAX_SIZE:
             raise PeerdError(f"a shared buffer of {size} bytes was asked for; 0 to {MAX_SIZE} are possible")
         fd = os.memfd_create("peerd-payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.posix_fallocate(fd, 0, size) if size else None
+            os.ftruncate(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             return cls(fd, size)
         except BaseException:
@@ -42,10 +45,17 @@ class SharedBuffer:
             raise
 
     @classmethod
-    def of(cls, content: bytes | bytearray | memoryview) -> SharedBuffer:
-        """A buffer that holds a copy of `content`."""
-        buffer = cls.create(len(content))
-        buffer.view()[:] = content
+    def of(cls, *pieces: bytes | bytearray | memoryview) -> SharedBuffer:
+        """A buffer that holds a copy of these bytes, one piece after the other."""
+        buffer = cls.create(sum(len(piece) for piece in pieces))
+        try:
+            at = 0
+            for piece in pieces:
+                buffer.write(at, piece)
+                at += len(piece)
+        except BaseException:
+            buffer.close()
+            raise
         return buffer
 
     @classmethod
@@ -82,9 +92,22 @@ class SharedBuffer:
 
     def view(self) -> memoryview:
         """The memory itself, writable. Views still held keep it alive after `close`."""
-        if self._fd < 0:
-            raise PeerdError("this shared buffer is closed")
+        fd = self.fileno()
+        if self._map is None and self._size:
+            self._map = mmap.mmap(fd, self._size)
         return memoryview(self._map) if self._map is not None else memoryview(bytearray())
+
+    def read(self, at: int, size: int) -> bytes:
+        """A copy of at most `size` bytes from `at` on, fewer at the end."""
+        return os.pread(self.fileno(), size, at)
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at `at`; it must fit. Raises OSError when there is no memory for it."""
+        assert 0 <= at <= self._size - len(data), f"{len(data)} bytes at {at} of {self._size}"
+        fd, left = self.fileno(), memoryview(data)
+        while left:
+            written = os.pwrite(fd, left, at)
+            at, left = at + written, left[written:]
 
     def close(self) -> None:
         """Give the memory back. Closing twice is fine."""

@@ -182,8 +182,25 @@ def test_a_buffer_of_another_size_or_without_seals_is_refused(tmp_path: Path) ->
         SharedBuffer.from_fd(plain, 0)
 
 
+def test_a_shared_buffer_is_written_and_read_in_parts() -> None:
+    with SharedBuffer.create(8) as buffer, SharedBuffer.create(0) as empty:
+        buffer.write(2, memoryview(b"abcd"))
+        buffer.write(0, b"xy")
+        buffer.write(8, b"")
+        assert [buffer.read(0, 3), buffer.read(3, 9), buffer.read(8, 1)] == [b"xya", b"bcd\0\0", b""]
+        assert bytes(buffer.view()) == b"xyabcd\0\0"
+        buffer.view()[7:] = b"z"
+        assert buffer.read(6, 2) == b"\0z"
+        assert (empty.read(0, 1), bytes(empty.view())) == (b"", b"")
+        with pytest.raises(AssertionError, match="3 bytes at 6 of 8"):
+            buffer.write(6, b"abc")
+    for closed in (lambda: buffer.read(0, 1), lambda: buffer.write(0, b"x"), buffer.view):
+        with pytest.raises(PeerdError, match="closed"):
+            closed()
+
+
 def test_a_view_outlives_the_close_of_its_buffer() -> None:
-    buffer = SharedBuffer.of(b"still here")
+    buffer = SharedBuffer.of(b"still ", b"here")
     view = buffer.view()
     buffer.close()
     assert bytes(view) == b"still here"

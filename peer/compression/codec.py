@@ -18,10 +18,11 @@ import torch
 from peer.compression.bodies import Body, Layout
 from peer.compression.cursor import Cursor
 from peer.compression.packing import KINDS, read_body, write_body
+from peer.compression.value_bytes import Piece
 from peer.errors import CodecError
 from peer.events import Delivery, Key
 
-VERSION = 4
+VERSION = 5
 MAX_BASE_BYTES = 32  # SHA-256
 _MAGIC = b"pd"
 _HEAD = struct.Struct("<2sBQIBBBdB")
@@ -46,11 +47,31 @@ class Message:
     delivery: Delivery = "mass"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A message as bytes, in parts that may be its body's own memory: valid while nobody changes that."""
+
+    message: Message
+    parts: tuple[Piece, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def is_like(self, other: Encoded) -> bool:
+        """Are these the same bytes of the same body? One message to several neighbors is."""
+        return self.message.body is other.message.body and self.parts[:3] == other.parts[:3]
+
+
 def encode(message: Message, layout: Layout | None = None) -> bytes:
     """layout: of the model it is about, known to the reader; some bodies are shorter by it.
 
     Raises DivergedError if the body's values are not finite.
     """
+    return b"".join(in_parts(message, layout).parts)
+
+
+def in_parts(message: Message, layout: Layout | None = None) -> Encoded:
+    """What `encode` gives, before it is put together. Raises DivergedError, too."""
     key, base = message.key, message.base
     assert 0 <= message.weight < math.inf, f"weight {message.weight}"
     assert len(base) <= MAX_BASE_BYTES, f"base of {len(base)} bytes"
@@ -58,17 +79,23 @@ def encode(message: Message, layout: Layout | None = None) -> bytes:
     place = key.generation, key.round, key.phase
     head = _HEAD.pack(_MAGIC, VERSION, *place, message.meaning, delivery, message.weight, len(base))
     body = message.body
-    return b"".join((head, base, _BODY.pack(KINDS[type(body)], body.size), *write_body(body, layout)))
+    body_head = _BODY.pack(KINDS[type(body)], body.size)
+    return Encoded(message, (head, base, body_head, *write_body(body, layout)))
 
 
 def decode(
-    data: bytes | bytearray | memoryview, layout: Layout, dtype: torch.dtype = torch.float32
+    data: bytes | bytearray | memoryview,
+    layout: Layout,
+    dtype: torch.dtype = torch.float32,
+    *,
+    lasting: bool = False,
 ) -> Message:
-    """The message in `data` about a model of this layout; raises CodecError. Shares no memory with `data`.
+    """The message in `data` about a model of this layout; raises CodecError.
 
-    dtype: the session's, float32 or float64.
+    dtype: the session's, float32 or float64. lasting: nobody changes `data` any more, so that the message
+    may keep views of it, where it is writable memory; else it shares none with it.
     """
-    cursor = Cursor(memoryview(data).cast("B"))
+    cursor = Cursor(memoryview(data).cast("B"), lasting)
     head = _HEAD.unpack(cursor.take(_HEAD.size, "header"))
     magic, version, generation, number, phase, meaning, delivery, weight, base_length = head
     if magic != _MAGIC or version != VERSION:
@@ -83,5 +110,5 @@ def decode(
     kind, d = _BODY.unpack(cursor.take(_BODY.size, "body header"))
     if d != layout.d:
         raise CodecError(f"parameters: expected {layout.d}, found {d}")
-    body = read_body(kind, cursor.rest(), layout, dtype)
+    body = read_body(kind, Cursor(cursor.rest(), lasting), layout, dtype)
     return Message(Key(generation, number, phase), meaning, body, weight, base, _DELIVERIES[delivery])

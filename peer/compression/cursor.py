@@ -7,10 +7,12 @@ from peer.errors import CodecError
 
 
 class Cursor:
-    """Reads fields off the front of some bytes; whatever is not there is a CodecError."""
+    """Reads fields off the front of some bytes; whatever is not there is a CodecError.
 
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
+    lasting: what is read may be kept as a view, for nobody changes these bytes any more."""
+
+    def __init__(self, data: memoryview, lasting: bool = False) -> None:
+        self._data, self.lasting = data, lasting
         self._at = 0
 
     def take(self, size: int, what: str) -> memoryview:

@@ -1,7 +1,8 @@
 """Message bodies as bytes, little-endian. Lengths follow from the model, or are checked against it.
 
     Empty      nothing
-    Dense      values
+    Dense      7 zeros, values: numbers of 8 bytes and of 4 then begin at a multiple of 8 from the message's
+               beginning, and can be used where they lie
     Sparse     varint length of the index section, index section, values
     Strided    step u16, start u16, values
     Drawn      seed u32, count u32, values
@@ -60,6 +61,7 @@ KINDS: dict[type[Body], int] = {
     Drawn: DRAWN,
     LowRank: LOW_RANK,
 }
+_PADDING = bytes(7)
 _STEP = struct.Struct("<d")
 _RECALLED = struct.Struct("<dI")
 _STRIDED = struct.Struct("<HH")
@@ -73,7 +75,7 @@ def write_body(body: Body, layout: Layout | None = None) -> list[Piece]:
         case Empty():
             return []
         case Dense():
-            return write_values(body)
+            return [_PADDING, *write_values(body)]
         case Strided():
             return [_STRIDED.pack(body.step, body.start), *write_values(body)]
         case Drawn():
@@ -96,13 +98,14 @@ def write_body(body: Body, layout: Layout | None = None) -> list[Piece]:
             return [head, body.data]
 
 
-def read_body(kind: int, data: memoryview, layout: Layout, dtype: torch.dtype) -> Body:
-    """The body of that kind for a model of this layout and dtype. Shares no memory with `data`."""
-    cursor = Cursor(data)
+def read_body(kind: int, cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Body:
+    """The body of that kind for a model of this layout and dtype: all that is left there."""
     body: Body
     if kind == EMPTY:
         body = Empty(layout.d, dtype)
     elif kind == DENSE:
+        if bytes(cursor.take(len(_PADDING), "padding")) != _PADDING:
+            raise CodecError("padding: expected zeros before the values")
         body = Dense(*_values(read_values(cursor, layout.d, layout, lambda: layout.sizes, dtype), dtype))
     elif kind in _READERS:
         body = _READERS[kind](cursor, layout, dtype)

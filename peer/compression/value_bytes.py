@@ -98,11 +98,12 @@ def _floats_as_bytes(numbers: Tensor) -> memoryview:
 
 
 def _read_floats(cursor: Cursor, count: int, stored: str) -> Tensor:
-    numbers = _read_array(cursor, count, stored, "values")
-    if not np.isfinite(numbers).all():
-        at = int(np.flatnonzero(~np.isfinite(numbers))[0])
-        raise CodecError(f"values: expected finite numbers, found {numbers[at]} at {at}")
-    return torch.from_numpy(numbers)
+    array = _read_array(cursor, count, stored, "values", may_be_view=True)
+    numbers = torch.from_numpy(array)
+    if count and not _finite(numbers):
+        at = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise CodecError(f"values: expected finite numbers, found {array[at]} at {at}")
+    return numbers
 
 
 def _read_halves(cursor: Cursor, count: int) -> Tensor:
@@ -187,7 +188,13 @@ _READ: dict[str, Callable[[Cursor, int], Tensor]] = {
 }
 
 
-def _read_array(cursor: Cursor, count: int, stored: str, what: str) -> npt.NDArray[Any]:
+def _read_array(
+    cursor: Cursor, count: int, stored: str, what: str, *, may_be_view: bool = False
+) -> npt.NDArray[Any]:
     kind = np.dtype(stored)
     raw = cursor.take(count * kind.itemsize, what)
-    return np.frombuffer(raw, dtype=kind).astype(kind.newbyteorder("="))
+    array = np.frombuffer(raw, dtype=kind)
+    usable = kind.isnative and array.flags.aligned and array.flags.writeable  # torch warns of what is not
+    if may_be_view and cursor.lasting and usable:
+        return array
+    return array.astype(kind.newbyteorder("="))

@@ -49,6 +49,7 @@ from peer.events import (
     LinkDown,
     LinkUp,
     OpenRound,
+    Payload,
     PeerId,
     Push,
     Pushed,
@@ -131,8 +132,10 @@ class Exchange:
         self._heir: PeerId | None = None
         self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
         self._out: dict[PeerId, Message] = {}  # mass sent and not acknowledged, by destination
+        # a driver that copies what it is given at once needs no copy made here: codec.in_parts
+        self.encode: Callable[[Message, Layout], Payload] = codec.encode
         self._portions = Portions()  # of a round's allowance
-        self._encodings: dict[PeerId, bytes] = {}  # while it is seen which of them have room
+        self._encodings: dict[PeerId, Payload] = {}  # while it is seen which of them have room
         self._asked: list[
             Sponsor
         ] = []  # by newcomers, while this node's own change is in no neighbor's model
@@ -370,8 +373,8 @@ class Exchange:
         payload = self._encodings.pop(dst, None) or self._encoded(message)
         return Push(dst, self._epochs[dst].epoch, message.key, payload, delivery)
 
-    def _encoded(self, message: Message) -> bytes:
-        return codec.encode(message, self.layout)
+    def _encoded(self, message: Message) -> Payload:
+        return self.encode(message, self.layout)
 
     def _renewed(self) -> list[FromLearner]:
         return [Renew(dst) for dst in self.algorithm.evicted()]
@@ -420,7 +423,7 @@ class Exchange:
         if self.state in ("left", "finished"):
             return [Rejected(*name, "this learner is leaving", fault=False)]
         try:
-            message = codec.decode(_bytes(command.payload), self.layout, self.initial.dtype)
+            message = codec.decode(_bytes(command.payload), self.layout, self.initial.dtype, lasting=True)
             if message.key != command.key:
                 raise CodecError(f"parcel says round {command.key}, its message {message.key}")
             if message.meaning == SNAPSHOT and message.weight == 0:
@@ -430,7 +433,7 @@ class Exchange:
             at_once = at_once or message.delivery == "latest"  # the newest counts, wherever this node is
             at_once = at_once or (message.meaning, message.key.phase) == (SNAPSHOT, FINAL)  # no round follows
             if not at_once and self._is_ahead(src, message.key):
-                self._later.append(replace(command, payload=bytes(_bytes(command.payload))))
+                self._later.append(replace(command, payload=_bytes(command.payload)))
                 return []
             replies = self.algorithm.receive(src, message, now)
         except UnknownBaseError as error:
@@ -506,6 +509,7 @@ class Exchange:
 
 
 def _bytes(payload: object) -> bytes | bytearray | memoryview:
+    """A view of a shared buffer outlives the buffer."""
     if isinstance(payload, bytes | bytearray | memoryview):
         return payload
     view = payload.view()  # type: ignore[attr-defined]  # a shared buffer; peer.local is not imported here

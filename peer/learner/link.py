@@ -18,16 +18,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from peer.compression import codec
 from peer.errors import DataError, NoDaemonError, PeerdError
 from peer.event_frames import EventAssembler
-from peer.events import FINAL, Closed, Direction, Found, FromLearner, PeerId, Ready, ToLearner
+from peer.events import FINAL, Closed, Direction, Found, FromLearner, PeerId, Push, Ready, ToLearner
 from peer.learner.dial import Attachment
 from peer.learner.exchange import Exchange, Look, Resume, State
+from peer.learner.outbox import Outbox
 from peer.local import SharedBuffer, error_of
 
 log = logging.getLogger("peerd.learner")
@@ -68,7 +70,7 @@ class Link:
         self.resumed = False  # this life began from this device's own checkpoint
         self._attached, self._duties = attached, duties
         self._assembler = EventAssembler()
-        self._exchange = duties.exchange(duties.resume)
+        self._exchange = self._new_exchange(duties.resume)
         self._resume = duties.resume
         self._mixed: Tensor | None = None
         self._last: Resume | None = None  # mixed last, with its round
@@ -301,9 +303,18 @@ class Link:
                 self.round = self._exchange.key.round if self.resumed or self._exchange.key.round else -1
         self.met.notify_all()
 
+    def _new_exchange(self, resume: Resume | None) -> Exchange:
+        exchange = self._duties.exchange(resume)
+        exchange.encode = codec.in_parts  # `_send` copies them, before anything else is done with the model
+        return exchange
+
     def _send(self, answers: Sequence[FromLearner]) -> None:
-        for answer in answers:
-            self._attached.client.send_event(answer)
+        """What is the same for several neighbors lies in one buffer."""
+        with Outbox() as outbox:
+            for answer in answers:
+                if isinstance(answer, Push) and isinstance(answer.payload, codec.Encoded):
+                    answer = replace(answer, payload=outbox.put(answer.payload))
+                self._attached.client.send_event(answer)
 
     def _export(self) -> None:
         kept = self.kept()
@@ -335,7 +346,7 @@ class Link:
             with self.met:
                 self._resume = self._exchange.kept(self.round) or self._resume
                 self._attached, self._assembler = attached, EventAssembler()
-                self._exchange = self._duties.exchange(self._resume)
+                self._exchange = self._new_exchange(self._resume)
                 self._mixed, self.connected = None, True
                 self.met.notify_all()
             log.warning("attached again, as a new life")

@@ -91,7 +91,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +359,7 @@ def begin_of(parcel: Parcel) -> Begin:
 def frame_to_wire(frame: WireFrame) -> pb.LinkFrame:
     match frame:
         case Chunk(data):
-            return pb.LinkFrame(chunk=data)
+            return pb.LinkFrame(chunk=bytes(data))
         case Begin(epoch, number, key, delivery, length):
             begin = pb.Begin(epoch=epoch, number=number, generation=key.generation, round=key.round)
             begin.phase, begin.delivery, begin.length = key.phase, DELIVERIES[delivery], length

@@ -30,7 +30,7 @@ from peer.compression.bodies import (
     strided_in,
     those_in,
 )
-from peer.compression.codec import VERSION, Message, decode, encode
+from peer.compression.codec import VERSION, Message, decode, encode, in_parts
 from peer.compression.compressor import compressor
 from peer.compression.low_rank import factors
 from peer.compression.packing import DENSE, DRAWN, EMPTY, KINDS, LOW_RANK, QUANTIZED, SPARSE, STRIDED
@@ -206,6 +206,46 @@ def test_any_buffer_of_bytes_is_read_and_not_kept():
     assert torch.equal(message.body.dense(), v)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("base", [b"", bytes(16)])
+def test_whole_models_are_used_where_they_lie_if_nothing_changes_them_there(dtype, base):
+    v = torch.randn(50, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    data = bytearray(encode(Message(Key(), 0, Dense(v), 1.0, base)))
+    body = decode(data, Layout((50,)), dtype, lasting=True).body
+    assert torch.equal(body.dense(), v)
+    assert np.shares_memory(body.values.numpy(), np.frombuffer(data, dtype=np.uint8))
+    assert body.values.data_ptr() % body.values.element_size() == 0
+
+
+@pytest.mark.parametrize("shift", [1, 2, 4])
+def test_values_that_lie_askew_or_in_memory_that_is_read_only_are_copied(shift):
+    v = torch.randn(50, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    raw = encode(Message(Key(), 0, Dense(v)))
+    askew = memoryview(bytearray(bytes(shift) + raw))[shift:]
+    for data in (raw, memoryview(raw), askew):
+        body = decode(data, Layout((50,)), torch.float64, lasting=True).body
+        assert torch.equal(body.dense(), v)
+        assert not np.shares_memory(body.values.numpy(), np.frombuffer(data, dtype=np.uint8))
+
+
+def test_a_message_in_parts_holds_no_copy_of_a_whole_model():
+    v = torch.randn(50, generator=torch.Generator().manual_seed(2))
+    message = Message(Key(), 0, Dense(v))
+    whole = in_parts(message)
+    assert b"".join(whole.parts) == encode(message)
+    assert len(whole) == len(encode(message))
+    assert np.shares_memory(np.frombuffer(whole.parts[-1], dtype=np.float32), v.numpy())
+
+
+def test_messages_are_alike_that_have_one_body_and_one_head():
+    body = Dense(torch.ones(3))
+    message = in_parts(Message(Key(0, 1), 16, body, 0.5))
+    assert message.is_like(in_parts(Message(Key(0, 1), 16, body, 0.5)))
+    assert not message.is_like(in_parts(Message(Key(0, 2), 16, body, 0.5)))
+    assert not message.is_like(in_parts(Message(Key(0, 1), 16, body, 0.25)))
+    assert not message.is_like(in_parts(Message(Key(0, 1), 16, Dense(torch.ones(3)), 0.5)))
+
+
 @given(LAYOUTS, DTYPES, st.sampled_from(["none", "fp16", "bf16", "int8", "int4"]), st.integers(0, 2**32 - 1))
 def test_two_halves_are_the_whole_and_each_takes_half_of_its_values(layout, dtype, text, seed):
     v = torch.from_numpy(np.random.default_rng(seed).normal(size=layout.d)).to(dtype)
@@ -269,7 +309,7 @@ def peak_bytes(data, layout):
 def message_with(body: bytes, kind: int, d: int = 100, weight: float = 1.0, **head) -> bytes:
     fields = {"magic": b"pd", "version": VERSION, "delivery": 0, "base": 0} | head
     place = fields["magic"], fields["version"], 0, 0, 0, 16, fields["delivery"], weight, fields["base"]
-    return HEAD.pack(*place) + BODY.pack(kind, d) + body
+    return HEAD.pack(*place) + BODY.pack(kind, d) + (bytes(7) if kind == DENSE else b"") + body
 
 
 FLOATS = np.ones(100, dtype="<f4")
@@ -286,7 +326,7 @@ STEP = struct.Struct("<d").pack
     ("data", "reason"),
     [
         (b"", "header: expected 27 bytes, found 0"),
-        (message_with(b"", EMPTY, magic=b"xx"), "expected b'pd' version 4, found b'xx'"),
+        (message_with(b"", EMPTY, magic=b"xx"), f"expected b'pd' version {VERSION}, found b'xx'"),
         (message_with(b"", EMPTY, version=3), "found b'pd' version 3"),
         (message_with(b"", EMPTY, delivery=2), "delivery: expected 0 or 1, found 2"),
         (message_with(b"", EMPTY, base=33), "base: expected at most 32 bytes, found 33"),
@@ -296,6 +336,8 @@ STEP = struct.Struct("<d").pack
         (message_with(b"", EMPTY, d=2**31), "parameters: expected 100, found 2147483648"),
         (message_with(b"", 8), r"body kind: expected 0..7, found 8"),
         (message_with(b"x", EMPTY), "expected its end at byte 0, found 1"),
+        (message_with(b"", DENSE)[:-3], "padding: expected 7 bytes, found 4"),
+        (message_with(b"", DENSE)[:-1] + b"\x01", "padding: expected zeros"),
         (message_with(b"\x09\x00", DENSE), "value type: .* found 9"),
         (message_with(b"\x03" + bytes(800), DENSE), "fits a session of torch.float32, found fp64"),
         (message_with(b"\x00" + FLOATS.tobytes()[:-1], DENSE), "values: expected 400 bytes, found 399"),

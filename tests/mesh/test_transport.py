@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import random
 import socket
@@ -89,8 +90,11 @@ class Memory:
     def __len__(self) -> int:
         return len(self.data)
 
-    def view(self) -> memoryview:
-        return memoryview(self.data)
+    def read(self, at: int, size: int) -> bytes:
+        return bytes(self.data[at : at + size])
+
+    def write(self, at: int, data: memoryview) -> None:
+        self.data[at : at + len(data)] = data
 
     def close(self) -> None:
         self.closed = True
@@ -346,9 +350,56 @@ async def test_disconnect_all_ends_streams_of_both_dialers_and_dials_no_more() -
         assert a.transport.introduction(b.id) is not None
 
 
+async def test_a_long_parcel_is_in_memory_once_at_either_end_and_a_chunk_at_a_time_between() -> None:
+    reads, writes = [], []
+
+    class Read(Memory):
+        def read(self, at: int, size: int) -> bytes:
+            data = super().read(at, size)
+            reads.append((at, len(data)))
+            return data
+
+    async with pair() as (a, b):
+        a.transport.connect(b.id, "out")
+        await a.until(StreamUp(b.id, "out"))
+        payload = Read(LIMIT)
+        payload.data[:] = bytes(range(256)) * (LIMIT // 256) + bytes(LIMIT % 256)
+        write = Memory.write
+
+        def noting(self: Memory, at: int, data: memoryview) -> None:
+            writes.append((at, len(data)))
+            write(self, at, data)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Memory, "write", noting)
+            a.transport.send(b.id, "out", replace(parcel(b""), payload=payload))
+            async with b.changed:
+                await b.changed.wait_for(lambda: b.parcels() != [])
+        cuts = [(at, min(CHUNK_BYTES, LIMIT - at)) for at in range(0, LIMIT, CHUNK_BYTES)]
+        assert reads == writes == cuts
+        assert [memory.data for memory in b.buffers] == [payload.data]
+
+
+async def test_memory_that_runs_out_in_a_parcel_ends_the_stream_and_is_nobodys_fault() -> None:
+    async with pair() as (a, b):
+        a.transport.connect(b.id, "out")
+        await a.until(StreamUp(b.id, "out"))
+
+        def full(self: Memory, at: int, data: memoryview) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Memory, "write", full)
+            a.transport.send(b.id, "out", parcel(b"lost"))
+            await a.until(StreamUp(b.id, "out"), times=2)
+        assert b.parcels() == []
+        assert b.rejections() == {}
+        assert all(memory.closed for memory in b.buffers)
+
+
 async def test_a_payload_closed_while_it_is_sent_ends_the_stream_and_nothing_worse() -> None:
     class Closed(Memory):
-        def view(self) -> memoryview:
+        def read(self, at: int, size: int) -> bytes:
             raise PeerdError("this shared buffer is closed")
 
     async with pair() as (a, b):

@@ -1,0 +1,72 @@
+"""Chunks of a parcel: cut from a payload, as bytes on the wire and back, in as few copies as can be.
+
+A chunk on the wire is a LinkFrame (proto/peer.proto) that has this one field. Through protobuf its bytes
+would be copied twice more, into memory that is new each time: 0.4 ms for 256 KiB against 5 us, measured.
+"""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+
+from peer.events import Payload
+from peer.wire import peer_pb2 as pb
+
+CHUNK_BYTES = 256 * 1024  # mTLS: 790-1010 MB/s, 1 MiB gains at most a fifth; a chunk is 0.1 s at 20 Mbit/s
+_BYTES = 2  # protobuf's wire type of bytes
+_TAG = pb.LinkFrame.DESCRIPTOR.fields_by_name["chunk"].number << 3 | _BYTES
+_LONGEST_COUNT = 4  # bytes of a count of bytes below 2^28
+
+
+class Digest:
+    """SHA-256 of a parcel. gRPC's neighbor `cryptography` has one that uses what the processor has for it;
+    hashlib's in a daemon (peer/lean.py) is Python's own, at a fifth of its speed."""
+
+    def __init__(self) -> None:
+        self._hash = Hash(SHA256())
+
+    def update(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+
+    def value(self) -> bytes:
+        """Once: nothing can be added any more."""
+        return self._hash.finalize()
+
+
+def part_of(payload: Payload, at: int, size: int) -> bytes:
+    """A copy of a part of an outgoing payload: a shared buffer, or a bytes object."""
+    if isinstance(payload, bytes | bytearray | memoryview):
+        with memoryview(payload) as view, view[at : at + size] as part:
+            return bytes(part)
+    read = getattr(payload, "read", None)
+    assert read is not None, f"a payload of type {type(payload).__name__} cannot be read"
+    data = read(at, size)
+    assert isinstance(data, bytes)
+    return data
+
+
+def chunk_to_wire(data: bytes) -> bytes:
+    """The LinkFrame that has this chunk."""
+    return b"".join((bytes((_TAG,)), _count(len(data)), data))
+
+
+def chunk_from_wire(frame: bytes) -> memoryview | None:
+    """The chunk of a LinkFrame that has nothing else, as a view. None: protobuf may know what it is."""
+    if not frame or frame[0] != _TAG:
+        return None
+    length = 0
+    for i, byte in enumerate(frame[1 : 1 + _LONGEST_COUNT]):
+        length |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            data = memoryview(frame)[2 + i :]
+            return data if len(data) == length else None
+    return None
+
+
+def _count(number: int) -> bytes:
+    """As protobuf writes it: 7 bits a byte, the lowest first."""
+    said = bytearray()
+    while number >= 0x80:
+        said.append(number & 0x7F | 0x80)
+        number >>= 7
+    said.append(number)
+    return bytes(said)
