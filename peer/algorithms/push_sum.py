@@ -47,9 +47,7 @@ class Guard:
 
 
 GUARD, OFF = Guard(), Guard(0.0, math.inf)
-LEAST_WEIGHT = (
-    1e-12  # of the first mass of a node without any, which is divided by it; guess, far below honest ones
-)
+LEAST_WEIGHT = 1e-12  # of a node's first mass, which is divided by it; guess, far below honest ones
 
 
 @dataclass(slots=True)

@@ -136,9 +136,7 @@ class Exchange:
         self.encode: Callable[[Message, Layout], Payload] = codec.encode
         self._portions = Portions()  # of a round's allowance
         self._encodings: dict[PeerId, Payload] = {}  # while it is seen which of them have room
-        self._asked: list[
-            Sponsor
-        ] = []  # by newcomers, while this node's own change is in no neighbor's model
+        self._asked: list[Sponsor] = []  # by newcomers, in the middle of a round
         self._unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
 
     # --- the training thread's two calls ---------------------------------------------------------
