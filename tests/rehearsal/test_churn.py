@@ -28,8 +28,8 @@ def epochs(r: Rehearsal) -> set[int]:
 @EVERY
 @pytest.mark.parametrize("pause", [False, True], ids=["for good", "paused"])
 def test_who_leaves_politely_holds_nobody_up_and_is_welcome_again(kind: Kind, pause: bool) -> None:
-    """At any point of a round. The mean of whole models is without the leaver's, a quarter of the spread at
-    the most, and the first rounds on another tree move it by half of one at the most."""
+    """At any point of a round. The mean of whole models is without the leaver's, which moves it by a part of
+    the spread."""
     for quarter in range(4):
         r, books = session(kind, seed=quarter)
         r._train = still
