@@ -63,7 +63,7 @@ def test_the_id_tells_sessions_apart_by_anything_in_them() -> None:
         ({"task": "mnist"}, "no task"),
         ({"task": "file"}, "task_digest"),
         ({"task_digest": "a" * 64}, "task_digest"),
-        ({"compression": "auto"}, "not built"),
+        ({"compression": "auto,fp16"}, "stands alone"),
         ({"options": {"algorithm.preset": "cheap"}}, "dense, balanced, frugal"),
         ({"options": ["a"]}, "options should be"),
         ({"options": {"a": 1}}, "options should be"),

@@ -59,7 +59,8 @@ class Alignment:
                     self._set_last(message.key.round + int(message.weight) - 1)
                 if self._is_more(j, counts_of(message)):
                     self.relay.store({j: message})
-                    self._stale = -1  # and the round is not over
+                    if not self._is_more(j, counts_of(message)):  # else it was not believed
+                        self._stale = -1  # and the round is not over
 
     def close(self, links: Links) -> bool:
         """A round is over. Is that the last one before RelaySum?"""

@@ -248,6 +248,6 @@ class WholeModel(Algorithm):
         return Q(v) if part is None else Q.every(v, *part)
 
     def values_for(self, dst: PeerId) -> Compressor | None:
-        if self.is_final:
-            return None
+        if self.is_final or self.still:
+            return None  # an exact mean
         return self.Q.fit(self.links.hides.get(dst)) if isinstance(self.Q, Fitting) else self.Q

@@ -135,8 +135,11 @@ class Daemon:
             return await self._wait_for_link(driver, options.timeout_s, say)
         for other in [d for d in self.sessions.values() if d.folder.path == folder.path]:
             await self._drop(other)  # it failed or has ended, or the key was given with another name before
+        merged = _merged(folder, options)
+        if folder.descriptor is not None:
+            catalogue.check_budget(folder.descriptor.algorithm, merged.budget)
         try:
-            folder.save_options(_merged(folder, options))
+            folder.save_options(merged)
             folder.mark(over=False, name=name)
             folder.problem = ""
             self._spoilt.pop(folder.path, None)

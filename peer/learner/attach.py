@@ -222,7 +222,7 @@ class Swarm:
             return False
         with link.met:
             link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
-            if link.is_open():
+            if link.is_open() and not link.has_mixed():
                 link.hand_over(here.sub_(self._base), self._rate.scale * self._lr(), self._pulse.worked())
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         self._since = 0
@@ -246,6 +246,8 @@ class Swarm:
         with link.met:
             link.wait(lambda: link.is_open() or link.over or not link.connected)
         mixed = self._take() or mixed
+        if self._since < self._wanted():
+            return mixed  # another life has begun meanwhile
         here = self._flat.read()
         if not self._is_finite(here):
             return mixed

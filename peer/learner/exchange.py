@@ -310,9 +310,10 @@ class Exchange:
         }
         ready = {dst: message for dst, message in messages.items() if dst not in self._unsent}
         sent, held_back = self._within(ready)
+        worked_s, self._worked_s = self._worked_s, 0.0  # rounds without local steps follow, perhaps
         return [
             *sent,
-            Pushed(self.key, held_back, still, self._worked_s),
+            Pushed(self.key, held_back, still, worked_s),
             *self._renewed(),
             *self._try_close(now),
         ]

@@ -643,7 +643,8 @@ class Node:
             return
         held_back = len(event.held_back)
         self.spending.close_round(held_back, len(self._sending.difference(event.held_back)))
-        self.pace.push(event.key, self.links.unacked, now, still=event.still)
+        still, worked_s = event.still, event.worked_s
+        self.pace.push(event.key, self.links.unacked, now, still=still, worked_s=worked_s)
         # it may have pushed by an older view
         self._learner(Expect(event.key, tuple(sorted(self._expected))))
 

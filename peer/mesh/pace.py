@@ -72,8 +72,17 @@ class Pace:
         self._held_at = self._held_at if self.held is not None else now
         self.held = event
 
-    def push(self, key: Key, unacked: Callable[[PeerId], bool], now: float, *, still: bool = False) -> None:
-        """still: the round had no local steps, so it teaches nothing about those that have."""
+    def push(
+        self,
+        key: Key,
+        unacked: Callable[[PeerId], bool],
+        now: float,
+        *,
+        still: bool = False,
+        worked_s: float = 0.0,
+    ) -> None:
+        """still: the round had no local steps, so it teaches nothing about those that have. worked_s: how
+        long they took, which with pace "overlap" is longer than this round has been open."""
         if still:
             self.held, self.pushed_at = None, now
             return
@@ -85,7 +94,7 @@ class Pace:
                     self._acks.came(dst, now - self._held_at)
         self.held = None
         for patience in (self.patience, self._acks):
-            patience.worked(done_at - self._opened_at - self.stood_s)
+            patience.worked(max(done_at - self._opened_at - self.stood_s, worked_s))
         self.pushed_at = self._pushes[key] = now
         self._pushes = dict(list(self._pushes.items())[-PUSHES:])
 

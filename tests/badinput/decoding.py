@@ -9,7 +9,7 @@ import time
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -83,7 +83,7 @@ def attempt(name: str, make: Callable[[], Decoder], examples: int, seed: int = 0
     random = Random(f"{name}/{seed}")
     decoder = make()
     began, accepted, peak = time.process_time(), 0, 0
-    with limited_memory(), warnings.catch_warnings():
+    with limited_memory(), warnings.catch_warnings(), closing(decoder):
         warnings.simplefilter("error")
         for at in range(examples):
             case = decoder.case(random)
@@ -99,7 +99,6 @@ def attempt(name: str, make: Callable[[], Decoder], examples: int, seed: int = 0
             except Exception as error:
                 what = f"{type(error).__name__}: {error}"[:500]
                 raise BadInputError(f"{name}, input {at} of seed {seed}: {what}\n{case}") from error
-        decoder.close()
     return Outcome(examples, accepted, time.process_time() - began, peak)
 
 

@@ -343,6 +343,10 @@ class Taken:
     def __len__(self) -> int:
         return len(self.memory)
 
+    def write(self, at: int, data: bytes | memoryview) -> None:
+        assert at + len(data) <= len(self.memory), "written past its end"
+        self.memory[at : at + len(data)] = data
+
     def view(self) -> memoryview:
         return memoryview(self.memory)
 

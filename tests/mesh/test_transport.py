@@ -843,15 +843,15 @@ async def test_disjoint_versions_are_named_by_both(monkeypatch: pytest.MonkeyPat
     key = new_key()
     a, b = Member(key), Member(key)
     async with serving(a, b):
-        newer = Greeting(a.id, 1, a.identity.leaf_der, a.introduction, protocol_min=3, protocol_max=4)
+        newer = Greeting(a.id, 1, a.identity.leaf_der, a.introduction, protocol_min=4, protocol_max=5)
         message = greeting_to_wire(newer, a.identity.seal).SerializeToString()
         async with raw_channel(a, b) as channel:
             answer = await channel.unary_unary(HELLO)(message, metadata=Dialer(a.identity, False).metadata)
-        assert "speaks protocol 3 to 4, this device 2" in b.rejections()[a.id]
+        assert "speaks protocol 4 to 5, this device 3" in b.rejections()[a.id]
         assert b.events == []
-        monkeypatch.setattr(greetings, "PROTOCOL_MIN", 3)
-        monkeypatch.setattr(greetings, "PROTOCOL_MAX", 3)
-        with pytest.raises(VersionError, match="speaks protocol 2, this device 3"):
+        monkeypatch.setattr(greetings, "PROTOCOL_MIN", 4)
+        monkeypatch.setattr(greetings, "PROTOCOL_MAX", 4)
+        with pytest.raises(VersionError, match="speaks protocol 3, this device 4"):
             greetings.greeting_from_wire(greetings.pb.HelloMessage.FromString(answer), a.identity.seal)
 
 

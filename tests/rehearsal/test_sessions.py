@@ -103,11 +103,11 @@ def test_sums_are_exact_under_loss_duplication_and_delay(algorithm: str) -> None
         device = r.add(name(i), founder=i == 0)
         submit, exchange = device.exchange.submit, device.exchange
 
-        def counted(u: Tensor, lr: float, now: float, submit=submit, exchange=exchange):  # type: ignore[no-untyped-def]
+        def counted(u: Tensor, lr: float, now: float, s: float, submit=submit, exchange=exchange):  # type: ignore[no-untyped-def]
             algorithm = exchange.algorithm
             scale = min(exchange._links().mean_weight, algorithm.guard.overshoot * algorithm.weight)
             changes.add_(scale * u)
-            return submit(u, lr, now)
+            return submit(u, lr, now, s)
 
         exchange.submit = counted  # type: ignore[method-assign]
         r.run(0.4)
@@ -388,6 +388,18 @@ def test_an_exchange_hides_behind_the_next_local_steps(algorithm: str) -> None:
     assert rounds[False] <= 80
 
 
+def test_with_overlap_a_slower_device_is_waited_for_as_in_lockstep() -> None:
+    """The others' steps are done before the round opens, which says nothing of how long steps take."""
+    r = home("sgp", "complete")
+    r._overlap = True
+    r._step_s = lambda peer: 13.0 if peer == name(3) else 10.0
+    together(r, 4)
+    r.run(60.0)
+    noted = len(r.notes)
+    r.run(240.0)
+    assert not [note.fields for _, _, note in r.notes[noted:] if note.text == "closes without"]
+
+
 def test_a_hand_over_waits_for_the_message_that_is_on_its_way() -> None:
     """Leaving at any moment loses no weight, also while the round's own message is unacknowledged."""
     for tenth in range(24):
@@ -533,10 +545,10 @@ def test_a_local_update_moves_the_model_at_its_own_rate(pace: str) -> None:
         device = r.add(name(i), founder=i == 0)
         submit, exchange = device.exchange.submit, device.exchange
 
-        def counted(u: Tensor, lr: float, now: float, submit=submit, exchange=exchange):  # type: ignore[no-untyped-def]
+        def counted(u: Tensor, lr: float, now: float, s: float, submit=submit, exchange=exchange):  # type: ignore[no-untyped-def]
             w, mean = exchange.algorithm.weight, exchange._links().mean_weight
             factors.append(min(mean, exchange.algorithm.guard.overshoot * w) / w)
-            return submit(u, lr, now)
+            return submit(u, lr, now, s)
 
         exchange.submit = counted  # type: ignore[method-assign]
         r.run(0.4)
