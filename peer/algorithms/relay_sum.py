@@ -137,7 +137,8 @@ class RelaySum(WholeModel):
         return relay.fault(message, self.links) or late
 
     def _keep(self, src: PeerId, message: Message) -> None:
-        if message.key == self.key and not self.fault(message):
+        counts_now = message.key == self.key or (not self.lockstep and self._is_of_this_generation(message))
+        if counts_now and not self.fault(message):
             self._refuse_excess(src, message)
         super()._keep(src, message)
         late = self._is_of_this_generation(message) and message.key < self.key

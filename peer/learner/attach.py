@@ -248,13 +248,7 @@ class Swarm:
         mixed = self._take() or mixed
         if self._since < self._wanted():
             return mixed  # another life has begun meanwhile
-        here = self._flat.read()
-        if not self._is_finite(here):
-            return mixed
-        with link.met:
-            if link.is_open() and not link.has_mixed():
-                link.hand_over(here - self._base, self._rate.scale * self._lr(), self._pulse.worked())
-                self._base, self._since = here, 0
+        self._hand_over_and_go_on()
         return mixed
 
     def _meet_free(self) -> bool:
@@ -265,14 +259,18 @@ class Swarm:
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         mixed = self._take()
         if self._since >= self._wanted() and link.is_open() and not link.over:
-            here = self._flat.read()
-            if not self._is_finite(here):
-                return mixed
-            with link.met:
-                if link.is_open() and not link.has_mixed():
-                    link.hand_over(here - self._base, self._rate.scale * self._lr(), self._pulse.worked())
-                    self._base, self._since = here, 0
+            self._hand_over_and_go_on()
         return mixed
+
+    def _hand_over_and_go_on(self) -> None:
+        """What has been done since the last hand-over, if the round is still open; without waiting for z."""
+        link, here = self._link, self._flat.read()
+        if not self._is_finite(here):
+            return
+        with link.met:
+            if link.is_open() and not link.has_mixed():
+                link.hand_over(here - self._base, self._rate.scale * self._lr(), self._pulse.worked())
+                self._base, self._since = here, 0
 
     def _take(self) -> bool:
         """Take the mixed model over, if there is one."""

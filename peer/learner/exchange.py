@@ -239,7 +239,7 @@ class Exchange:
         if self.state != "seeking":
             return []
         if command.resume and self.resume is not None:
-            self.key = Key(round=self.resume.round)
+            self.key = self._closed = Key(round=self.resume.round)
             self.algorithm.begin(self.resume.model, 1.0)
             self.algorithm.restore(self.resume.own)
         else:

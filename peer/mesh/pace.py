@@ -45,6 +45,7 @@ class Pace:
         self._opened_at = self._held_at = 0.0
         self._openings: list[float] = []  # of the last rounds, s
         self._pushes: dict[Key, float] = {}
+        self._teaches = True  # the open round: not if it turns out to have no local steps
         self._heard: dict[PeerId, Key] = {}  # the newest round of each
         self._heard_at: dict[PeerId, float] = {}
         self._changed_at = -math.inf  # the view
@@ -54,6 +55,7 @@ class Pace:
 
     def open(self, key: Key, now: float) -> None:
         self._key, self._opened_at, self.stood_s = key, now, 0.0
+        self._teaches = True
         self.pushed_at, self.held, self.overdue = None, None, False
         self._openings = [*self._openings[-OPENINGS + 1 :], now]
 
@@ -83,6 +85,7 @@ class Pace:
     ) -> None:
         """still: the round had no local steps, so it teaches nothing about those that have. worked_s: how
         long they took, which with pace "overlap" is longer than this round has been open."""
+        self._teaches = not still
         if still:
             self.held, self.pushed_at = None, now
             return
@@ -117,7 +120,7 @@ class Pace:
         return True
 
     def gives_up(
-        self, expected: Iterable[PeerId], absent: Absent, now: float, *, going: bool = False
+        self, expected: Collection[PeerId], absent: Absent, now: float, *, going: bool = False
     ) -> list[PeerId] | None:
         """Whom a pushed round is to be closed without, once that is due. going: it is the last one on its
         graph, which some may have left already: nobody is worth a long wait."""
@@ -129,7 +132,7 @@ class Pace:
         if going and not self._is_final:
             usual = [GOING_S + self.patience.late(src, self.pushed_at) for src in here]
             waits = [min(wait, late) for wait, late in zip(waits, usual, strict=True)]
-        if now < max(waits, default=now if late else self.pushed_at + CLOSE_S):
+        if now < max(waits, default=now if late else self._complete_at(expected) + CLOSE_S):
             return None
         for src in late:
             self.patience.missed(src)
@@ -153,7 +156,7 @@ class Pace:
         is more than so many rounds behind is not worth so long a wait: it teaches nothing."""
         self._heard[src] = max(key, self._heard.get(src, Key(-1)))
         self._heard_at[src] = now
-        if key > at:
+        if key > at or (key == at and not self._teaches):
             self.patience.early(src)
         elif (pushed := self._pushes.get(key)) is not None:
             if key.round >= at.round - behind:
@@ -190,6 +193,11 @@ class Pace:
         return heard[(len(heard) - 1) // 2] if heard else 0
 
     # --- inside --------------------------------------------------------------------------------------
+
+    def _complete_at(self, expected: Iterable[PeerId]) -> float:
+        """When the last of the pushed round's neighbors was heard; the learner closes it about then."""
+        assert self.pushed_at is not None
+        return max([self.pushed_at, *(self._heard_at.get(src, -math.inf) for src in expected)])
 
     @property
     def _is_final(self) -> bool:

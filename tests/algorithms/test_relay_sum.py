@@ -15,6 +15,7 @@ from algorithms.swarm import randoms
 from algorithms.trees import F64, Grove, authors_tree, chain, delays, double_tree, heap, hops
 from peer.algorithms import alignment, make
 from peer.algorithms.base import Links, Message
+from peer.algorithms.relay import Relay
 from peer.algorithms.relay_sum import FILLS, Fill, RelayGrad, RelaySum
 from peer.compression.bodies import Dense, Layout, Strided
 from peer.compression.codec import encode
@@ -259,6 +260,40 @@ def test_the_mean_model_does_not_move_towards_the_initial_one_when_trees_change(
         for X in swarm.run(3, lambda i, x, t: ZEROS):
             assert float((X.mean(0) - torch.stack(models).mean(0)).abs().max()) < 0.1
             assert float(X.min()) > 9.5
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_counts_that_together_exceed_the_nodes_are_their_senders_fault(lockstep: bool) -> None:
+    node = RelaySum(LAYOUT, F64, lockstep=lockstep)
+    node.know(ZEROS)
+    node.begin(ZEROS, 1.0)
+    node.open(Links(Key(1, 4), {"b": 0.3, "c": 0.3}, frozenset("bc"), 4, trees=(("b", "c"),)))
+    at = Key(1, 4) if lockstep else Key(1, 2)  # with pace "free" any round of the generation counts
+    node.receive("b", relayed(at, ONES, 2), 0.0)
+    with pytest.raises(RemoteError, match="5 models of 4 nodes"):
+        node.receive("c", relayed(at, ONES, 2), 0.0)
+    node.receive("c", relayed(at, ONES, 1), 0.0)
+
+
+def test_one_that_comes_a_round_early_with_such_a_count_is_left_out() -> None:
+    node = RelaySum(LAYOUT, F64)
+    node.know(ZEROS)
+    node.begin(ZEROS, 1.0)
+    links = Links(Key(1, 4), {"b": 0.3, "c": 0.3}, frozenset("bc"), 4, trees=(("b", "c"),))
+    node.open(links)
+    for src in "bc":
+        node.receive(src, relayed(Key(1, 5), ONES, 2), 0.0)
+    node.step(ZEROS, 0.1, replace(links, key=Key(1, 5)), 0.0)
+    close(node.mix(), ONES / 2)
+
+
+def test_a_sum_of_more_models_than_there_are_nodes_is_an_assertion() -> None:
+    """Whatever way it has got there."""
+    relay = Relay()
+    relay.grow(Links(Key(1, 4), {"b": 0.5}, frozenset("b"), 3, trees=(("b",),)))
+    relay.stored[0]["b"] = ONES, 3
+    with pytest.raises(AssertionError, match="4 models of 3 nodes: the tree has a cycle, or n is old"):
+        relay.totals(ONES)
 
 
 # --- the correction of the learning rate -------------------------------------------------------------

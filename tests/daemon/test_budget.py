@@ -92,3 +92,6 @@ async def test_an_algorithm_that_would_lose_what_is_held_back_takes_no_budget(ho
     with pytest.raises(UsageError, match="loses for good"):
         driver(a).set_budget(here(budget="20kB/min"))
     assert driver(a).spending.bytes_per_min is None
+    await a.daemon.leave("home", forget=False)
+    with pytest.raises(UsageError, match="loses for good"):
+        await a.daemon.join("home", key, here(budget="20kB/min"), quiet)

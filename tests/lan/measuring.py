@@ -84,8 +84,12 @@ def start_again(lan: Switch, device: Wired, look: Callable[[], None]) -> float:
     device.start()
 
     def trains() -> bool:
+        """A round is closed and a local step taken: those that begin a tree are closed without any."""
         look()
-        return device.answers() and (device.session(NAME).get("round") or 0) > 0
+        if not device.answers():
+            return False
+        session = device.session(NAME)
+        return (session.get("round") or 0) > 0 and session.get("loss") is not None
 
     lan.wait("it trains again", trains)
     return time.monotonic() - began

@@ -36,7 +36,7 @@ from peer.events import (
     Taken,
     ToLearner,
 )
-from peer.learner.exchange import Exchange, mixes
+from peer.learner.exchange import Exchange, Resume, mixes
 from reference.relay_sum import relay_sum_round
 
 LAYOUT = Layout((5, 4))
@@ -229,3 +229,14 @@ def test_models_mix_if_they_are_near_and_the_loss_half_way_is_not_much_worse(
         return 1.0 if torch.equal(model, ONES) or torch.equal(model, theirs) else midpoint or 0.0
 
     assert mixes(ONES, theirs, loss if midpoint is not None else None) == may_be
+
+
+def test_after_a_resume_the_next_change_is_for_the_round_after_the_checkpoints() -> None:
+    one = Exchange(make("sgp", {}, LAYOUT, F64), LAYOUT, ZEROS, resume=Resume(ZEROS + 1, 7))
+    one.handle(Found(resume=True), 0.0)
+    assert one.position == 8
+    one.handle(OpenRound(Key(0, 8), {}, (), 1, 1.0), 0.0)
+    assert one.open
+    assert one.position == 8
+    one.submit(ZEROS, 0.1, 0.0)
+    assert one.position == 9

@@ -1,0 +1,63 @@
+"""How long the open round waits, and what it teaches."""
+
+from peer.events import Key
+from peer.mesh.pace import CLOSE_S, Pace
+
+
+def nobody_is_absent(peer: str, ask: bool, quiet_s: float) -> bool:
+    return False
+
+
+def clear(dst: str) -> bool:
+    return False
+
+
+def opened(pace: Pace, round_: int, now: float, **pushed: float | bool) -> Key:
+    """A round that is opened, and pushed two seconds later."""
+    key = Key(1, round_)
+    pace.open(key, now)
+    pace.push(key, clear, now + 2.0, **pushed)  # type: ignore[arg-type]
+    return key
+
+
+def test_a_learner_that_has_heard_everybody_is_given_time_from_the_last_one_on() -> None:
+    pace = Pace(late_is_lost=False)
+    key = opened(pace, 3, 0.0)
+    pace.patience.moving("b", 1000.0)
+    assert pace.gives_up(["b"], nobody_is_absent, 500.0) is None, "its bytes are on their way"
+    pace.took("b", key, key, 500.0, behind=1)
+    assert pace.gives_up(["b"], nobody_is_absent, 500.0) is None
+    assert pace.gives_up(["b"], nobody_is_absent, 500.0 + CLOSE_S) == []
+
+
+def test_steps_that_were_done_before_the_round_opened_count_for_what_they_took() -> None:
+    """With pace "overlap": else a fast device would take everybody for late."""
+    waits = {}
+    for worked_s in (0.0, 60.0):
+        pace = Pace(late_is_lost=False)
+        for round_ in range(30):
+            key = Key(1, round_)
+            pace.open(key, 100.0 * round_)
+            pace.push(key, clear, 100.0 * round_, worked_s=worked_s)
+            pace.took("b", key, key, 100.0 * round_ + 13.0, behind=1)
+        key = Key(1, 30)
+        pace.open(key, 3000.0)
+        pace.push(key, clear, 3000.0, worked_s=worked_s)
+        waits[worked_s] = pace.patience.until("b", 3000.0) - 3000.0
+    assert waits[60.0] >= 120.0
+    assert waits[0.0] < 20.0
+
+
+def test_rounds_without_local_steps_teach_nothing() -> None:
+    def taught(*, still: bool) -> float:
+        pace = Pace(late_is_lost=True)
+        for round_ in range(40):
+            steps = still and round_ >= 20
+            key = opened(pace, round_, 10.0 * round_, still=steps)
+            late_s = 0.0 if steps else 4.0
+            pace.took("b", key, key, 10.0 * round_ + 2.0 + late_s, behind=1)
+            if not still and round_ == 19:
+                break
+        return pace.patience.until("b", 0.0)
+
+    assert taught(still=True) == taught(still=False)
