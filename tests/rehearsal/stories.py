@@ -25,6 +25,7 @@ WAY_S = 5.0  # a newcomer's model is not older: after a longer silence a sponsor
 MIXED_S = 60.0  # a ring of ten, one of them with rounds of 2 s, halves its slowest mode in 28 s at the best
 CALM = Weather()
 FAR = -20.0  # an initial model so far off that one that moves towards it shows
+NEARER = 0.9  # of a distance from the initial model: local steps swing about a minimiser
 BEGINS = "nobody has mass: this device has the best checkpoint and begins"
 
 
@@ -136,6 +137,40 @@ def apart(r: Rehearsal) -> str:
     return "" if len({d.node.key.generation for d in devices}) == 1 else "several generations"
 
 
+@dataclass(frozen=True)
+class Looked:
+    """How far from the initial model the nearest mix of all models is, and their mean, at one moment."""
+
+    when: float
+    lives: frozenset[tuple[str, int]]
+    mix: float
+    mean: float
+
+    @classmethod
+    def at(cls, when: float, ways: dict[tuple[str, int], Tensor]) -> Looked:
+        """ways: from the initial model to that of each life."""
+        points = torch.stack(list(ways.values()))
+        return cls(when, frozenset(ways), nearest_mix(points), float(points.mean(0).norm()))
+
+
+def nearest_mix(points: Tensor) -> float:
+    """Distance from the origin to the convex hull of points [n, d], to a thousandth, by pairwise Frank-Wolfe
+    (Lacoste-Julien and Jaggi 2015, algorithm 2): it moves weight from the worst point to the best."""
+    weights = torch.full((len(points),), 1 / len(points), dtype=points.dtype)
+    for _ in range(1000):
+        mix = weights @ points
+        along = points @ mix
+        best = int(along.argmin())
+        if mix @ mix - along[best] <= 1e-3 * (mix @ mix):
+            break
+        worst = int(along.masked_fill(weights == 0, -math.inf).argmax())
+        way = points[best] - points[worst]
+        step = min(float(weights[worst]), float(-(mix @ way) / (way @ way)))
+        weights[worst] -= step
+        weights[best] += step
+    return float((weights @ points).norm())
+
+
 class Story:
     """What happens in one seed's session."""
 
@@ -156,8 +191,7 @@ class Story:
         self.told: list[str] = []
         self.paused_until = 0.0
         self.begun = 0  # elections so far
-        # when looked, which lives trained, how far from the initial model the nearest of them was
-        self.far: list[tuple[float, set[tuple[str, int]], float]] = []
+        self.far: list[Looked] = []
         if dice.random() < 0.5:
             self.r.network.undialable.add(name(dice.randrange(self.n)))
         pace = {name(i): dice.choice([1.0, 1.0, dice.uniform(0.5, 2.0)]) for i in range(64)}
@@ -197,27 +231,34 @@ class Story:
             self.check_start()
 
     def check_start(self) -> None:
-        """No change of tree or members moves anybody back towards the initial model; only who begins from an
-        old checkpoint, since nobody else has a model, is nearer to it. A newcomer's model is as old as its
-        way over a slow line is long."""
+        """No change of tree or members moves anybody back towards the initial model: every model is at
+        least as far from it as the nearest mix of those before, and their mean as their mean was (the mean of
+        unlike models may be nearer than each). Only who begins from an old checkpoint, since nobody else has
+        a model, is nearer; and a newcomer's model is as old as its way over a slow line is long."""
         begun = sum(note.text == BEGINS for _, _, note in self.r.notes)
-        far = {
-            (d.peer, d.node.life): float((d.exchange.estimate() - self.kind.start).norm())
+        ways = {
+            (d.peer, d.node.life): d.exchange.estimate() - self.kind.start
             for d in self.r.alive()
             if d.node.phase == "training"
         }
-        if begun != self.begun:
+        if begun != self.begun or not ways:
             self.far.clear()
-        old = [nearest for at, _, nearest in self.far if at <= self.r.now - WAY_S]
-        known = self.far[-1][1] if self.far else set()
-        nearest = {True: self.far[-1][2] if self.far else 0.0, False: old[-1] if old else 0.0}
-        for life, away in far.items():
-            assert away >= 0.9 * nearest[life in known], f"{life}: from {nearest} away to {away}"
         self.begun = begun
-        if far:
-            self.far.append((self.r.now, set(far), min(far.values())))
-        else:
-            self.far.clear()
+        if not ways:
+            return
+        looked = Looked.at(self.r.now, ways)
+        if self.far:
+            last = self.far[-1]
+            old = [far.mix for far in self.far if far.when <= self.r.now - WAY_S]
+            nearest = {True: last.mix, False: old[-1] if old else 0.0}
+            for life, way in ways.items():
+                away, mix = float(way.norm()), nearest[life in last.lives]
+                assert away >= NEARER * mix, f"{life}: {away} away, the nearest mix was {mix}"
+            if looked.lives == last.lives:
+                assert looked.mean >= NEARER * last.mean, (
+                    f"mean model: from {last.mean} away to {looked.mean}"
+                )
+        self.far.append(looked)
 
     def settle(self) -> None:
         """The end of trouble: what is off comes back, most of it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from peer.rehearsal.driver import Rehearsal, Weather
 from rehearsal.accountant import Accountant
 from rehearsal.stories import (
     EVERY,
+    FAR,
     KINDS,
     WHOLE,
     Kind,
@@ -27,6 +29,7 @@ from rehearsal.stories import (
     home,
     mean,
     name,
+    nearest_mix,
     rounds,
     spread,
     still,
@@ -74,6 +77,37 @@ for kind in (KINDS[0], WHOLE[1]):
         for hashes in ("1", "2")
     }
     assert len(told) == 1 and len(told.pop()) > 10_000
+
+
+def test_a_story_notices_a_model_that_goes_back_towards_the_initial_one() -> None:
+    for back, what in ((0.5, "nearest mix"), (0.89, "mean model")):  # one model halfway; all of them a little
+        story = Story(WHOLE[1], 4)
+        together(story.r, 4)
+        story.pass_time(20.0)
+        moved = story.r.alive()[: 1 if back == 0.5 else None]
+        for device in moved:
+            model = device.exchange.algorithm.estimate()
+            model.copy_(FAR + back * (model - FAR))
+        if back > 0.5:  # what moves all of them within the mix of before is seen by the mean alone
+            story.far[-1] = replace(story.far[-1], mix=0.0)
+        with pytest.raises(AssertionError, match=what):
+            story.check_start()
+
+
+@pytest.mark.parametrize(
+    ("points", "distance"),
+    [
+        ([[1.0, 1.0], [1.0, -1.0], [3.0, 0.0]], 1.0),
+        ([[2.0, 1.0], [3.0, 5.0]], 5**0.5),
+        ([[1.0, 0.0], [0.0, 1.0]], 0.5**0.5),
+        ([[1.0, 1.0], [1.0, 1.0]], 2**0.5),
+        ([[1.0, 1.0], [-1.0, 1.0], [0.0, -1.0]], 0.0),
+    ],
+)
+def test_the_nearest_mix(points: list[list[float]], distance: float) -> None:
+    assert nearest_mix(torch.tensor(points, dtype=torch.float64)) == pytest.approx(
+        distance, rel=1e-3, abs=1e-6
+    )
 
 
 # --- parcels on their way ------------------------------------------------------------------------------
