@@ -221,9 +221,15 @@ def _rounds(session: SessionDriver) -> Iterator[str]:
     node = session.node
     if node is None or node.phase != "training" or node.rounds_alone < ALONE_ROUNDS:
         return
-    others = [r for r in node.members.members() if r.peer != node.me and r.state not in ("left", "paused")]
+    known = [r for r in node.members.members() if r.peer != node.me]
+    others = [r for r in known if r.state not in ("left", "paused")]
     if others:  # those who left or paused said so, and are not missed
         yield (
             f"the last {node.rounds_alone} rounds were closed alone: none of {len(others)} other device(s) "
             "was heard in time; are they on, and is the network up?"
+        )
+    elif node.company and not known:  # whoever is dead or has left for a day is forgotten, the session is not
+        yield (
+            f"the last {node.rounds_alone} rounds were closed alone: nobody else of this session was there "
+            "for a day; are the others on, and is the network up?"
         )

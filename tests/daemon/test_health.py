@@ -219,6 +219,10 @@ async def test_rounds_closed_alone_are_said_after_three(home: Callable[[str], Ho
     assert driver.state == "alone"
     [sentence] = said(a)
     assert "the last 3 rounds were closed alone: none of 1 other device(s) was heard in time" in sentence
+    other = next(record for record in node.members.members() if record.peer != node.me)
+    node.members._forget(other.peer)  # as of the dead and of those who have left, after a day
+    [sentence] = said(a)
+    assert "nobody else of this session was there for a day" in sentence
 
 
 async def test_a_budget_that_does_not_do_is_said_with_what_would(home: Callable[[str], Home]) -> None:
