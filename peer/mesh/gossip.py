@@ -284,7 +284,7 @@ class Gossip:
         else:
             passed = [r for p in list(self._relayed) if (r := self.members.record(p)) is not None]
             records = [r for r in passed if told.get(r.peer) != _mark(r)]
-            for record in passed:
+            for record in passed if self._seems_to_hear(peer) else ():
                 _count(self._relayed, record.peer)
             if own or told.get(self._me) != _mark(self.members.me):
                 records = [self.members.me, *records]
@@ -306,11 +306,17 @@ class Gossip:
             if suspicion is None or suspicion.incarnation != rumor.incarnation:
                 del self._suspicions[rumor]
             elif rumor.peer != peer:
-                _count(self._suspicions, rumor)
+                if self._seems_to_hear(peer):
+                    _count(self._suspicions, rumor)
                 rumors.append(rumor)
         return tuple(rumors)
 
     # --- small words ---------------------------------------------------------------------------------
+
+    def _seems_to_hear(self, peer: PeerId) -> bool:
+        """Where half of the network is out of reach, what is told to that half is told to nobody."""
+        lost = self.members.suspicion(peer) is not None or self.members.is_dead(peer)
+        return not lost and not self._probing.waits(peer)
 
     def _often(self) -> int:
         return RETRANSMIT * math.ceil(math.log10(len(self.members.alive()) + 1))

@@ -73,6 +73,10 @@ class Probing:
         """Has it been asked, and given no sign of life since, for longer than a member that runs takes?"""
         return now - self._unanswered.get(peer, now) >= ANSWER_S * (1 + self._members.awareness.score)
 
+    def waits(self, peer: PeerId) -> bool:
+        """Has it been asked, and given no sign of life since?"""
+        return peer in self._unanswered
+
     def cut_off(self, peer: PeerId, now: float) -> bool:
         """Has it given no sign of life to this node itself for long, whatever others say of it?"""
         return now - self._unanswered.get(peer, now) >= CUT_OFF_S
@@ -159,7 +163,10 @@ class Probing:
     def _suspects(self, now: float) -> list[PeerId]:
         if now - self._suspect_at < INTERVAL_S:
             return []
-        waited = sorted((self._probed.get(p, -math.inf), p) for p in self._members.suspects())
+        # by its own probes: those for others, who ask again and again, would put off a verdict of its own
+        asked = {p: self._asked.get(p) for p in self._members.suspects()}
+        idle = {p: -math.inf if a is None else a.at for p, a in asked.items() if a is None or a.failed}
+        waited = sorted((at, p) for p, at in idle.items())
         due = [p for at, p in waited if now - at >= INTERVAL_S][:1]
         if due:
             self._suspect_at = now

@@ -93,12 +93,18 @@ class Reunions:
 
     def obeys(self, verdict: Reunion, now: float) -> bool:
         """Is this node to start over? Only if it was parted, and not again and again, whoever says so. The
-        others may have missed it for longer than it has missed them."""
+        others may have missed it for longer than it has missed them; or for a shorter time, so that they do
+        not name it with its half."""
         parted = bool(self.estranged) or now - self._back_at <= REUNION_S
-        if not parted or self.me not in verdict.yields or now - self._obeyed_at < OBEY_S:
+        named = self.me in verdict.yields or self._is_of_the_half(verdict.yields)
+        if not parted or not named or now - self._obeyed_at < OBEY_S:
             return False
         self._obeyed_at = now
         return True
+
+    def _is_of_the_half(self, peers: tuple[PeerId, ...]) -> bool:
+        """Do these train with this node, and is it parted from others?"""
+        return bool(self.estranged and peers) and self.estranged.isdisjoint(peers)
 
     def _ask(self, peer: PeerId, now: float) -> PeerId:
         self._asked, self._asked_at = peer, now

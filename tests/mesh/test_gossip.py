@@ -235,6 +235,18 @@ def test_who_cannot_be_reached_by_one_member_is_known_to_it_through_the_others()
         assert net.deaths() == []
 
 
+@pytest.mark.parametrize("n", [6, 8, 12])
+def test_where_half_of_the_network_is_out_of_reach_nobody_waits_for_confirmations_in_vain(n: int) -> None:
+    """Rumors that go there are heard by nobody: they do not count as passed on."""
+    for seed in range(10):
+        net, here = Network(seed).home(n), {name(i) for i in range(n // 2)}
+        net.run(20.0)
+        net.cut, at = (lambda a, b, here=here: (a in here) != (b in here)), net.now  # type: ignore[misc]
+        net.run(BEFORE_SUSPICION_S + bounds(n)[0] + 4.0)
+        half = [tuple(p for p in net.nodes if (p in here) == there) for there in (True, False)]
+        assert views(net) == set(half), f"{seed=}, {net.now - at} s after the cut"
+
+
 def test_a_word_that_nobody_asked_for_heals_nobody() -> None:
     node = Gossip(record("a"))
     for peer in ("b", "c"):

@@ -98,6 +98,17 @@ def test_a_model_that_does_not_come_is_asked_for_again():
     assert node.due("abcd", now + SETTLE_S + AGAIN_S) == "e"
 
 
+def test_one_that_the_other_half_did_not_miss_for_long_obeys_with_its_own_half():
+    """Its verdict was an early one, theirs was late: they named its half without it."""
+    node, now = parted("f", THERE)
+    assert not node.obeys(Reunion(tuple("abc")), now + SETTLE_S), "that is the other half"
+    assert not node.obeys(Reunion(()), now + SETTLE_S)
+    assert node.obeys(Reunion(tuple("egh")), now + SETTLE_S)
+    together = Reunions("f")
+    together.watch(ALL, 0.0)
+    assert not together.obeys(Reunion(tuple("egh")), 5.0)
+
+
 def test_one_that_missed_the_others_for_a_moment_only_obeys_too_and_one_that_missed_nobody_does_not():
     """A half that was missed for long may itself have noticed late."""
     node, now = parted("e", THERE, apart_s=1.0)
