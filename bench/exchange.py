@@ -6,10 +6,11 @@ step costs nothing; d-psgd on the complete graph, uncompressed, so that every mo
 one round, which is checked. A round is timed from the moment all scripts are ready until `swarm.step()` is
 back, which includes reading the module, mixing, and writing it. Bytes are those of the interface, so TLS,
 HTTP/2, TCP, acknowledgements and probes count. Memory is the peak of what a device's daemon and script have
-of their own, and of the payloads between them, over what both had before there was a model: not pages of
-libraries, which others on this machine use too. Beside it the peaks of script, daemon, and payloads. The raw
-copy: as many processes, blocking sockets, no TLS, into memory that is there already. hivemind: its
-DecentralizedAverager as its own documentation has it, if the interpreter $HIVEMIND_PYTHON can import it.
+of their own, and of the payloads between them, over what both had when there was a model with its optimizer
+and nothing of ours yet: not pages of libraries, which others on this machine use too. Beside it the peaks of
+script, daemon, and payloads. The raw copy: as many processes, blocking sockets, no TLS, into memory that is
+there already. hivemind: its DecentralizedAverager as its own documentation has it, if the interpreter
+$HIVEMIND_PYTHON can import it.
 """
 
 from __future__ import annotations
@@ -149,11 +150,10 @@ def work(asked: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     meeting = Meeting(asked.folder, asked.work, asked.peers)
-    torch.optim.SGD([torch.zeros(1)], lr=0.1)  # imports what it imports before memory is looked at
     pids = [os.getpid(), asked.daemon]
-    before = memory_of(pids[0])[0], memory_of(pids[1])[0]
-    model = nn.ParameterList([torch.zeros(asked.params)])
+    model = nn.ParameterList([torch.empty(asked.params).fill_(0.0)])  # memory is there when it is written
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = memory_of(pids[0])[0], memory_of(pids[1])[0]
 
     def own(i: int, round_: int) -> torch.Tensor:
         return torch.randn(asked.params, generator=torch.Generator().manual_seed(1000 * round_ + i))

@@ -28,21 +28,23 @@ class DPSGD(WholeModel):
     MEANING = 16  # body: y of its sender
     MEANINGS = (MEANING,)
 
-    def push(self, x: Tensor, u: Tensor) -> dict[PeerId, Message]:
+    def push(self, y: Tensor) -> dict[PeerId, Message]:
         bodies, messages = dict[Compressor | None, Body](), {}
         for j in self.links.out:
             Q = self.values_for(j)
             if Q not in bodies:
-                bodies[Q] = self.packed(x + u, None, j)
+                bodies[Q] = self.packed(y, None, j)
             messages[j] = Message(self.key, self.MEANING, bodies[Q], delivery="latest")
         return messages
 
-    def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+    def average(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         W = self.links.out
         own = 1 - sum(W.values())
         came = {j: W[j] for j in heard if j in W}
-        total = own * (x + u) + sum(w * heard[j].body.dense() for j, w in came.items())
-        return total / (own + sum(came.values()))
+        total = own * y
+        for j, w in came.items():
+            total.add_(heard[j].body.dense(), alpha=w)
+        return total.div_(own + sum(came.values()))
 
     def fault(self, message: Message) -> str:
         return "" if isinstance(message.body, Dense) else f"{self.name} sends whole models"

@@ -253,8 +253,8 @@ class PushSum(Algorithm):
         return messages
 
     def exactly(self, v: Tensor) -> Body:
-        """No compression: `v` in the session's own type."""
-        return Dense(v.clone())
+        """No compression: `v`, which is nobody else's, in the session's own type."""
+        return Dense(v)
 
     def debit(self, v: Tensor, u: float) -> None:
         self.x -= v

@@ -100,19 +100,19 @@ class RelaySum(WholeModel):
         begins = self.links.aligning > 0 and self.lockstep and not self.is_final
         self.alignment = Alignment(self.estimate(), self.links) if begins else None
 
-    def push(self, x: Tensor, u: Tensor) -> dict[PeerId, Message]:
-        if self.alignment is not None:
-            return self.alignment.messages(self.links, self.packed)
-        return self.relay.messages(self.key, self.MEANING, self.relayed(x, u), self.packed)
-
-    def relayed(self, x: Tensor, u: Tensor) -> Tensor:
+    def stepped(self, x: Tensor, u: Tensor) -> Tensor:
         """y, or what the final rounds average."""
         return x + u if self.fixed is None else self.fixed
 
-    def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+    def push(self, y: Tensor) -> dict[PeerId, Message]:
+        if self.alignment is not None:
+            return self.alignment.messages(self.links, self.packed)
+        return self.relay.messages(self.key, self.MEANING, y, self.packed)
+
+    def average(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         if self.alignment is not None:
             return self._align(self.alignment, heard)
-        return self.sum_up(x, u, {j: m for j, m in heard.items() if m.meaning == self.MEANING})
+        return self.sum_up(x, y, {j: m for j, m in heard.items() if m.meaning == self.MEANING})
 
     def _align(self, start: Alignment, heard: dict[PeerId, Message]) -> Tensor:
         start.hear(heard)
@@ -121,8 +121,8 @@ class RelaySum(WholeModel):
         self.alignment = None
         return start.mean()
 
-    def sum_up(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
-        y, n, mixed = self.relayed(x, u), self.links.n, torch.empty_like(x)
+    def sum_up(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+        n, mixed = self.links.n, torch.empty_like(x)
         fill = self._filling(x, y)
         for part, S, c in self.relay.sums(y, heard):
             mixed[part] = S / c if fill is None else (S + (n - c) * fill[part]) / n
@@ -138,7 +138,7 @@ class RelaySum(WholeModel):
 
     def _keep(self, src: PeerId, message: Message) -> None:
         counts_now = message.key == self.key or (not self.lockstep and self._is_of_this_generation(message))
-        if counts_now and not self.fault(message):
+        if counts_now and message.meaning in self.MEANINGS and not self.fault(message):
             self._refuse_excess(src, message)
         super()._keep(src, message)
         late = self._is_of_this_generation(message) and message.key < self.key
@@ -173,11 +173,11 @@ class RelayGrad(RelaySum):
     def __init__(self, layout: Layout, dtype: torch.dtype, Q: Values = None) -> None:
         super().__init__(layout, dtype, Q, correction=False)
 
-    def relayed(self, x: Tensor, u: Tensor) -> Tensor:
+    def stepped(self, x: Tensor, u: Tensor) -> Tensor:
         return u
 
-    def sum_up(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+    def sum_up(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         mixed = x.clone()
-        for part, S, _ in self.relay.sums(u, heard):
+        for part, S, _ in self.relay.sums(y, heard):
             mixed[part] += S / self.links.n
         return mixed

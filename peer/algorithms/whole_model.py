@@ -1,18 +1,21 @@
 """What algorithms share whose messages are whole models: nothing moves, and what is lost is sent anew.
 
     local steps     u_i, the change of x_i by them
-    send            something made of x_i + u_i to every neighbor, as `latest`: never acknowledged or returned
-    mix             x_i <- something made of it and of what the neighbors sent
+    send            something made of y_i = x_i + u_i to every neighbor, as `latest`: never acknowledged or
+                    returned
+    mix             x_i <- something made of both and of what the neighbors sent
 
 x_i is the model of a node; its weight is 1, and 0 before it has one. There is no mass to conserve: a sponsor
 or a leaver gives its model away and is no poorer, and whoever has a model already ignores a leaver's.
 
 A message is of one round of one generation. In lockstep it counts in that round; one that is ahead waits for
 it, the newest of each neighbor only; a late one is lost, as in the papers. With pace "free" the last message
-of each neighbor counts, whatever its round in the generation, in every round until the next one comes.
+of each neighbor counts, whatever its round in the generation, in every round until the next one comes. Who
+has no room for a round's message says so, and is not waited for: to the mix it is as if that had been lost.
 
 A subclass says what a round sends (`push`), what is wrong with a message (`fault`) and what they come to
-(`average`). Look next at d_psgd.py, then relay_sum.py.
+(`average`), and what y_i is if it is something else (`stepped`). A body shares memory with what it is made
+of, so nothing here is changed in place. Look next at d_psgd.py, then relay_sum.py.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch import Tensor
 
 from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message, refuse_overflow
 from peer.algorithms.bases import Bases, snapshot
-from peer.compression.bodies import Body, Dense, Layout, Strided
+from peer.compression.bodies import Body, Dense, Empty, Layout, Strided
 from peer.compression.compressor import Compressor, Fitting
 from peer.errors import RemoteError
 from peer.events import FINAL, Key, PeerId
@@ -33,6 +36,7 @@ from peer.events import FINAL, Key, PeerId
 Values = Compressor | Fitting | None
 """How values travel: None for exactly as they are, Fitting as each link has room for."""
 
+NOTHING = 21  # no body: no message comes in this round
 BEFORE = Key(-1, -1)  # no round is open yet: mail of every generation waits
 
 
@@ -59,7 +63,7 @@ class WholeModel(Algorithm):
         self.x: Tensor | None = None
         self.x0: Tensor | None = None
         self.held = Bases()
-        self._u: Tensor | None = None  # of a round that is pushed and not mixed
+        self._y: Tensor | None = None  # of a round that is pushed and not mixed
         self._mail: dict[PeerId, Mail] = {}
         self._news: set[PeerId] = set()  # something has come from them since the last mix
 
@@ -109,7 +113,7 @@ class WholeModel(Algorithm):
 
     def open(self, links: Links) -> None:
         if links.key != self.key:
-            if self._u is not None:
+            if self._y is not None:
                 self.mix()  # that round closes as it is: its local steps are done
             anew = links.key.generation != self.key.generation
             self.links = links
@@ -121,15 +125,19 @@ class WholeModel(Algorithm):
 
     def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
         self.open(links)
-        self._u = u
-        return self.push(self.estimate(), u)
+        self._y = self.stepped(self.estimate(), u)
+        return self.push(self._y)
+
+    def stepped(self, x: Tensor, u: Tensor) -> Tensor:
+        """y: what this round is about."""
+        return x + u
 
     @abstractmethod
-    def push(self, x: Tensor, u: Tensor) -> dict[PeerId, Message]:
+    def push(self, y: Tensor) -> dict[PeerId, Message]:
         """What the open round sends to whom."""
 
     @abstractmethod
-    def average(self, x: Tensor, u: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+    def average(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         """The next x, from what this round pushed and what has been heard."""
 
     @abstractmethod
@@ -142,20 +150,27 @@ class WholeModel(Algorithm):
     def expect(self, expected: frozenset[PeerId]) -> None:
         self.expected = expected
 
+    def nothing(self, key: Key) -> Message | None:
+        return Message(key, NOTHING, Empty(self.d, self.dtype), delivery="latest")
+
     def ready(self) -> bool:
         return not self.lockstep or self.expected <= self.heard
 
     def mix(self) -> Tensor:
-        if self._u is not None:
-            u, self._u = self._u, None
-            self.x = self.average(self.estimate(), u, self._take_mail())
+        if self._y is not None:
+            y, self._y = self._y, None
+            self.x = self.average(self.estimate(), y, self._take_mail())
         return self.estimate()
 
     # --- mail ------------------------------------------------------------------------------------
 
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
         refuse_overflow(src, message, self.dtype)
-        if message.meaning in self.MEANINGS:
+        if message.meaning == NOTHING and not isinstance(message.body, Empty):
+            raise RemoteError(f"message from {src}: nothing comes, it says, with values")
+        if message.meaning == NOTHING and not self.lockstep:
+            return {}  # nobody waits, and the last message goes on counting
+        if message.meaning in (*self.MEANINGS, NOTHING):
             self._keep(src, message)
         elif message.meaning in (SNAPSHOT, ESTATE):
             late = message.meaning == SNAPSHOT and message.key.phase == FINAL and self.key == BEFORE
@@ -175,7 +190,7 @@ class WholeModel(Algorithm):
 
     def _keep(self, src: PeerId, message: Message) -> None:
         here = self._is_of_this_generation(message)
-        if here and (fault := self.fault(message)):
+        if here and (fault := self._fault(message)):
             raise RemoteError(f"message from {src}: {fault}")
         if here and self.lockstep and message.key < self.key:
             return  # late is lost
@@ -185,6 +200,9 @@ class WholeModel(Algorithm):
         else:
             mail.ahead = message
         self._news.add(src)
+
+    def _fault(self, message: Message) -> str:
+        return "" if message.meaning == NOTHING else self.fault(message)
 
     def _is_of_this_generation(self, message: Message) -> bool:
         return message.key.generation == self.key.generation
@@ -202,7 +220,7 @@ class WholeModel(Algorithm):
 
     def _still_counts(self, message: Message) -> bool:
         late = self.lockstep and message.key < self.key
-        return self._is_of_this_generation(message) and not late and not self.fault(message)
+        return self._is_of_this_generation(message) and not late and not self._fault(message)
 
     def _take_mail(self) -> dict[PeerId, Message]:
         """What counts in the round that is mixed now; with pace "free" it will count again."""
@@ -211,7 +229,7 @@ class WholeModel(Algorithm):
             for src in heard:
                 self._mail[src].now = None
         self._news = set()
-        return heard
+        return {src: message for src, message in heard.items() if message.meaning != NOTHING}
 
     def returned(self, dst: PeerId, message: Message) -> None:
         if message.meaning == ESTATE:
@@ -236,7 +254,7 @@ class WholeModel(Algorithm):
     def exactly(self, v: Tensor, part: tuple[int, int] | None = None) -> Body:
         """No compression: `v` in the session's own type. part: start and step, if not all of it travels."""
         if part is None:
-            return Dense(v.clone())
+            return Dense(v)
         start, step = part
         return Strided(self.d, start, step, v[start::step].clone(), self.dtype)
 

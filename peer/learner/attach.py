@@ -217,13 +217,10 @@ class Swarm:
         if not link.connected or link.state == "seeking":
             self._since = 0  # alone until the daemon is back
             return False
-        here = self._flat.read()
-        if not self._is_finite(here):
-            return False
         with link.met:
             link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
-            if link.is_open() and not link.has_mixed():
-                link.hand_over(here.sub_(self._base), self._rate.scale * self._lr(), self._pulse.worked())
+        if self._hand_over(go_on=False):
+            with link.met:
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         self._since = 0
         return self._take()
@@ -248,7 +245,7 @@ class Swarm:
         mixed = self._take() or mixed
         if self._since < self._wanted():
             return mixed  # another life has begun meanwhile
-        self._hand_over_and_go_on()
+        self._hand_over(go_on=True)
         return mixed
 
     def _meet_free(self) -> bool:
@@ -259,18 +256,23 @@ class Swarm:
                 link.wait(lambda: link.has_mixed() or link.over or not link.connected)
         mixed = self._take()
         if self._since >= self._wanted() and link.is_open() and not link.over:
-            self._hand_over_and_go_on()
+            self._hand_over(go_on=True)
         return mixed
 
-    def _hand_over_and_go_on(self) -> None:
-        """What has been done since the last hand-over, if the round is still open; without waiting for z."""
+    def _hand_over(self, *, go_on: bool) -> bool:
+        """What has been done since b, if the round is still open and the model finite. Was it handed over?
+        go_on: the model is what further steps are counted from."""
         link, here = self._link, self._flat.read()
         if not self._is_finite(here):
-            return
+            return False
         with link.met:
-            if link.is_open() and not link.has_mixed():
-                link.hand_over(here - self._base, self._rate.scale * self._lr(), self._pulse.worked())
-                self._base, self._since = here, 0
+            if not link.is_open() or link.has_mixed():
+                return False
+            change = here - self._base if go_on else here.sub_(self._base)
+            link.hand_over(change, self._rate.scale * self._lr(), self._pulse.worked())
+        if go_on:
+            self._base, self._since = here, 0
+        return True
 
     def _take(self) -> bool:
         """Take the mixed model over, if there is one."""

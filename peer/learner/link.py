@@ -249,8 +249,8 @@ class Link:
             handed, self._handed = self._handed, None
             answers: Sequence[FromLearner] = ()
             if handed is not None and self._exchange.open:
-                change, lr, worked_s = handed
-                answers = self._exchange.submit(change, lr, time.monotonic(), worked_s)
+                answers = self._exchange.submit(handed[0], handed[1], time.monotonic(), handed[2])
+            del handed  # as large as the model, and used up
             self._book(answers)
         self._send(answers)
         for frame in frames:

@@ -15,7 +15,7 @@ from peer.algorithms.base import ESTATE, SHARE, SNAPSHOT, Links, Message
 from peer.algorithms.bases import digest
 from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.relay_sum import RelayGrad, RelaySum
-from peer.algorithms.whole_model import WholeModel
+from peer.algorithms.whole_model import NOTHING, WholeModel
 from peer.compression.bodies import Body, Dense, Empty, Layout, Strided
 from peer.errors import RemoteError, UnknownBaseError
 from peer.events import FINAL, Key
@@ -155,6 +155,44 @@ def test_a_round_that_the_next_one_overtakes_is_closed_as_it_is(kind: type[Whole
         node.open(in_round(4, "a"))
     assert torch.equal(overtaken.estimate(), closed.estimate())
     assert float(overtaken.estimate()[0]) > 0
+
+
+@every_kind
+def test_who_says_that_nothing_comes_is_not_waited_for_and_counts_as_lost(kind: type[WholeModel]) -> None:
+    told, lost = member(kind), member(kind)
+    for node in (told, lost):
+        node.step(ONES, 0.1, in_round(3, "a", "b"), 0.0)
+        node.receive("b", sent(kind, 3, ONES), 0.0)
+    assert not told.ready()
+    word = told.nothing(Key(5, 3))
+    assert word is not None
+    told.receive("a", word, 0.0)
+    assert told.ready()
+    assert torch.equal(told.mix(), lost.mix())
+    ahead = told.nothing(Key(5, 4))
+    assert ahead is not None
+    told.receive("a", ahead, 0.0)
+    told.step(ZEROS, 0.1, in_round(4, "a"), 0.0)
+    assert told.ready() and told.heard == {"a"}
+
+
+def test_with_pace_free_the_last_message_counts_although_nothing_comes() -> None:
+    node = member(DPSGD, lockstep=False)
+    node.receive("a", sent(DPSGD, 3, ONES), 0.0)
+    word = node.nothing(Key(5, 4))
+    assert word is not None
+    node.receive("a", word, 0.0)
+    node.step(ZEROS, 0.1, in_round(4, "a", n=2), 0.0)
+    assert torch.equal(node.mix(), ONES / 2)
+
+
+@every_kind
+def test_nothing_with_values_is_refused(kind: type[WholeModel]) -> None:
+    node = member(kind)
+    node.open(in_round(3, "a"))
+    with pytest.raises(RemoteError, match="with values"):
+        node.receive("a", Message(Key(5, 3), NOTHING, Dense(ONES), delivery="latest"), 0.0)
+    assert node.heard == frozenset()
 
 
 # --- a neighbor's faults -----------------------------------------------------------------------------
