@@ -12,6 +12,8 @@ from peer.events import Reunion, Told
 from peer.learner.exchange import Exchange
 from peer.mesh.node import Terms
 from peer.rehearsal.driver import Rehearsal
+from rehearsal import stories
+from rehearsal.stories import KINDS
 
 LAYOUT = Layout((6,))
 PEERS = [f"p{i}" for i in range(8)]
@@ -127,3 +129,21 @@ def test_nobody_starts_over_on_anybodys_word_who_was_not_parted() -> None:
         r.feed(peer, Told("p0", Reunion(tuple(PEERS))))
     r.run(10.0)
     assert said(r, STARTS_OVER) == set()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_after_a_cut_of_half_a_minute_one_verdict_settles_it_for_everybody(seed: int) -> None:
+    """Also for those who took each other for dead at different times; and nobody is slowed down for long."""
+    r, _ = stories.home(KINDS[2], "exponential", 6, seed=seed)
+    r._step_s = lambda peer: 0.35
+    stories.together(r, 8)
+    r.run(75.0)
+    began = {d.peer: d.rounds for d in r.alive()}
+    r.network.partition([HERE, THERE])
+    r.run(30.0)
+    r.network.heal()
+    r.run(15.0)
+    assert not any(d.node.reunions.estranged for d in r.alive())
+    assert {len(d.node.members.view()) for d in r.alive()} == {8}
+    done = [d.rounds - began[d.peer] for d in r.alive()]
+    assert sum(done) > 0.8 * 8 * 45.0 / 0.38, f"rounds in 45 s of .35 s and a way each: {done}"
