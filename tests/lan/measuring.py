@@ -31,9 +31,12 @@ class Pulse:
     def __init__(self, devices: Sequence[Wired]) -> None:
         self._devices = devices
         self._seen: list[tuple[float, int]] = []
+        self._most: dict[str, int] = {}  # one that starts over has no round for a moment
 
     def look(self) -> None:
-        self._seen.append((time.monotonic(), sum(rounds(self._devices).values())))
+        for name, round_ in rounds(self._devices).items():
+            self._most[name] = max(round_, self._most.get(name, 0))
+        self._seen.append((time.monotonic(), sum(self._most.values())))
 
     def rates(self) -> list[tuple[float, float]]:
         """(seconds until the next look, rounds a second in the window that begins here)."""
