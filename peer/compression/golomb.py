@@ -26,6 +26,7 @@ from peer.errors import CodecError
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 RICE_MAX = 15  # largest Rice parameter
+WORDS = [np.dtype(kind) for kind in (">u1", ">u1", ">u1", ">u1", ">u2", ">u4", ">u8")]  # of 2^i bits and more
 PAIRED = 1024  # a set of more positions may be coded by pairs: two more counts, 2 bytes each, are 0.3 % of it
 
 
@@ -198,10 +199,12 @@ class BitWriter(BitSink):
         self._head += varint(number)
 
     def fixed(self, values: Ints, width: int) -> None:
-        bits = np.empty((len(values), width), dtype=np.uint8)
-        for column in range(width):
-            bits[:, column] = (values >> (width - 1 - column)) & 1
-        self._fixed.append(bits.reshape(-1))
+        if width == 1:
+            self._fixed.append(values.astype(np.uint8))
+        elif width:
+            kind = WORDS[(width - 1).bit_length()]
+            bits = np.unpackbits(values.astype(kind).view(np.uint8)).reshape(len(values), 8 * kind.itemsize)
+            self._fixed.append(bits[:, -width:].reshape(-1))
 
     def unary(self, values: Ints) -> None:
         self._unary.append(values)
@@ -257,10 +260,12 @@ class BitReader:
             )
         bits = self._fixed[self._fixed_at : self._fixed_at + size].reshape(count, width)
         self._fixed_at += size
-        values = np.zeros(count, dtype=np.int64)
-        for column in range(width):
-            values = values << 1 | bits[:, column]
-        return values
+        if width < 2:
+            return bits.reshape(-1).astype(np.int64) if width else np.zeros(count, dtype=np.int64)
+        kind = WORDS[(width - 1).bit_length()]
+        padded = np.zeros((count, 8 * kind.itemsize), dtype=np.uint8)
+        padded[:, -width:] = bits
+        return np.packbits(padded).view(kind).astype(np.int64)
 
     def unary(self, count: int) -> Ints:
         left = len(self._ends) - self._ends_at
