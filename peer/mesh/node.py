@@ -280,7 +280,7 @@ class Node:
                 self._alive(peer, now)
                 self._control(peer, message, now)
             case Resumed(seconds):
-                self._stood(seconds, clock_ran=False)
+                self._stood(seconds, now, clock_ran=False)
             case LearnerGone(reason):
                 self._learner_gone(reason, now)
             case Leave():
@@ -404,7 +404,7 @@ class Node:
     def _sponsor(self, peer: PeerId, life: int, now: float) -> None:
         record = next((r for r in self.members.alive() if r.peer == peer), None)
         gives = self.phase == "training" or (self.phase == "finished" and self.agreement is not None)
-        if not gives or record is None or self.reunions.estranged:
+        if not gives or record is None or self.reunions.unsettled - {peer}:
             return  # or it is not settled yet whose model is to be given
         if record.phase == "training" and record.life == life:
             return  # somebody else was faster
@@ -712,6 +712,8 @@ class Node:
             self._note("trains with those again that it was parted from")
             self.reunions.settle()
             self._seen = -1
+        else:
+            self.reunions.yields(verdict)
 
     # --- generations -----------------------------------------------------------------------------
 
@@ -971,11 +973,12 @@ class Node:
         if gap > STALL_S and math.isfinite(gap):
             self._ticked_at = now
             self.pace.stood_s += gap
-            self._stood(gap, clock_ran=True)
+            self._stood(gap, now, clock_ran=True)
 
-    def _stood(self, seconds: float, *, clock_ran: bool) -> None:
+    def _stood(self, seconds: float, now: float, *, clock_ran: bool) -> None:
         self._effects += self.gossip.stood(seconds, clock_ran=clock_ran)
         self.seats.stood(self._in_epoch)
+        self.reunions.stood(seconds, now)
         self._note("this device stood still", "warning", seconds=round(seconds, 1))
 
     def _tick(self, now: float) -> None:

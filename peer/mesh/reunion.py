@@ -33,6 +33,7 @@ class Reunions:
     def __init__(self, me: PeerId) -> None:
         self.me = me
         self.estranged: frozenset[PeerId] = frozenset()
+        self._yielding: frozenset[PeerId] = frozenset()  # of those, who was told to start over
         self._lives: Mapping[PeerId, int] = {}  # of those that train, as this node sees it
         self._lost: dict[PeerId, tuple[int, float]] = {}  # life, and since when it is gone, s
         self._since = 0.0
@@ -55,8 +56,14 @@ class Reunions:
             self._since, self._asked = now, None
         still = {peer for peer in self.estranged if lives.get(peer) == self._lives.get(peer)}
         self.estranged, self._lives = frozenset(still | back), dict(lives)
+        self._yielding &= self.estranged
         if self._asked is not None and self._asked not in self.estranged:
             self._asked, self._since = None, now  # it starts over, or is gone: there may be another half
+
+    def stood(self, seconds: float, now: float) -> None:
+        """This device did not run for so long. It has missed nobody; the others have missed it."""
+        if seconds >= APART_S:
+            self._back_at = now
 
     def due(self, own: Sequence[PeerId], now: float) -> PeerId | None:
         """Whose model this node is to look at now, if it is its turn. own: the half it is in, itself too."""
@@ -72,6 +79,15 @@ class Reunions:
     def refuses(self, peer: PeerId) -> bool:
         """Is mass of this member not to be taken? Of the one that was asked, its model comes first."""
         return peer in self.estranged and peer != self._asked
+
+    def yields(self, verdict: Reunion) -> None:
+        """These start over, each as soon as it hears so."""
+        self._yielding = self.estranged & frozenset(verdict.yields)
+
+    @property
+    def unsettled(self) -> frozenset[PeerId]:
+        """Those of which nobody has said yet whose model it will be."""
+        return self.estranged - self._yielding
 
     def overdue(self, now: float) -> bool:
         return bool(self.estranged) and now - self._since >= REUNION_S

@@ -98,6 +98,25 @@ def test_a_model_that_does_not_come_is_asked_for_again():
     assert node.due("abcd", now + SETTLE_S + AGAIN_S) == "e"
 
 
+def test_one_that_stood_still_for_long_has_missed_nobody_and_obeys_too():
+    node = Reunions("e")
+    node.watch(ALL, 0.0)
+    node.stood(APART_S - 0.1, 50.0)
+    assert not node.obeys(Reunion(("e",)), 55.0)
+    node.stood(APART_S, 60.0)
+    assert not node.obeys(Reunion(("f",)), 65.0)
+    assert node.obeys(Reunion(("e",)), 65.0)
+
+
+def test_after_the_verdict_only_those_that_it_leaves_out_are_unsettled():
+    node, now = parted()
+    assert node.unsettled == set("efgh")
+    node.yields(Reunion(tuple("abcefg")))
+    assert node.unsettled == set("h") and node.estranged == set("efgh")
+    node.watch({**ALL, "h": 2, "e": 2}, now + 1)
+    assert node.unsettled == set() and node.estranged == set("fg")
+
+
 def test_one_that_the_other_half_did_not_miss_for_long_obeys_with_its_own_half():
     """Its verdict was an early one, theirs was late: they named its half without it."""
     node, now = parted("f", THERE)

@@ -147,3 +147,17 @@ def test_after_a_cut_of_half_a_minute_one_verdict_settles_it_for_everybody(seed:
     assert {len(d.node.members.view()) for d in r.alive()} == {8}
     done = [d.rounds - began[d.peer] for d in r.alive()]
     assert sum(done) > 0.8 * 8 * 45.0 / 0.38, f"rounds in 45 s of .35 s and a way each: {done}"
+
+
+@pytest.mark.parametrize("seconds", [60.0, 300.0])
+def test_who_stood_still_for_long_begins_anew_as_soon_as_somebody_has_looked(seconds: float) -> None:
+    """It has missed nobody, and does not wait until the others give up."""
+    r, _ = stories.home(KINDS[2], "complete", 6, seed=4)
+    r._step_s = lambda peer: 0.35
+    stories.together(r, 4)
+    r.run(40.0)
+    r.pause("p2", seconds)
+    r.run(seconds + 12.0)
+    assert said(r, STARTS_OVER) == {"p2"}
+    assert {d.node._view for d in r.alive()} == {("p0", "p1", "p2", "p3")}
+    assert not any(d.node.reunions.estranged for d in r.alive())
