@@ -29,7 +29,7 @@ from peer.compression.bodies import (
 )
 from peer.compression.low_rank import factorize, factors
 from peer.compression.quantize import quantize
-from peer.compression.sparsify import global_top_k, group_of, seed_of, share_of, top_k
+from peer.compression.sparsify import global_top_entries, group_of, seed_of, share_of, top_entries
 from peer.compression.values import VALUE_TYPES, Coding, encoded
 from peer.errors import DivergedError
 
@@ -41,34 +41,36 @@ Compress = Callable[[Tensor, int], Body]
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The entries a sparsifier takes. counts: of them in each tensor. body: makes one of their values."""
+    """The values a sparsifier takes, on the CPU. counts: of them in each tensor. body: makes one of them."""
 
-    entries: Tensor | slice
+    values: Tensor
     counts: Sequence[int]
     body: Callable[[Tensor, Coding | None], Body]
 
 
-def _by_index(indices: Tensor, v: Tensor, layout: Layout) -> Chosen:
+def _by_index(indices: Tensor, kept: Tensor, v: Tensor, layout: Layout) -> Chosen:
     return Chosen(
-        indices,
+        kept,
         those_in(layout, indices),
         lambda values, how: Sparse(layout.d, indices, values, v.dtype, how),
     )
 
 
 def _topk(v: Tensor, layout: Layout, share: float, turn: int) -> Chosen:
-    return _by_index(top_k(v, layout, share), v, layout)
+    return _by_index(*top_entries(v, layout, share), v, layout)
 
 
 def _globaltopk(v: Tensor, layout: Layout, share: float, turn: int) -> Chosen:
-    return _by_index(global_top_k(v, share), v, layout)
+    return _by_index(*global_top_entries(v, share), v, layout)
 
 
 def _randomk(v: Tensor, layout: Layout, share: float, turn: int) -> Chosen:
     seed = seed_of(turn)
     indices = drawn(layout.d, share_of(layout.d, share), seed)
     return Chosen(
-        indices, those_in(layout, indices), lambda values, how: Drawn(layout.d, seed, values, v.dtype, how)
+        v[indices].cpu(),
+        those_in(layout, indices),
+        lambda values, how: Drawn(layout.d, seed, values, v.dtype, how),
     )
 
 
@@ -78,7 +80,7 @@ def _grouped(v: Tensor, layout: Layout, groups: float, turn: int) -> Chosen:
 
 def _stride(v: Tensor, layout: Layout, start: int, step: int) -> Chosen:
     return Chosen(
-        slice(start, None, step),
+        v[start::step].cpu(),
         strided_in(layout, start, step),
         lambda values, how: Strided(layout.d, start, step, values, v.dtype, how),
     )
@@ -123,18 +125,17 @@ class Compressor:
             return transform(v.cpu(), layout, spec.transform.amount, spec.values)
         if spec.sparsifier is not None:
             choose = SPARSIFIERS[spec.sparsifier.name]
-            return self._coded(v, choose(v, layout, spec.sparsifier.amount, turn))
+            return self._coded(choose(v, layout, spec.sparsifier.amount, turn))
         numbers, coding = encoded(v.cpu(), spec.values, layout, layout.sizes)
         return Dense(numbers, v.dtype, coding)
 
     def every(self, v: Tensor, start: int, step: int) -> Body:
         """Of every `step`-th entry from `start` on alone. For a spec that keeps all."""
         assert self.spec.sparsifier is None and self.spec.transform is None
-        return self._coded(v, _stride(self._finite(v), self.layout, start, step))
+        return self._coded(_stride(self._finite(v), self.layout, start, step))
 
-    def _coded(self, v: Tensor, chosen: Chosen) -> Body:
-        kept = v[chosen.entries].cpu()
-        return chosen.body(*encoded(kept, self.spec.values, self.layout, chosen.counts))
+    def _coded(self, chosen: Chosen) -> Body:
+        return chosen.body(*encoded(chosen.values, self.spec.values, self.layout, chosen.counts))
 
     def _finite(self, v: Tensor) -> Tensor:
         layout, dtype = self.layout, self.dtype

@@ -18,7 +18,10 @@ from torch import Tensor
 from peer.compression.layout import Layout
 from peer.compression.portable import words
 
-SAMPLED, SAMPLE = 1 << 15, 1 << 12  # so many values are sampled, at least this many of them or 1 %; measured
+SAMPLED, SAMPLE = (
+    1 << 15,
+    1 << 12,
+)  # so many values are sampled, at least this many of them or 1 %; measured
 DEVIATIONS = 4.0  # of a sample's count, that the guess is on the safe side; guess
 PIECE = 1 << 17  # values; half a megabyte, which a Pi's second cache holds
 
@@ -32,14 +35,25 @@ def top_k(v: Tensor, layout: Layout, fraction: float) -> Tensor:
 
     Ties go to the lower index, so the result does not depend on the machine.
     """
-    v = v.detach()
-    return torch.cat(
-        [_largest_of(v[start:stop], share_of(stop - start, fraction)) + start for start, stop in layout.spans]
-    )
+    return top_entries(v, layout, fraction)[0]
 
 
 def global_top_k(v: Tensor, fraction: float) -> Tensor:
     """The same of the whole vector."""
+    return global_top_entries(v, fraction)[0]
+
+
+def top_entries(v: Tensor, layout: Layout, fraction: float) -> tuple[Tensor, Tensor]:
+    """`top_k`, and the values there."""
+    v = v.detach()
+    parts = [_largest_of(v[start:stop], share_of(stop - start, fraction)) for start, stop in layout.spans]
+    starts = [start for start, _ in layout.spans]
+    indices = torch.cat([found.add_(start) for (found, _), start in zip(parts, starts, strict=True)])
+    return indices, torch.cat([values for _, values in parts])
+
+
+def global_top_entries(v: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """`global_top_k`, and the values there."""
     return _largest_of(v.detach(), share_of(v.numel(), fraction))
 
 
@@ -62,29 +76,30 @@ def group_of(turn: int, groups: int) -> int:
 # --- the largest -------------------------------------------------------------------------------------
 
 
-def _largest_of(values: Tensor, k: int) -> Tensor:
+def _largest_of(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if values.device.type == "cpu":
-        return torch.from_numpy(_largest(values.numpy(), k))
-    return largest_on_device(values, k).cpu()
+        indices, kept = _largest(values.numpy(), k)
+        return torch.from_numpy(indices), torch.from_numpy(kept)
+    there = largest_on_device(values, k)
+    return there.cpu(), values[there].cpu()
 
 
-def _largest(values: Floats, k: int) -> Ints:
-    """Indices of the k largest |values|, increasing.
+def _largest(values: Floats, k: int) -> tuple[Ints, Floats]:
+    """Indices of the k largest |values|, increasing, and these values.
 
     A sample gives a threshold that leaves a few more than k candidates, among which the exact one is found;
     a sample that misleads only costs the search among all.
     """
     threshold = _guess(values, k)
-    candidates: Ints = _above(values, threshold) if threshold > 0 else np.arange(len(values))
+    candidates, kept = _above(values, threshold) if threshold > 0 else (np.arange(0), values)
     if len(candidates) < k:
-        candidates = np.arange(len(values))
-    magnitudes = np.abs(values[candidates])
+        candidates, kept = np.arange(len(values)), values
+    magnitudes = np.abs(kept)
     least = np.partition(magnitudes, len(magnitudes) - k)[len(magnitudes) - k]
     chosen = magnitudes > least
     ties = np.flatnonzero(magnitudes == least)
     chosen[ties[: k - int(np.count_nonzero(chosen))]] = True
-    largest: Ints = candidates[chosen]
-    return largest
+    return candidates[chosen], kept[chosen]
 
 
 def largest_on_device(values: Tensor, k: int) -> Tensor:
@@ -127,12 +142,14 @@ def _guess(values: Floats, k: int) -> float:
     return float(np.partition(sample, len(sample) - rank)[len(sample) - rank])
 
 
-def _above(values: Floats, threshold: float) -> Ints:
-    """Where |values| is at least that, increasing; in pieces that stay in the cache."""
+def _above(values: Floats, threshold: float) -> tuple[Ints, Floats]:
+    """Where |values| is at least that, increasing, and these values; in pieces that stay in the cache."""
     buffer = np.empty(min(len(values), PIECE), dtype=values.dtype)
-    found = []
+    found, kept = [], []
     for start in range(0, len(values), PIECE):
         piece = values[start : start + PIECE]
         magnitudes = np.abs(piece, out=buffer[: len(piece)])
-        found.append(np.flatnonzero(magnitudes >= threshold) + start)
-    return np.concatenate(found)
+        here = np.flatnonzero(magnitudes >= threshold)
+        kept.append(piece[here])
+        found.append(here + start)
+    return np.concatenate(found), np.concatenate(kept)
