@@ -62,6 +62,14 @@ class Alignment:
                     if not self._is_more(j, counts_of(message)):  # else it was not believed
                         self._stale = -1  # and the round is not over
 
+    def has_begun(self, round_: int) -> None:
+        """A neighbor relays sums in that round: whoever comes late to a tree does not wait for all means."""
+        self._set_last(round_ - 1)
+
+    def is_over(self, round_: int) -> bool:
+        """Is that round one of RelaySum?"""
+        return self.last is not None and round_ > self.last
+
     def close(self, links: Links) -> bool:
         """A round is over. Is that the last one before RelaySum?"""
         self._stale += 1

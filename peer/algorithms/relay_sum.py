@@ -93,12 +93,18 @@ class RelaySum(WholeModel):
             self.alignment = None
         elif self.alignment is not None:
             self.alignment.relay.grow(links)
+            if self.alignment.is_over(links.key.round):
+                self.x, self.alignment = self.alignment.mean(), None
         self.fixed = (self.fixed if self.fixed is not None else self.x) if self.is_final else None
 
     def begin_generation(self) -> None:
         self.relay.clear()
         begins = self.links.aligning > 0 and self.lockstep and not self.is_final
         self.alignment = Alignment(self.estimate(), self.links) if begins else None
+        for mail in self._mail.values():
+            for message in (mail.now, mail.ahead):
+                if message is not None:
+                    self._notice_beginning(message)
 
     def stepped(self, x: Tensor, u: Tensor) -> Tensor:
         """y, or what the final rounds average."""
@@ -141,9 +147,15 @@ class RelaySum(WholeModel):
         if counts_now and message.meaning in self.MEANINGS and not self.fault(message):
             self._refuse_excess(src, message)
         super()._keep(src, message)
+        self._notice_beginning(message)
         late = self._is_of_this_generation(message) and message.key < self.key
         if self.alignment is not None and late:
             self.alignment.hear({src: message})
+
+    def _notice_beginning(self, message: Message) -> None:
+        relays = message.meaning == self.MEANING and self._is_of_this_generation(message)
+        if relays and self.alignment is not None:
+            self.alignment.has_begun(message.key.round)
 
     def _refuse_excess(self, src: PeerId, message: Message) -> None:
         """Raises RemoteError if this round's messages together count more nodes than there are."""

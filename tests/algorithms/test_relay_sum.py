@@ -433,6 +433,25 @@ def test_another_tree_or_the_end_may_come_before_it_has_begun(rounds: int) -> No
         assert not any(node.still for node in swarm.nodes)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_who_comes_late_to_a_tree_begins_when_it_hears_that_others_have(early: bool) -> None:
+    """early: their sums came before it had taken up the tree."""
+    swarm = unlike(RelaySum, 7, [heap(7)])
+    node, x = swarm.nodes[0], swarm.nodes[0].estimate()
+    message = Message(Key(1, 8), RelaySum.MEANING, Dense(ZEROS), base=b"\x01\x00", delivery="latest")
+    if early:
+        node.receive("1", message, 0.0)
+    node.step(ZEROS, 0.0, swarm.links(0, 5), 0.0)
+    if not early:
+        node.receive("1", message, 0.0)
+    assert node.still
+    node.mix()
+    for t, still in ((7, True), (8, False)):
+        node.open(swarm.links(0, t))
+        assert node.still == still
+    close(node.estimate(), x)  # nobody has told it another model of the start
+
+
 @pytest.mark.parametrize("left", [-1.0, 6.0, float("nan"), 1e300])
 def test_who_says_that_more_rounds_are_left_than_there_can_be_is_at_fault(left: float) -> None:
     swarm = unlike(RelaySum, 7, [heap(7)])
