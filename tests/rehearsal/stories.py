@@ -21,7 +21,7 @@ from rehearsal.accountant import Accountant
 
 QUIET_S = 60.0
 MEASURED_S = 30.0
-WAY_S = 5.0  # a newcomer's model is not older: after a longer silence a sponsor's model is refused
+WAY_S = 5.0  # what is mixed, or given to a newcomer, is not older: after a longer silence it is refused
 MIXED_S = 60.0  # a ring of ten, one of them with rounds of 2 s, halves its slowest mode in 28 s at the best
 CALM = Weather()
 FAR = -20.0  # an initial model so far off that one that moves towards it shows
@@ -137,22 +137,6 @@ def apart(r: Rehearsal) -> str:
     return "" if len({d.node.key.generation for d in devices}) == 1 else "several generations"
 
 
-@dataclass(frozen=True)
-class Looked:
-    """How far from the initial model the nearest mix of all models is, and their mean, at one moment."""
-
-    when: float
-    lives: frozenset[tuple[str, int]]
-    mix: float
-    mean: float
-
-    @classmethod
-    def at(cls, when: float, ways: dict[tuple[str, int], Tensor]) -> Looked:
-        """ways: from the initial model to that of each life."""
-        points = torch.stack(list(ways.values()))
-        return cls(when, frozenset(ways), nearest_mix(points), float(points.mean(0).norm()))
-
-
 def nearest_mix(points: Tensor) -> float:
     """Distance from the origin to the convex hull of points [n, d], to a thousandth, by pairwise Frank-Wolfe
     (Lacoste-Julien and Jaggi 2015, algorithm 2): it moves weight from the worst point to the best."""
@@ -191,7 +175,7 @@ class Story:
         self.told: list[str] = []
         self.paused_until = 0.0
         self.begun = 0  # elections so far
-        self.far: list[Looked] = []
+        self.far: list[tuple[float, float]] = []  # when looked, how far off the nearest mix of all models was
         if dice.random() < 0.5:
             self.r.network.undialable.add(name(dice.randrange(self.n)))
         pace = {name(i): dice.choice([1.0, 1.0, dice.uniform(0.5, 2.0)]) for i in range(64)}
@@ -232,9 +216,9 @@ class Story:
 
     def check_start(self) -> None:
         """No change of tree or members moves anybody back towards the initial model: every model is at
-        least as far from it as the nearest mix of those before, and their mean as their mean was (the mean of
-        unlike models may be nearer than each). Only who begins from an old checkpoint, since nobody else has
-        a model, is nearer; and a newcomer's model is as old as its way over a slow line is long."""
+        least as far from it as the nearest mix of those before (the mean of unlike models may be nearer than
+        each, and where messages are lost it is another mean). Only who begins from an old checkpoint, since
+        nobody else has a model, is nearer. What is mixed is as old as its way over a slow line is long."""
         begun = sum(note.text == BEGINS for _, _, note in self.r.notes)
         ways = {
             (d.peer, d.node.life): d.exchange.estimate() - self.kind.start
@@ -246,19 +230,17 @@ class Story:
         self.begun = begun
         if not ways:
             return
-        looked = Looked.at(self.r.now, ways)
-        if self.far:
-            last = self.far[-1]
-            old = [far.mix for far in self.far if far.when <= self.r.now - WAY_S]
-            nearest = {True: last.mix, False: old[-1] if old else 0.0}
-            for life, way in ways.items():
-                away, mix = float(way.norm()), nearest[life in last.lives]
-                assert away >= NEARER * mix, f"{life}: {away} away, the nearest mix was {mix}"
-            if looked.lives == last.lives:
-                assert looked.mean >= NEARER * last.mean, (
-                    f"mean model: from {last.mean} away to {looked.mean}"
-                )
-        self.far.append(looked)
+        old = [mix for when, mix in self.far if when <= self.r.now - WAY_S]
+        for life, way in ways.items():
+            away, mix = float(way.norm()), old[-1] if old else 0.0
+            assert away >= NEARER * mix, f"{life}: {away} away, the nearest mix was {mix}"
+        self.far.append((self.r.now, self.nearest_mix(torch.stack(list(ways.values())))))
+
+    def nearest_mix(self, ways: Tensor) -> float:
+        """How far from the initial model the nearest mix of all models is. Two trees mix half of the
+        coordinates each."""
+        trees = 2 if self.r.terms.topology == "double-tree" else 1
+        return math.hypot(*(nearest_mix(ways[:, k::trees]) for k in range(trees)))
 
     def settle(self) -> None:
         """The end of trouble: what is off comes back, most of it."""
