@@ -30,6 +30,7 @@ PURE = [
     "peer/mesh/links.py",
     "peer/mesh/inlink.py",
     "peer/mesh/outlink.py",
+    "peer/mesh/upkeep.py",
     "peer/mesh/patience.py",
     "peer/mesh/budget.py",
     "peer/mesh/frame_bytes.py",

@@ -97,11 +97,9 @@ from peer.mesh.pace import Pace
 from peer.mesh.reunion import Reunions
 from peer.mesh.seats import Epoch, Seats
 from peer.mesh.throughput import Throughput
+from peer.mesh.upkeep import Upkeep
 
 STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
-WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up then: memberlist's dead record
-IDLE_LINK_S = 60.0  # a link that no round has used for this long is closed; guess
-REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed; guess
 HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
 SPARE_ROUNDS = 2  # for messages of models that are lost, where a new tree begins; guess
 OUTDATED = "asked for long ago"
@@ -161,6 +159,7 @@ class Node:
         self.me, self.terms = me.peer, terms
         self.spending = spending or Spending()
         self.gossip, self.links = Gossip(me), Links(me.peer, farewells, self.spending)
+        self.upkeep = Upkeep(self.links)
         self.pace, self.seats = Pace(late_is_lost=terms.graph != "directed"), Seats(me.peer)
         self.members = self.gossip.members
         self.agreement, self.ending = None, None
@@ -193,9 +192,6 @@ class Node:
         self._sponsoring: set[PeerId] = set()
         self._asked_at: dict[PeerId, float] = {}  # by those of them that the budget has no room for
         self._showing: set[PeerId] = set()  # who wants to look at this device's model
-        self._needed: dict[PeerId, float] = {}  # out-links, and when a round last used them
-        self._due: dict[PeerId, float] = {}  # expected senders without a stream, since when
-        self._dialed: set[PeerId] = set()  # senders whose in-stream this node opened
         self._leaving: Leave | None = None
         self._leaving_since = 0.0
         self._has_mass = False
@@ -390,7 +386,7 @@ class Node:
         trainers = [r for r in self.members.alive() if r.phase in phases and r.peer != self.me]
         sponsor = self.seats.ask(trainers, now)
         if sponsor is not None:
-            self._due.setdefault(sponsor, now)
+            self.upkeep.expect(sponsor, now)
             self._effects.append(Tell(sponsor, SponsorMe(self.members.me.life)))
         if not self.seats.is_election(now):
             return
@@ -547,7 +543,7 @@ class Node:
                 self._need(dst, now)
             for src in topology.in_neighbors(spec, view, self.me, round_, seed):
                 if not self.links.has_stream(src, "in"):
-                    self._due.setdefault(src, now)
+                    self.upkeep.expect(src, now)
         self._learner(
             OpenRound(
                 key,
@@ -568,7 +564,7 @@ class Node:
         for peer in place.out:
             self._need(peer, now)
             if not self.links.has_stream(peer, "in"):
-                self._due.setdefault(peer, now)
+                self.upkeep.expect(peer, now)
         expected, delay = tuple(sorted(self._expected)), place.mean_delay
         out, trees = dict(place.out), place.trees
         aligning = 0 if generations.is_first or not trees else place.diameter + SPARE_ROUNDS
@@ -688,7 +684,7 @@ class Node:
         peer = self.reunions.due(self._view, now)
         if peer is not None:
             self._note("looks at the model of one it was parted from", peer=peer)
-            self._due.setdefault(peer, now)
+            self.upkeep.expect(peer, now)
             self._effects.append(Tell(peer, ShowMe()))
         if self.reunions.overdue(now):
             self._reunite(Reunion(()), now)
@@ -899,9 +895,7 @@ class Node:
     # --- links -----------------------------------------------------------------------------------
 
     def _need(self, dst: PeerId, now: float) -> None:
-        if dst not in self._needed:
-            self._absorb(self.links.want(dst), now)
-        self._needed[dst] = now
+        self._absorb(self.upkeep.need(dst, now), now)
 
     def _absorb(self, effects: Iterable[Effect], now: float) -> None:
         """Pass the links' effects on, and notice what concerns rounds, sponsoring and leaving."""
@@ -937,31 +931,6 @@ class Node:
         behind = self._cycle() if self.generations is None else LATE_ROUNDS
         self.pace.took(src, key, self.key, now, behind=behind)
 
-    def _reverse_dial(self, now: float) -> None:
-        """Dial senders that were expected to dial: a device that cannot be dialed still has in-links."""
-        for src, since in list(self._due.items()):
-            if src not in self._view or self.links.has_stream(src, "in"):
-                del self._due[src]
-            elif now - since >= REVERSE_DIAL_S:
-                del self._due[src]
-                self._dialed.add(src)
-                self._absorb(self.links.dial_in(src), now)
-        for src in sorted(self._dialed - set(self._view)):
-            self._dialed.discard(src)
-            self._absorb(self.links.drop_in(src), now)
-
-    def _drop_idle(self, now: float) -> None:
-        """Close links that no round uses; what is out to a dead member stays in the ledger for a day."""
-        for dst, at in list(self._needed.items()):
-            if self.pace.uses(at):
-                continue  # the open round, or the ones after it, may use it, however long it takes
-            if now - at > WRITE_OFF_S:
-                del self._needed[dst]
-                self._absorb(self.links.write_off(dst), now)
-            elif now - at > IDLE_LINK_S and not self.links.unacked(dst):
-                del self._needed[dst]
-                self._absorb(self.links.unwant(dst), now)
-
     # --- time ------------------------------------------------------------------------------------
 
     def _notice_gap(self, now: float) -> None:
@@ -987,8 +956,7 @@ class Node:
             self._agree(self.agreement, now)
         self._meet_again(now)
         self._keep_to_budget(now)
-        self._reverse_dial(now)
-        self._drop_idle(now)
+        self._absorb(self.upkeep.tick(self._view, self.pace.uses, now), now)
         if self._finished_at is not None:
             self._end_session(self._finished_at, now)
 
@@ -1016,9 +984,7 @@ class Node:
         self._open = False
         self.pace.close()
         self._learner(TakeAll())
-        for dst in [dst for dst in self._needed if not self.links.clear(dst)]:
-            del self._needed[dst]
-            self._absorb(self.links.unwant(dst), now)  # what was never sent is handed over as well
+        self._absorb(self.upkeep.leave(), now)  # what was never sent is handed over as well
         self._publish(phase="leaving")
 
     def _hand_over(self, now: float) -> None:
@@ -1042,7 +1008,7 @@ class Node:
                 self._note("leaves with its mass: nobody is there to take it over")
             self._learner(HandOver(None))
             self._say_goodbye(now)
-        elif not any(heir in self._needed for heir in heirs):
+        elif not any(map(self.upkeep.keeps, heirs)):
             self._need(min(heirs), now)
 
     def _check_handed(self, now: float) -> None:

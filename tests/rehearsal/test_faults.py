@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from peer.mesh.links import Unacked
-from peer.mesh.node import WRITE_OFF_S
+from peer.mesh.upkeep import WRITE_OFF_S
 from peer.rehearsal.driver import Rehearsal, Weather
 from rehearsal.accountant import Accountant
 from rehearsal.stories import (
