@@ -31,6 +31,7 @@ PURE = [
     "peer/mesh/inlink.py",
     "peer/mesh/outlink.py",
     "peer/mesh/upkeep.py",
+    "peer/mesh/unanswered.py",
     "peer/mesh/patience.py",
     "peer/mesh/budget.py",
     "peer/mesh/frame_bytes.py",

@@ -97,6 +97,7 @@ from peer.mesh.pace import Pace
 from peer.mesh.reunion import Reunions
 from peer.mesh.seats import Epoch, Seats
 from peer.mesh.throughput import Throughput
+from peer.mesh.unanswered import Unanswered
 from peer.mesh.upkeep import Upkeep
 
 STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
@@ -177,10 +178,7 @@ class Node:
         self.missed: frozenset[PeerId] = frozenset()  # expected and not heard in the round closed last
         self._founder = terms.founder
         self._open = False
-        self._at_learner: dict[tuple[PeerId, int, int], Key] = {}  # parcels it has not answered yet
-        self._earlier: set[tuple[PeerId, int, int]] = (
-            set()
-        )  # those of them that came before their link's epoch
+        self._unanswered = Unanswered()
         self.throughput = Throughput()
         self._allowance: int | None = None  # bytes that the open round's messages may take
         self._sending: set[PeerId] = set()  # whom the open round has sent something
@@ -304,14 +302,11 @@ class Node:
             case Closed():
                 self._closed(event, now)
             case Taken(src, epoch, number):
-                taken = self._at_learner.pop((src, epoch, number), None)
-                if taken is not None and (src, epoch, number) not in self._earlier:
+                if (taken := self._unanswered.answered(src, epoch, number)) is not None:
                     self._took(src, taken, now)
-                self._earlier.discard((src, epoch, number))
                 self._absorb(self.links.taken(src, epoch, number), now)
             case Rejected(src, epoch, number, reason, fault):
-                self._at_learner.pop((src, epoch, number), None)
-                self._earlier.discard((src, epoch, number))
+                self._unanswered.answered(src, epoch, number)
                 if fault:
                     self.faults[src] = self.faults.get(src, 0) + 1
                     self._note("sent something that was refused", "warning", peer=src, reason=reason)
@@ -357,7 +352,7 @@ class Node:
 
     def _seated(self, now: float) -> None:
         self._sponsoring.clear()
-        self.key = max([self.key, *self._at_learner.values()])  # the sponsor's round, if there was a sponsor
+        self.key = max(self.key, self._unanswered.newest())  # the sponsor's round, if there was a sponsor
         self._publish(phase="training")
         if self.generations is not None:
             self.generations.trains(now)
@@ -372,8 +367,7 @@ class Node:
         self._open, self.weight = False, 0.0
         self.pace.close()
         self._has_mass, self._handing_to, self._handed = False, None, False
-        self._at_learner.clear()
-        self._earlier.clear()
+        self._unanswered.clear()
         if self.agreement is not None:
             self.agreement.early()  # they went with their links
         if self._leaving is None:
@@ -621,7 +615,7 @@ class Node:
             ahead = min(self.pace.furthest(self.key.generation), self.key.round + MAX_JUMP)
             return Key(self.key.generation, max(self.key.round + 1, ahead))
         cycle = self._cycle()
-        waiting = {src: key.round for (src, _, _), key in self._at_learner.items() if src in self._view}
+        waiting = {src: round_ for src, round_ in self._unanswered.rounds().items() if src in self._view}
         ahead = self.pace.median(self._view, cycle, waiting)  # no single member sets the pace
         round_ = self.key.round + 1
         # A cycle of links leads to everybody, so that a neighbor in step is no further ahead. What comes from
@@ -808,7 +802,7 @@ class Node:
         """The open round's generation may be a new one: what came of it before goes to the learner now."""
         for parcel in self.agreement.early() if self.agreement is not None else ():
             if not self._sorted_out(parcel, now):
-                self._at_learner[parcel.src, parcel.epoch, parcel.number] = parcel.key
+                self._unanswered.given(parcel)
                 self._learner(parcel)
 
     def _finish(self, now: float) -> None:
@@ -908,19 +902,14 @@ class Node:
                 case LinkUp(peer, "out") if peer in self._sponsoring:
                     self._grant(peer, now)
                 case LinkUp(peer, "in"):
-                    self._forget_heard(peer)
-                case Deliver(src, epoch, number, key):
-                    self._at_learner[src, epoch, number] = key
+                    self.pace.forget_rounds(peer)  # in a new life they may go backwards
+                    self._unanswered.begins_anew(peer)
+                case Deliver():
+                    self._unanswered.given(command)
                 case Acked(dst) if dst == self._handing_to:
                     self._check_handed(now)
                 case Returned(dst) | LinkDown(dst, "out") if dst == self._handing_to:
                     self._handing_to, self._handed = None, False
-
-    def _forget_heard(self, src: PeerId) -> None:
-        """Its link begins anew, in a new life perhaps: how far it has been says nothing any more, and what is
-        still at the learner is of then."""
-        self.pace.forget_rounds(src)
-        self._earlier |= {name for name in self._at_learner if name[0] == src}
 
     def _took(self, src: PeerId, key: Key, now: float) -> None:
         """The learner has accepted a message of this round from `src`."""
