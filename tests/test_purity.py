@@ -27,6 +27,7 @@ PURE = [
     "peer/mesh/generations.py",
     "peer/mesh/graphs.py",
     "peer/mesh/reunion.py",
+    "peer/mesh/giving.py",
     "peer/mesh/links.py",
     "peer/mesh/inlink.py",
     "peer/mesh/outlink.py",

@@ -206,10 +206,11 @@ def _budget(session: SessionDriver) -> Iterator[str]:
             f"the budget of {_kb(limit)} per minute let {sum(recent)} of the last {len(recent)} rounds send "
             f"anything; {remedy}, or take more local steps in a session of your own"
         )
-    if node.short_for:
+    if node.giving.short_for:
         yield (
-            f"{len(node.short_for)} newcomer(s) wait for a model of {_kb(node.whole)}, for which the budget "
-            f"of {_kb(limit)} per minute has no room yet; another device may give it, or {remedy}"
+            f"{len(node.giving.short_for)} newcomer(s) wait for a model of {_kb(node.giving.whole)}, for "
+            f"which the budget of {_kb(limit)} per minute has no room yet; another device may give it, or "
+            f"{remedy}"
         )
 
 

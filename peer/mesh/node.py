@@ -73,7 +73,6 @@ from peer.events import (
     Send,
     ShowMe,
     Spent,
-    Sponsor,
     SponsorMe,
     StartOver,
     StreamDown,
@@ -89,8 +88,9 @@ from peer.mesh import topology
 from peer.mesh.agreement import Agreement
 from peer.mesh.budget import Spending
 from peer.mesh.ending import Ending
-from peer.mesh.frame_bytes import FRAMES_BYTES, frame_bytes
+from peer.mesh.frame_bytes import frame_bytes
 from peer.mesh.generations import Generations
+from peer.mesh.giving import Giving
 from peer.mesh.gossip import Gossip
 from peer.mesh.links import Links
 from peer.mesh.pace import Pace
@@ -108,7 +108,6 @@ LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this nod
 MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
 ANSWER_S = 1.0  # for the learner's answer when a link it has a last message for is up; guess
 STAY_S = 60.0  # a finished member stays so long for living ones of its generation that are not; guess
-DEFER_S = 20.0  # others are asked first to give a model that the budget has no room for; guess
 LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
@@ -160,7 +159,7 @@ class Node:
         self.me, self.terms = me.peer, terms
         self.spending = spending or Spending()
         self.gossip, self.links = Gossip(me), Links(me.peer, farewells, self.spending)
-        self.upkeep = Upkeep(self.links)
+        self.upkeep, self.giving = Upkeep(self.links), Giving(self.links, self.spending)
         self.pace, self.seats = Pace(late_is_lost=terms.graph != "directed"), Seats(me.peer)
         self.members = self.gossip.members
         self.agreement, self.ending = None, None
@@ -182,14 +181,10 @@ class Node:
         self.throughput = Throughput()
         self._allowance: int | None = None  # bytes that the open round's messages may take
         self._sending: set[PeerId] = set()  # whom the open round has sent something
-        self.whole = 0  # bytes of a whole model; 0: not known
         self._expected: frozenset[PeerId] = frozenset()
         self._has_senders = False  # on the open round's graph; where it is drawn at random there may be none
         self._view: tuple[PeerId, ...] = ()
         self._seen = -1  # the members' version that _view is of
-        self._sponsoring: set[PeerId] = set()
-        self._asked_at: dict[PeerId, float] = {}  # by those of them that the budget has no room for
-        self._showing: set[PeerId] = set()  # who wants to look at this device's model
         self._leaving: Leave | None = None
         self._leaving_since = 0.0
         self._has_mass = False
@@ -316,7 +311,7 @@ class Node:
             case Looked(peer, round_, near):
                 self._looked(peer, round_, near, now)
             case Holds(bases, weight, replicas, whole):
-                self.whole = whole or self.whole
+                self.giving.holds(whole)
                 self.links.holds(bases, replicas)
                 self._weigh(weight)
                 self._has_mass = self._has_mass or weight > 0
@@ -351,7 +346,7 @@ class Node:
         self._learner(Found(resume))
 
     def _seated(self, now: float) -> None:
-        self._sponsoring.clear()
+        self.giving.forget()
         self.key = max(self.key, self._unanswered.newest())  # the sponsor's round, if there was a sponsor
         self._publish(phase="training")
         if self.generations is not None:
@@ -398,45 +393,37 @@ class Node:
             return  # or it is not settled yet whose model is to be given
         if record.phase == "training" and record.life == life:
             return  # somebody else was faster
-        self._sponsoring.add(peer)
+        self.giving.promise(peer)
         self._correct(peer, now)
+        self._give(peer, now)
+
+    def _give(self, peer: PeerId, now: float) -> None:
         self._need(peer, now)
         if self.links.clear(peer):
             self._grant(peer, now)
 
+    def _grant(self, peer: PeerId, now: float) -> None:
+        if self.agreement is not None and self.key.phase == FINAL and self.phase == "training":
+            return  # who comes as late as this is given the final model, and is done
+        self._effects += self.giving.grant(peer, now)
+
     def _show(self, peer: PeerId, now: float) -> None:
         """Send the model to look at: as soon as the link allows it."""
         if self.phase == "training":
-            self._showing.add(peer)
+            self.giving.show(peer)
             self._need(peer, now)
-            self._show_all()
-
-    def _show_all(self) -> None:
-        size = self.whole + FRAMES_BYTES
-        for peer in sorted(p for p in self._showing if self.links.clear(p) and self.spending.lets(size)):
-            self._showing.discard(peer)
-            self._learner(Sponsor(peer, show=True))
+            self._effects += self.giving.show_all()
 
     def _keep_to_budget(self, now: float) -> None:
-        """Begin what has waited for room. A newcomer that finds no other sponsor comes before this device's
-        own rounds: they send nothing until there is room for its model."""
+        """Begin what has waited for room."""
         if self.spending.bytes_per_min is None:
             return
         self._absorb(self.links.go_on(), now)
-        seeking = {r.peer for r in self.members.alive() if r.phase != "training"}
-        self._sponsoring -= self._asked_at.keys() - seeking  # another has given it a model, or it is gone
-        self._asked_at = {peer: at for peer, at in self._asked_at.items() if peer in self._sponsoring}
-        if not self.links.waiting():  # one at a time: what is granted takes room when it begins
-            for peer in sorted(peer for peer in self._asked_at if self.links.clear(peer))[:1]:
-                self._grant(peer, now)
-        alone = len(self._view) < 2
-        first = any(alone or now - at > DEFER_S for at in self._asked_at.values())
-        self.spending.saving = first or self.links.waiting()
-
-    @property
-    def short_for(self) -> tuple[PeerId, ...]:
-        """Newcomers that have asked for a model, for which the budget has had no room yet."""
-        return tuple(sorted(self._asked_at))
+        due = self.giving.due({r.peer for r in self.members.alive() if r.phase != "training"})
+        if due is not None:
+            self._grant(due, now)
+        pressing = self.giving.is_pressing(now, alone=len(self._view) < 2)
+        self.spending.saving = pressing or self.links.waiting()
 
     def _in_epoch(self, src: PeerId) -> Epoch:
         """The newest life and epoch of the link from `src`."""
@@ -472,17 +459,6 @@ class Node:
         self.seats.opened(src, self._in_epoch(src), now)
         if self._is_outdated(src):
             self._absorb(self.links.refuse(src, OUTDATED), now)
-
-    def _grant(self, peer: PeerId, now: float) -> None:
-        if self.agreement is not None and self.key.phase == FINAL and self.phase == "training":
-            return  # who comes as late as this is given the final model, and is done
-        self._asked_at.setdefault(peer, now)
-        if not self.spending.lets(self.whole + FRAMES_BYTES):
-            return
-        self._sponsoring.discard(peer)
-        self._asked_at.pop(peer, None)
-        self._learner(Sponsor(peer))
-        self._note("sponsors a newcomer", peer=peer)
 
     # --- rounds ----------------------------------------------------------------------------------
 
@@ -674,7 +650,7 @@ class Node:
 
     def _meet_again(self, now: float) -> None:
         """Members that trained apart are back: is it this node's turn to look at a model of theirs?"""
-        self._show_all()
+        self._effects += self.giving.show_all()
         peer = self.reunions.due(self._view, now)
         if peer is not None:
             self._note("looks at the model of one it was parted from", peer=peer)
@@ -817,12 +793,8 @@ class Node:
 
     def _give_final(self, ending: Ending, now: float) -> None:
         """The final model to whoever came too late for the last generation."""
-        self._sponsoring |= ending.is_to_give()
-        self._sponsoring = {peer for peer in self._sponsoring if not ending.is_in_last(peer)}
-        for peer in sorted(self._sponsoring):
-            self._need(peer, now)
-            if self.links.clear(peer):
-                self._grant(peer, now)
+        for peer in self.giving.promise_final(ending):
+            self._give(peer, now)
 
     def _came_late(self, now: float) -> None:
         self._note("came too late to train: is given the final model")
@@ -899,7 +871,7 @@ class Node:
                 continue
             self._effects.append(effect)
             match command:
-                case LinkUp(peer, "out") if peer in self._sponsoring:
+                case LinkUp(peer, "out") if peer in self.giving.promised:
                     self._grant(peer, now)
                 case LinkUp(peer, "in"):
                     self.pace.forget_rounds(peer)  # in a new life they may go backwards
@@ -952,7 +924,7 @@ class Node:
     def _end_session(self, finished_at: float, now: float) -> None:
         """Say goodbye once nobody needs this finished node any more, or after a while."""
         end, spent_s = self.ending, now - finished_at
-        owes = self.links.pending() or (end is not None and end.owes(self._sponsoring, self.links.clear))
+        owes = self.links.pending() or (end is not None and end.owes(self.giving.promised, self.links.clear))
         self._owed_at = now if owes else self._owed_at
         if end is not None and end.is_needed():
             over = spent_s > STAY_S
