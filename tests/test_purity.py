@@ -28,6 +28,7 @@ PURE = [
     "peer/mesh/graphs.py",
     "peer/mesh/reunion.py",
     "peer/mesh/giving.py",
+    "peer/mesh/leaving.py",
     "peer/mesh/links.py",
     "peer/mesh/inlink.py",
     "peer/mesh/outlink.py",

@@ -41,7 +41,6 @@ from peer.events import (
     Generation,
     Gone,
     Goodbye,
-    HandOver,
     Held,
     Holds,
     Key,
@@ -92,6 +91,7 @@ from peer.mesh.frame_bytes import frame_bytes
 from peer.mesh.generations import Generations
 from peer.mesh.giving import Giving
 from peer.mesh.gossip import Gossip
+from peer.mesh.leaving import Finished, Leaving
 from peer.mesh.links import Links
 from peer.mesh.pace import Pace
 from peer.mesh.reunion import Reunions
@@ -101,14 +101,10 @@ from peer.mesh.unanswered import Unanswered
 from peer.mesh.upkeep import Upkeep
 
 STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
-HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
 SPARE_ROUNDS = 2  # for messages of models that are lost, where a new tree begins; guess
 OUTDATED = "asked for long ago"
 LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
 MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
-ANSWER_S = 1.0  # for the learner's answer when a link it has a last message for is up; guess
-STAY_S = 60.0  # a finished member stays so long for living ones of its generation that are not; guess
-LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
     Met
@@ -185,15 +181,11 @@ class Node:
         self._has_senders = False  # on the open round's graph; where it is drawn at random there may be none
         self._view: tuple[PeerId, ...] = ()
         self._seen = -1  # the members' version that _view is of
-        self._leaving: Leave | None = None
-        self._leaving_since = 0.0
-        self._has_mass = False
-        self._handing_to: PeerId | None = None
-        self._handed = False  # has the learner given everything to it?
         self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
         self._starting_over = False
-        self._finished_at: float | None = None
-        self._owed_at = 0.0  # after that: a finished node still had something to send
+        self._leaving: Leaving | None = None
+        self._finished: Finished | None = None
+        self._reason: Literal["left", "paused", "finished"] = "finished"  # of the goodbye
         self._gone = False
         self._ticked_at = math.inf
         self._effects: list[Effect] = []
@@ -231,7 +223,7 @@ class Node:
         self._watch_view(now)
         self._check_round(now)
         if self._leaving is not None:
-            self._hand_over(now)
+            self._hand_over(self._leaving, now)
         self._book(now)
         effects, self._effects = self._effects, []
         return effects
@@ -310,18 +302,23 @@ class Node:
                 self._absorb(self.links.renew(dst), now)
             case Looked(peer, round_, near):
                 self._looked(peer, round_, near, now)
-            case Holds(bases, weight, replicas, whole):
-                self.giving.holds(whole)
-                self.links.holds(bases, replicas)
-                self._weigh(weight)
-                self._has_mass = self._has_mass or weight > 0
-                self._check_handed(now)
-                if self.phase == "seeking" and weight > 0:
-                    self._seated(now)
+            case Holds():
+                self._holds(event, now)
+
+    def _holds(self, event: Holds, now: float) -> None:
+        self.giving.holds(event.whole)
+        self.links.holds(event.bases, event.replicas)
+        self._weigh(event.weight)
+        if self._leaving is not None:
+            self._leaving.holds(event.weight)
+        self._check_handed()
+        if self.phase == "seeking" and event.weight > 0:
+            self._seated(now)
 
     def _push(self, event: Push, now: float) -> None:
         dst, key = event.dst, event.key
-        self._handed = self._handed or dst == self._handing_to
+        if self._leaving is not None:
+            self._leaving.pushed(dst)
         if key == self.key:
             self._sending.add(dst)
         self._absorb(self.links.push(dst, event.epoch, key, event.payload, event.delivery, now), now)
@@ -361,12 +358,13 @@ class Node:
         self._absorb(self.links.learner_gone(), now)
         self._open, self.weight = False, 0.0
         self.pace.close()
-        self._has_mass, self._handing_to, self._handed = False, None, False
         self._unanswered.clear()
         if self.agreement is not None:
             self.agreement.early()  # they went with their links
         if self._leaving is None:
             self._publish(phase="idle", life=0, weight=0.0)
+        else:
+            self._leaving.learner_gone()
 
     # --- seats: sponsor or election --------------------------------------------------------------
 
@@ -782,7 +780,7 @@ class Node:
                 self._learner(parcel)
 
     def _finish(self, now: float) -> None:
-        self._finished_at = self._owed_at = now
+        self._finished = Finished(self.links, self.ending, now)
         self._publish(phase="finished")
         self._learner(Finish())
         if self.ending is not None and self.company and self.ending.is_alone:
@@ -878,10 +876,10 @@ class Node:
                     self._unanswered.begins_anew(peer)
                 case Deliver():
                     self._unanswered.given(command)
-                case Acked(dst) if dst == self._handing_to:
-                    self._check_handed(now)
-                case Returned(dst) | LinkDown(dst, "out") if dst == self._handing_to:
-                    self._handing_to, self._handed = None, False
+                case Acked(dst) if self._leaving is not None and dst == self._leaving.heir:
+                    self._check_handed()
+                case Returned(dst) | LinkDown(dst, "out") if self._leaving is not None:
+                    self._leaving.came_back(dst)
 
     def _took(self, src: PeerId, key: Key, now: float) -> None:
         """The learner has accepted a message of this round from `src`."""
@@ -918,81 +916,44 @@ class Node:
         self._meet_again(now)
         self._keep_to_budget(now)
         self._absorb(self.upkeep.tick(self._view, self.pace.uses, now), now)
-        if self._finished_at is not None:
-            self._end_session(self._finished_at, now)
-
-    def _end_session(self, finished_at: float, now: float) -> None:
-        """Say goodbye once nobody needs this finished node any more, or after a while."""
-        end, spent_s = self.ending, now - finished_at
-        owes = self.links.pending() or (end is not None and end.owes(self.giving.promised, self.links.clear))
-        self._owed_at = now if owes else self._owed_at
-        if end is not None and end.is_needed():
-            over = spent_s > STAY_S
-        else:
-            answered = end is None or now - self._owed_at >= ANSWER_S
-            over = (answered and not owes) or spent_s > LINGER_S
-        if over:
-            self._say_goodbye(now)
+        if self._finished is not None and self._finished.is_over(self.giving.promised, now):
+            self._say_goodbye()
 
     # --- leaving ---------------------------------------------------------------------------------
 
     def _leave(self, event: Leave, now: float) -> None:
         if self._leaving is not None:
             return
-        self._leaving, self._leaving_since = event, now
+        self._leaving = Leaving(self.members, self.links, self.upkeep, now)
+        self._reason = "paused" if event.pause else "left"
         self._absorb(self.links.refuse_all(), now)
-        self._has_mass = self.phase == "training"
         self._open = False
         self.pace.close()
         self._learner(TakeAll())
         self._absorb(self.upkeep.leave(), now)  # what was never sent is handed over as well
         self._publish(phase="leaving")
 
-    def _hand_over(self, now: float) -> None:
-        """All mass to one neighbor, once nothing more can come in; goodbye when it is acknowledged."""
-        if now - self._leaving_since > HAND_OVER_S and self._has_mass:
-            self._note("leaves without confirmation that its mass was taken over", "warning")
-            self._say_goodbye(now)
-        if self._gone or self._handing_to is not None or self.links.in_hand():
-            return
-        if self._has_mass and self.links.ledger() and now - self._leaving_since < HAND_OVER_S / 2:
-            return  # what is out to others arrives, or comes back and is handed over too
-        others = [r for r in self.members.alive() if r.peer != self.me]
-        heirs = [r.peer for r in others if r.phase == "training"]
-        heirs = heirs or [r.peer for r in others if r.phase == "seeking"]  # it begins with what it is given
-        clear = [peer for peer in heirs if self.links.clear(peer)]
-        if self._has_mass and clear:
-            self._handing_to = max(clear, key=lambda peer: (self.members.heard_at(peer), peer))
-            self._learner(HandOver(self._handing_to))
-        elif not heirs or not self._has_mass:
-            if self._has_mass:
-                self._note("leaves with its mass: nobody is there to take it over")
-            self._learner(HandOver(None))
-            self._say_goodbye(now)
-        elif not any(map(self.upkeep.keeps, heirs)):
-            self._need(min(heirs), now)
+    def _hand_over(self, leaving: Leaving, now: float) -> None:
+        leaving.over = leaving.over or self._gone
+        self._absorb(leaving.go_on(now), now)
+        if leaving.over:
+            self._say_goodbye()
 
-    def _check_handed(self, now: float) -> None:
-        """The learner holds nothing any more, and the parcel that took it away is acknowledged?"""
-        given = self._handing_to is not None and self._handed and self.weight == 0
-        if given and not self.links.unacked(self._handing_to or ""):
-            self._say_goodbye(now)
+    def _check_handed(self) -> None:
+        if self._leaving is not None and self._leaving.is_taken_over(self.weight):
+            self._say_goodbye()
 
-    def _say_goodbye(self, now: float) -> None:
+    def _say_goodbye(self) -> None:
         if self._gone:
             return
         self._gone = True
-        reason: Literal["left", "paused", "finished"] = "finished"
-        if self._leaving is not None:
-            reason = "paused" if self._leaving.pause else "left"
-        self.members.update_me(
-            state="left" if reason == "left" else "paused", phase="idle", life=0, weight=0.0
-        )
+        state = "left" if self._reason == "left" else "paused"
+        self.members.update_me(state=state, phase="idle", life=0, weight=0.0)
         for record in self.members.alive():
             if record.peer != self.me:
                 last = self.links.farewell(record.peer, self.life)
                 self._effects.append(Tell(record.peer, Goodbye(self.members.me, last)))
-        self._effects.append(Gone(reason))
+        self._effects.append(Gone(self._reason))
 
     # --- small words -----------------------------------------------------------------------------
 
