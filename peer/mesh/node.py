@@ -3,8 +3,9 @@
 `handle(event, now) -> effects`. The daemon performs the effects with asyncio, gRPC and zeroconf; a rehearsal
 performs them with a heap of timed events. Nothing here reads a clock: `now` is seconds on any steady scale.
 
-The node owns time: it opens a round, tells the learner whom to expect, and says when waiting is no longer
-worth it. A learner without mass is seated by its node: with a sponsor, or (nobody has mass) by election.
+What concerns one thing alone has words of its own in the files beside this one; the node asks, and passes on
+what they answer. It owns time: its rounds open, and close when waiting is no longer worth it (rounds.py). A
+learner without mass is seated by its node: with a sponsor, or (nobody has mass) by election.
 
     phase   idle --Ready--> seeking --mass--> training --Leave--> leaving
                                                  |--rounds done--> finished
@@ -14,23 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 from peer.errors import RemoteError
 from peer.events import (
     FINAL,
-    TRAIN,
     Ack,
     Acked,
     Closed,
     Control,
-    Deadline,
     Deliver,
     Direction,
     Effect,
-    Expect,
     Farewell,
     Finish,
     ForLearner,
@@ -54,7 +50,6 @@ from peer.events import (
     Moved,
     Note,
     Open,
-    OpenRound,
     Parcel,
     PeerId,
     Probe,
@@ -83,28 +78,23 @@ from peer.events import (
     Told,
     Vouch,
 )
-from peer.mesh import topology
 from peer.mesh.agreement import Agreement
 from peer.mesh.budget import Spending
-from peer.mesh.ending import Ending
 from peer.mesh.frame_bytes import frame_bytes
 from peer.mesh.generations import Generations
 from peer.mesh.giving import Giving
 from peer.mesh.gossip import Gossip
 from peer.mesh.leaving import Finished, Leaving
 from peer.mesh.links import Links
-from peer.mesh.pace import Pace
 from peer.mesh.reunion import Reunions
+from peer.mesh.rounds import Rounds
 from peer.mesh.seats import Epoch, Seats
-from peer.mesh.throughput import Throughput
+from peer.mesh.terms import Terms
 from peer.mesh.unanswered import Unanswered
 from peer.mesh.upkeep import Upkeep
 
 STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
-SPARE_ROUNDS = 2  # for messages of models that are lost, where a new tree begins; guess
 OUTDATED = "asked for long ago"
-LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
-MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
 
 NodeEvent = (
     Met
@@ -124,22 +114,8 @@ NodeEvent = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a node needs of the session's descriptor. rounds: 0 is forever. founder: it made the session.
-    graph: what the algorithm exchanges on; one without direction all members agree on (generations.py).
-    """
-
-    topology: str
-    seed: int
-    lockstep: bool = True
-    rounds: int = 0
-    founder: bool = False
-    graph: Literal["directed", "undirected", "tree"] = "directed"
-
-
 class Node:
-    """The state machine. Read-only from outside: `members`, `links`, `phase`, `key`, `life`."""
+    """The state machine. Read-only from outside: all without an underscore."""
 
     tick_s = 0.25
 
@@ -156,33 +132,19 @@ class Node:
         self.spending = spending or Spending()
         self.gossip, self.links = Gossip(me), Links(me.peer, farewells, self.spending)
         self.upkeep, self.giving = Upkeep(self.links), Giving(self.links, self.spending)
-        self.pace, self.seats = Pace(late_is_lost=terms.graph != "directed"), Seats(me.peer)
-        self.members = self.gossip.members
-        self.agreement, self.ending = None, None
+        self.seats, self.members = Seats(me.peer), self.gossip.members
+        self.agreement: Agreement | None = None
         if terms.graph != "directed":
             self.agreement = Agreement(me.peer, terms.topology, terms.graph)
-            self.ending = Ending(me.peer, self.members, self.agreement.generations)
+        self.rounds = Rounds(terms, self.gossip, self.links, self.upkeep, self.agreement)
         self.reunions = Reunions(me.peer)
         self.life = 0  # of the learner, or of the last one
-        self.key = Key()  # the round being worked on, or to be opened next
-        self.rounds_alone = 0  # closed with nobody heard though somebody was to send, in a row
-        self.rounds_alone_total = 0
         self.company = False  # has another member with mass ever been in view?
         self.weight = 0.0
         self.faults: dict[PeerId, int] = {}  # parcels refused, by who sent them
-        self.missed: frozenset[PeerId] = frozenset()  # expected and not heard in the round closed last
         self._founder = terms.founder
-        self._open = False
         self._unanswered = Unanswered()
-        self.throughput = Throughput()
-        self._allowance: int | None = None  # bytes that the open round's messages may take
-        self._sending: set[PeerId] = set()  # whom the open round has sent something
-        self._expected: frozenset[PeerId] = frozenset()
-        self._has_senders = False  # on the open round's graph; where it is drawn at random there may be none
-        self._view: tuple[PeerId, ...] = ()
-        self._seen = -1  # the members' version that _view is of
-        self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
-        self._starting_over = False
+        self._seen = -1  # the members' version that the rounds' view is of
         self._leaving: Leaving | None = None
         self._finished: Finished | None = None
         self._reason: Literal["left", "paused", "finished"] = "finished"  # of the goodbye
@@ -199,11 +161,10 @@ class Node:
         """After Gone: what the next node here is to be made with."""
         return self.links.farewells(self.life)
 
-    def at_learner_s(self, now: float) -> float:
-        """For how long the open round has waited for this device's own learner, s; 0: it does not."""
-        held = self.pace.held is not None and any(map(self.links.unacked, self.pace.held.dsts))
-        its_turn = self.pace.overdue or (self.pace.pushed_at is None and not held)
-        return self.pace.began(now) if self._open and its_turn else 0.0
+    @property
+    def key(self) -> Key:
+        """Of the round being worked on, or to be opened next."""
+        return self.rounds.key
 
     @property
     def phase(self) -> str:
@@ -221,7 +182,7 @@ class Node:
         self._notice_gap(now)
         self._dispatch(event, now)
         self._watch_view(now)
-        self._check_round(now)
+        self._effects += self.rounds.check(now)
         if self._leaving is not None:
             self._hand_over(self._leaving, now)
         self._book(now)
@@ -232,7 +193,7 @@ class Node:
         """What goes out now, and which parcels are not on their way any more, for the budget."""
         for effect in self._effects:
             if isinstance(effect, Send) and isinstance(effect.frame, Parcel):
-                self.throughput.began(effect.peer, frame_bytes(effect.frame), now)
+                self.rounds.throughput.began(effect.peer, frame_bytes(effect.frame), now)
         if self.spending.bytes_per_min is None:
             return
         for effect in self._effects:
@@ -251,7 +212,7 @@ class Node:
             case Progress(peer, direction):
                 self._alive(peer, now)
                 if direction == "in":
-                    self.pace.patience.moving(peer, now)
+                    self.rounds.pace.patience.moving(peer, now)
             case StreamUp() | StreamDown():
                 self._stream(event, now)
             case Met(record):
@@ -283,9 +244,9 @@ class Node:
             case Push():
                 self._push(event, now)
             case Held():
-                self._hold(event, now)
+                self.rounds.hold(event, now)
             case Pushed():
-                self._pushed(event, now)
+                self._effects += self.rounds.pushed(event, now)
             case Closed():
                 self._closed(event, now)
             case Taken(src, epoch, number):
@@ -319,16 +280,15 @@ class Node:
         dst, key = event.dst, event.key
         if self._leaving is not None:
             self._leaving.pushed(dst)
-        if key == self.key:
-            self._sending.add(dst)
+        self.rounds.sends(dst, key)
         self._absorb(self.links.push(dst, event.epoch, key, event.payload, event.delivery, now), now)
 
     def _ready(self, event: Ready, now: float) -> None:
         self.links.holds(event.bases, event.replicas)
         self._absorb(self.links.learner_started(event.life), now)
-        self.key, self.life, self._starting_over = Key(), event.life, False
+        self.life = event.life
+        self.rounds.forget()
         self.seats.seek(now)
-        self.pace.forget_rounds()
         self.reunions.settle()  # without a model there is nothing to be kept apart
         if self.generations is not None:
             self.generations.trains(None)
@@ -339,12 +299,12 @@ class Node:
             self._seek(now)
 
     def _found(self, *, resume: bool) -> None:
-        self.key = Key(round=self.members.me.round + 1 if resume else 0)
+        self.rounds.begin(Key(round=self.members.me.round + 1 if resume else 0))
         self._learner(Found(resume))
 
     def _seated(self, now: float) -> None:
         self.giving.forget()
-        self.key = max(self.key, self._unanswered.newest())  # the sponsor's round, if there was a sponsor
+        self.rounds.begin(max(self.key, self._unanswered.newest()))  # the sponsor's round, if there was one
         self._publish(phase="training")
         if self.generations is not None:
             self.generations.trains(now)
@@ -356,8 +316,8 @@ class Node:
 
     def _learner_gone(self, reason: str, now: float) -> None:
         self._absorb(self.links.learner_gone(), now)
-        self._open, self.weight = False, 0.0
-        self.pace.close()
+        self.rounds.stop()
+        self.weight = 0.0
         self._unanswered.clear()
         if self.agreement is not None:
             self.agreement.early()  # they went with their links
@@ -420,7 +380,7 @@ class Node:
         due = self.giving.due({r.peer for r in self.members.alive() if r.phase != "training"})
         if due is not None:
             self._grant(due, now)
-        pressing = self.giving.is_pressing(now, alone=len(self._view) < 2)
+        pressing = self.giving.is_pressing(now, alone=len(self.rounds.view) < 2)
         self.spending.saving = pressing or self.links.waiting()
 
     def _in_epoch(self, src: PeerId) -> Epoch:
@@ -440,7 +400,7 @@ class Node:
             self._absorb(self.links.stream_up(peer, direction), now)
             return
         if direction == "out":
-            self.throughput.broke_off(peer)
+            self.rounds.throughput.broke_off(peer)
         self._absorb(self.links.stream_down(peer, direction), now)
 
     def _hear(self, peer: PeerId, direction: Direction, frame: Frame, now: float) -> None:
@@ -448,7 +408,7 @@ class Node:
         self._watch_view(now)  # first: what comes from one that trained apart is not taken at once
         self._absorb(self.links.heard(peer, direction, frame, now), now)
         if direction == "out" and isinstance(frame, Ack):
-            self.throughput.answered(peer, now)
+            self.rounds.throughput.answered(peer, now)
         if isinstance(frame, Open) and self.phase == "seeking":
             self._refuse_outdated(peer, now)
 
@@ -461,195 +421,28 @@ class Node:
     # --- rounds ----------------------------------------------------------------------------------
 
     def _open_next(self, now: float) -> None:
-        """Open `self.key`, unless there is nobody yet to train with."""
-        if self.phase != "training" or self._open or self._starting_over:
+        """Open the next one, unless there is nobody yet to train with."""
+        if self.phase != "training" or self.rounds.is_open or self.rounds.starting_over:
             return
-        if len(self._view) < 2 and not self.company:
+        if len(self.rounds.view) < 2 and not self.company:
             return
-        final = 0 < self.terms.rounds <= self.key.round
-        if self.agreement is not None:
-            before = self.agreement.generations.current
-            taken_up = self.agreement.take_up()
-            self._effects += taken_up
-            if self.agreement.generations.current is None:
-                return
-            if final and taken_up and self.ending is not None:
-                # final rounds begin at the same one for all its members
-                self.key = replace(self.key, round=self.terms.rounds)
-                self.ending.broke_off(before)
-        if final:
-            self._final_view = self._final_view or self._view  # who finishes first must not change the graph
-            if self.key.round >= self.terms.rounds + self._final_rounds():
-                self._finish(now)
-                return
-        generation = self.generations.number if self.generations is not None else 0
-        self.key = Key(generation, self.key.round, FINAL if final else TRAIN)
-        self._open = True
-        self._allowance, self._sending = self.spending.open_round(final=final), set()
-        self.pace.open(self.key, now)
-        self._announce_round(now)
-        self._deliver_early(now)
-
-    def _final_rounds(self) -> int:
-        if self.generations is None:
-            return topology.final_rounds(self.terms.topology, len(self._final_view))
-        place = self.generations.place(final=True)
-        return place.diameter if place is not None else 0
-
-    def _announce_round(self, now: float) -> None:
-        if self.generations is not None:
-            self._announce_place(self.generations, now)
-            return
-        spec, view, seed, key = self.terms.topology, self._view, self.terms.seed, self.key
-        if key.phase == FINAL:
-            spec, view = topology.final_spec(spec), self._final_view
-        out = topology.out_neighbors(spec, view, self.me, key.round, seed)
-        self._expected = frozenset(topology.in_neighbors(spec, view, self.me, key.round, seed))
-        self._has_senders = bool(self._expected)
-        for round_ in range(key.round, key.round + topology.cycle(spec, len(view))):
-            for dst in topology.out_neighbors(spec, view, self.me, round_, seed):
-                self._need(dst, now)
-            for src in topology.in_neighbors(spec, view, self.me, round_, seed):
-                if not self.links.has_stream(src, "in"):
-                    self.upkeep.expect(src, now)
-        self._learner(
-            OpenRound(
-                key,
-                out,
-                tuple(sorted(self._expected)),
-                len(view),
-                self.members.mean_weight(self.reunions.estranged),
-                allowance=self._allowance,
-                hides=self.throughput.hides(out),
-            )
-        )
-
-    def _announce_place(self, generations: Generations, now: float) -> None:
-        """As above, on the generation's graph: the same neighbors both ways."""
-        place = generations.place(final=self.key.phase == FINAL)
-        assert place is not None, "a round is opened in a generation with a place for this node"
-        self._expected, self._has_senders = frozenset(place.out) & self._senders(), True
-        for peer in place.out:
-            self._need(peer, now)
-            if not self.links.has_stream(peer, "in"):
-                self.upkeep.expect(peer, now)
-        expected, delay = tuple(sorted(self._expected)), place.mean_delay
-        out, trees = dict(place.out), place.trees
-        aligning = 0 if generations.is_first or not trees else place.diameter + SPARE_ROUNDS
-        self._learner(
-            OpenRound(
-                self.key,
-                out,
-                expected,
-                place.n,
-                1.0,
-                trees,
-                delay,
-                self._allowance,
-                aligning,
-                self.throughput.hides(out),
-            )
-        )
-
-    def _senders(self) -> frozenset[PeerId]:
-        """Whose message of this round is on its way or will be: who is leaving, or in a later generation,
-        sends none any more; who has finished has sent its last. Without all of a generation its final rounds
-        average nothing: nobody is left out of them here."""
-        final = self.key.phase == FINAL
-        if final and self.generations is not None and self.generations.current is not None:
-            return frozenset(self.generations.current.view)
-        senders = (
-            frozenset(record.peer for record in self.members.alive()) if final else frozenset(self._view)
-        )
-        return senders - self.agreement.gone_on(self.key) if self.agreement is not None else senders
-
-    def _expect_senders(self) -> None:
-        still = self._expected & self._senders()
-        if still != self._expected:
-            self._expected = still
-            self._learner(Expect(self.key, tuple(sorted(still))))
+        self._absorb(self.rounds.open(now), now)
+        if self.rounds.is_open:
+            self._deliver_early(now)
+        elif self.rounds.done:
+            self._finish(now)
 
     def _closed(self, event: Closed, now: float) -> None:
         self._weigh(event.weight)
-        if event.key != self.key or not self._open:
-            return
-        self._open = False
-        self.pace.close()
-        alone = not event.heard and (self._has_senders or len(self._view) < 2)
-        self.rounds_alone = self.rounds_alone + 1 if alone else 0
-        self.rounds_alone_total += alone
-        self.missed = self._expected - set(event.heard)
-        self.key = self._next_key()
-        self._open_next(now)
-
-    def _next_key(self) -> Key:
-        """The round after this one; when far behind the others, the one they are at."""
-        if self.generations is not None:
-            # a message of another round is of no use: go where the neighbor is that is furthest on
-            ahead = min(self.pace.furthest(self.key.generation), self.key.round + MAX_JUMP)
-            return Key(self.key.generation, max(self.key.round + 1, ahead))
-        cycle = self._cycle()
-        waiting = {src: round_ for src, round_ in self._unanswered.rounds().items() if src in self._view}
-        ahead = self.pace.median(self._view, cycle, waiting)  # no single member sets the pace
-        round_ = self.key.round + 1
-        # A cycle of links leads to everybody, so that a neighbor in step is no further ahead. What comes from
-        # further ahead would wait here, and round a ring the waits add up until models hardly mix.
-        far = cycle - 1
-        return Key(self.key.generation, ahead if ahead > round_ + far else round_)
-
-    def _cycle(self) -> int:
-        return 1 if self.generations is not None else topology.cycle(self.terms.topology, len(self._view))
-
-    def _pushed(self, event: Pushed, now: float) -> None:
-        if event.worked_s > 0:
-            self.throughput.worked(event.worked_s)
-        if event.key != self.key or not self._open:
-            return
-        held_back = len(event.held_back)
-        self.spending.close_round(held_back, len(self._sending.difference(event.held_back)))
-        still, worked_s = event.still, event.worked_s
-        self.pace.push(event.key, self.links.unacked, now, still=still, worked_s=worked_s)
-        # it may have pushed by an older view
-        self._learner(Expect(event.key, tuple(sorted(self._expected))))
-
-    def _hold(self, event: Held, now: float) -> None:
-        if event.key == self.key and self._open:
-            self.pace.hold(event, now)
-
-    def _check_round(self, now: float) -> None:
-        """A round that waits for acknowledgements is pushed without those that take too long, and closed
-        without the neighbors that do."""
-        if not self._open:
-            return
-        if self.pace.held is not None:
-            late = [dst for dst in self.pace.held.dsts if self.links.unacked(dst)]
-            alive = {record.peer for record in self.members.alive()}
-            if self.pace.gives_up_acks(late, alive, partial(self._is_absent, now), now):
-                self._learner(Deadline(self.key))
-        end = self._end
-        if end is not None and (end.is_broken(self._lacking()) or end.is_in_doubt()):
-            self.pace.put_off(now)
-        if self.terms.lockstep and not self._starting_over:
-            going = self.generations is not None and self.generations.pending
-            without = self.pace.gives_up(self._expected, partial(self._is_absent, now), now, going=going)
-            if without and end is not None and end.finished():
-                self._be_given_final()
-            elif without is not None:
-                self._note("closes without", "debug", peers=",".join(without), round=self.key.round)
-                self._learner(Deadline(self.key))
-
-    def _is_absent(self, now: float, peer: PeerId, ask: bool, quiet_s: float) -> bool:
-        """Does this neighbor give no sign of life? ask: for one, if it has been quiet for so long."""
-        if ask:
-            self._effects += self.gossip.missing(peer, now, quiet_s=quiet_s)
-        return self.gossip.absent(peer, now)
+        if self.rounds.closed(event, self._unanswered.rounds()):
+            self._open_next(now)
 
     # --- reunions --------------------------------------------------------------------------------
 
     def _meet_again(self, now: float) -> None:
         """Members that trained apart are back: is it this node's turn to look at a model of theirs?"""
         self._effects += self.giving.show_all()
-        peer = self.reunions.due(self._view, now)
+        peer = self.reunions.due(self.rounds.view, now)
         if peer is not None:
             self._note("looks at the model of one it was parted from", peer=peer)
             self.upkeep.expect(peer, now)
@@ -660,7 +453,7 @@ class Node:
     def _looked(self, peer: PeerId, round_: int, near: bool, now: float) -> None:
         if peer not in self.reunions.estranged:
             return
-        verdict = self.reunions.judge(near, self._view, self.key.round, round_)
+        verdict = self.reunions.judge(near, self.rounds.view, self.key.round, round_)
         for record in self.members.alive():
             if record.peer != self.me:
                 self._effects.append(Tell(record.peer, verdict))
@@ -683,47 +476,17 @@ class Node:
         """Answer what came too early, and propose a generation when the members have changed."""
         for parcel in agreement.overdue(self.phase == "training"):
             self._refuse(parcel, now)
-        end = self._end
-        if end is not None and end.is_overtaken(self._lacking(), self.pace.began(now)):
-            self._be_given_final()
-        if self._starting_over:
-            return
-        if self.phase == "training" and self._may_propose(agreement.generations):
-            doubt = any(self.members.suspicion(peer) is not None for peer in self._view)
-            self._effects += agreement.propose(self.members.alive(), self._view, now, doubt=doubt)
-            self._go_on(agreement.generations, now)
+        self._effects += self.rounds.give_up_end(now)
+        if self.rounds.may_propose():
+            self._effects += self.rounds.propose(agreement, now)
+            self._go_on(now)
 
-    def _go_on(self, generations: Generations, now: float) -> None:
-        """To a newer generation, if there is one: at the next round, which in final rounds is now."""
-        if not self._open:
+    def _go_on(self, now: float) -> None:
+        """A newer generation may have been heard of, or proposed."""
+        if self.rounds.is_open:
+            self._effects += self.rounds.hurry()
+        else:
             self._open_next(now)
-        elif self._end is not None and generations.pending and not self.pace.overdue:
-            self.pace.overdue = True
-            self._learner(Deadline(self.key))
-
-    def _may_propose(self, generations: Generations) -> bool:
-        """Who proposes in a bounded session has local steps to do on its generation: without its messages
-        that one's final rounds come to no end, so nobody finishes on it while others take up the next. Nor
-        do they where one has gone."""
-        assert self.ending is not None
-        if generations.current is not None:
-            return self._end is None or self._end.is_broken(self._lacking())
-        return not self.terms.rounds or not self.ending.is_seated_elsewhere(self._view)
-
-    @property
-    def _end(self) -> Ending | None:
-        """In final rounds on an agreed graph: what is known of their end."""
-        return self.ending if self.phase == "training" and self.key.phase == FINAL else None
-
-    def _lacking(self) -> list[PeerId]:
-        return self.pace.lacks(self._expected)
-
-    def _be_given_final(self) -> None:
-        """Another mean than theirs is not to be computed."""
-        if not self._starting_over:
-            self._starting_over = True
-            self._note("starts over: others have finished without it", "warning")
-            self._effects.append(StartOver())
 
     def _measured(self, event: Measured, now: float) -> None:
         if self.agreement is not None:
@@ -740,7 +503,7 @@ class Node:
         except RemoteError as error:
             self.faults[peer] = self.faults.get(peer, 0) + 1
             self._note("generation refused", "warning", peer=peer, reason=str(error))
-        self._go_on(self.agreement.generations, now)
+        self._go_on(now)
 
     def _correct(self, peer: PeerId, now: float) -> None:
         if self.agreement is not None:
@@ -762,8 +525,8 @@ class Node:
         verdict = self.agreement.judge(parcel, self.key, self.phase == "training")
         if verdict == "refuse":
             self._refuse(parcel, now)
-        elif verdict == "keep" and self._open:
-            self._expect_senders()
+        elif verdict == "keep" and self.rounds.is_open:
+            self._effects += self.rounds.expect_senders()
         if verdict != "deliver" and self.agreement.is_news(parcel):
             self._correct(parcel.src, now)
         return verdict != "deliver"
@@ -780,18 +543,14 @@ class Node:
                 self._learner(parcel)
 
     def _finish(self, now: float) -> None:
-        self._finished = Finished(self.links, self.ending, now)
+        ending = self.rounds.ending
+        self._finished = Finished(self.links, ending, now)
         self._publish(phase="finished")
         self._learner(Finish())
-        if self.ending is not None and self.company and self.ending.is_alone:
+        if ending is not None and self.company and ending.is_alone:
             self._note("finishes alone: the others have gone", "warning")
         self._note("session finished", round=self.key.round)
-        if self.ending is not None:
-            self._give_final(self.ending, now)
-
-    def _give_final(self, ending: Ending, now: float) -> None:
-        """The final model to whoever came too late for the last generation."""
-        for peer in self.giving.promise_final(ending):
+        for peer in self.giving.promise_final(ending) if ending is not None else ():
             self._give(peer, now)
 
     def _came_late(self, now: float) -> None:
@@ -836,25 +595,14 @@ class Node:
         if self.members.version == self._seen:
             return
         self._seen = self.members.version
-        if self.ending is not None:
-            self.ending.watch()
         lives = {r.peer: r.life for r in self.members.alive() if r.phase == "training"}
         self.reunions.watch(lives, now)
         if self.phase in ("idle", "seeking"):
             self.reunions.settle()
-        view, before = tuple(sorted(lives.keys() - self.reunions.estranged)), self._view
-        self._view = view
-        if self.generations is not None and view != before:
-            self.generations.watch(view, now)
+        view = tuple(sorted(lives.keys() - self.reunions.estranged))
         self.company = self.company or len(view) > 1
-        if view != before:
-            self.pace.view_changed(set(before) - set(view), now)
-        if not self._open:
-            self._open_next(now)
-        elif self.pace.pushed_at is not None or self.key.phase == FINAL:
-            self._expect_senders()
-        elif view != before:
-            self._announce_round(now)
+        self._absorb(self.rounds.watch(view, self.reunions.estranged, now), now)
+        self._open_next(now)
 
     # --- links -----------------------------------------------------------------------------------
 
@@ -872,7 +620,7 @@ class Node:
                 case LinkUp(peer, "out") if peer in self.giving.promised:
                     self._grant(peer, now)
                 case LinkUp(peer, "in"):
-                    self.pace.forget_rounds(peer)  # in a new life they may go backwards
+                    self.rounds.pace.forget_rounds(peer)  # in a new life they may go backwards
                     self._unanswered.begins_anew(peer)
                 case Deliver():
                     self._unanswered.given(command)
@@ -887,8 +635,7 @@ class Node:
         if self.terms.rounds and unplaced and key.phase == FINAL and self.phase == "training":
             self._came_late(now)
             return
-        behind = self._cycle() if self.generations is None else LATE_ROUNDS
-        self.pace.took(src, key, self.key, now, behind=behind)
+        self.rounds.took(src, key, now)
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -898,7 +645,7 @@ class Node:
         gap = now - self._ticked_at
         if gap > STALL_S and math.isfinite(gap):
             self._ticked_at = now
-            self.pace.stood_s += gap
+            self.rounds.pace.stood_s += gap
             self._stood(gap, clock_ran=True)
 
     def _stood(self, seconds: float, *, clock_ran: bool) -> None:
@@ -915,7 +662,7 @@ class Node:
             self._agree(self.agreement, now)
         self._meet_again(now)
         self._keep_to_budget(now)
-        self._absorb(self.upkeep.tick(self._view, self.pace.uses, now), now)
+        self._absorb(self.upkeep.tick(self.rounds.view, self.rounds.pace.uses, now), now)
         if self._finished is not None and self._finished.is_over(self.giving.promised, now):
             self._say_goodbye()
 
@@ -927,8 +674,7 @@ class Node:
         self._leaving = Leaving(self.members, self.links, self.upkeep, now)
         self._reason = "paused" if event.pause else "left"
         self._absorb(self.links.refuse_all(), now)
-        self._open = False
-        self.pace.close()
+        self.rounds.stop()
         self._learner(TakeAll())
         self._absorb(self.upkeep.leave(), now)  # what was never sent is handed over as well
         self._publish(phase="leaving")

@@ -15,7 +15,7 @@ from peer.compression.bodies import Layout
 from peer.events import Control, Frame, FromLearner, Parcel, Pushed
 from peer.learner.exchange import Exchange
 from peer.mesh.frame_bytes import control_bytes, frame_bytes
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Device, Rehearsal, Witness, quadratics
 
 D = 4096

@@ -10,7 +10,7 @@ from peer.algorithms import make
 from peer.compression.bodies import Layout
 from peer.events import Reunion, Told
 from peer.learner.exchange import Exchange
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Rehearsal
 from rehearsal import stories
 from rehearsal.stories import KINDS
