@@ -88,7 +88,7 @@ from peer.mesh.leaving import Finished, Leaving
 from peer.mesh.links import Links
 from peer.mesh.reunion import Reunions
 from peer.mesh.rounds import Rounds
-from peer.mesh.seats import Epoch, Seats
+from peer.mesh.seats import Seats
 from peer.mesh.terms import Terms
 from peer.mesh.unanswered import Unanswered
 from peer.mesh.upkeep import Upkeep
@@ -132,11 +132,12 @@ class Node:
         self.spending = spending or Spending()
         self.gossip, self.links = Gossip(me), Links(me.peer, farewells, self.spending)
         self.upkeep, self.giving = Upkeep(self.links), Giving(self.links, self.spending)
-        self.seats, self.members = Seats(me.peer), self.gossip.members
+        self.members = self.gossip.members
         self.agreement: Agreement | None = None
         if terms.graph != "directed":
             self.agreement = Agreement(me.peer, terms.topology, terms.graph)
         self.rounds = Rounds(terms, self.gossip, self.links, self.upkeep, self.agreement)
+        self.seats = Seats(self.members, self.links, finished_give=self.agreement is not None)
         self.reunions = Reunions(me.peer)
         self.life = 0  # of the learner, or of the last one
         self.company = False  # has another member with mass ever been in view?
@@ -329,15 +330,13 @@ class Node:
     # --- seats: sponsor or election --------------------------------------------------------------
 
     def _seek(self, now: float) -> None:
-        phases = ("training",) if self.agreement is None else ("training", "finished")
-        trainers = [r for r in self.members.alive() if r.phase in phases and r.peer != self.me]
-        sponsor = self.seats.ask(trainers, now)
+        sponsor = self.seats.ask(now)
         if sponsor is not None:
             self.upkeep.expect(sponsor, now)
             self._effects.append(Tell(sponsor, SponsorMe(self.members.me.life)))
         if not self.seats.is_election(now):
             return
-        best = self.seats.elected((r for r in self.members.alive() if r.phase == "seeking"), now)
+        best = self.seats.elected(now)
         if best is not None and best.peer == self.me:
             self._note("nobody has mass: this device has the best checkpoint and begins", round=best.round)
             self._found(resume=True)
@@ -383,16 +382,6 @@ class Node:
         pressing = self.giving.is_pressing(now, alone=len(self.rounds.view) < 2)
         self.spending.saving = pressing or self.links.waiting()
 
-    def _in_epoch(self, src: PeerId) -> Epoch:
-        """The newest life and epoch of the link from `src`."""
-        return self.links.applied(src)[:2]
-
-    def _is_outdated(self, sponsor: PeerId) -> bool:
-        """Is what this member sends to a newcomer a model of long ago? One that leaves has no other."""
-        record = self.members.record(sponsor)
-        trains = record is not None and record.phase == "training"
-        return trains and self.seats.is_outdated(sponsor, self._in_epoch(sponsor))
-
     def _stream(self, event: StreamUp | StreamDown, now: float) -> None:
         peer, direction = event.peer, event.direction
         if isinstance(event, StreamUp):
@@ -414,8 +403,8 @@ class Node:
 
     def _refuse_outdated(self, src: PeerId, now: float) -> None:
         """On a new stream, before an old model is sent over it once more."""
-        self.seats.opened(src, self._in_epoch(src), now)
-        if self._is_outdated(src):
+        self.seats.opened(src, now)
+        if self.seats.is_outdated(src):
             self._absorb(self.links.refuse(src, OUTDATED), now)
 
     # --- rounds ----------------------------------------------------------------------------------
@@ -514,7 +503,7 @@ class Node:
         nobody has said that it may be mixed; whole models are of their generation."""
         if parcel.delivery == "mass":
             reason = "we trained apart" if self.reunions.refuses(parcel.src) else ""
-            if self.phase == "seeking" and self._is_outdated(parcel.src):
+            if self.phase == "seeking" and self.seats.is_outdated(parcel.src):
                 reason = OUTDATED
             name = parcel.src, parcel.epoch, parcel.number
             if reason:
@@ -560,7 +549,7 @@ class Node:
     # --- membership ------------------------------------------------------------------------------
 
     def _alive(self, peer: PeerId, now: float) -> None:
-        self.seats.heard(peer, self._in_epoch, now)
+        self.seats.heard(peer, now)
         self._effects += self.gossip.heard(peer, now)
 
     def _control(self, peer: PeerId, message: Control, now: float) -> None:
@@ -650,7 +639,7 @@ class Node:
 
     def _stood(self, seconds: float, *, clock_ran: bool) -> None:
         self._effects += self.gossip.stood(seconds, clock_ran=clock_ran)
-        self.seats.stood(self._in_epoch)
+        self.seats.stood()
         self._note("this device stood still", "warning", seconds=round(seconds, 1))
 
     def _tick(self, now: float) -> None:
