@@ -21,7 +21,7 @@ Nothing here reads a clock or draws a random number.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,18 +61,10 @@ from peer.events import (
     Taken,
     ToLearner,
 )
+from peer.learner.look import Look
 from peer.learner.portions import FRAMES_BYTES, Portions, message_of, on_wire
 
 State = Literal["seeking", "training", "finished", "left"]
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """The flat model that a peer has shown, and the round it was at."""
-
-    peer: PeerId
-    round: int
-    model: Tensor
 
 
 class Resume(NamedTuple):
@@ -81,18 +73,6 @@ class Resume(NamedTuple):
     model: Tensor
     round: int
     own: Mapping[str, Tensor] = {}
-
-
-# relative distance of two models that may be mixed, and the loss half way between them by that of the worse:
-# reliability note, section c
-NEAR, MIDPOINT = 0.5, 1.2
-
-
-def mixes(mine: Tensor, theirs: Tensor, loss: Callable[[Tensor], float] | None = None) -> bool:
-    """May two flat models be averaged, as far as their distance tells and, where it can be had, the loss?"""
-    if not float((mine - theirs).norm()) < NEAR * max(float(mine.norm()), float(theirs.norm())):
-        return False
-    return loss is None or loss((mine + theirs) / 2) <= MIDPOINT * max(loss(mine), loss(theirs))
 
 
 class Exchange:

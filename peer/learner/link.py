@@ -28,7 +28,8 @@ from peer.errors import DataError, NoDaemonError, PeerdError
 from peer.event_frames import EventAssembler
 from peer.events import FINAL, Closed, Direction, Found, FromLearner, PeerId, Push, Ready, ToLearner
 from peer.learner.dial import Attachment
-from peer.learner.exchange import Exchange, Look, Resume, State
+from peer.learner.exchange import Exchange, Resume, State
+from peer.learner.look import Look
 from peer.learner.outbox import Outbox
 from peer.local import SharedBuffer, error_of
 

@@ -45,7 +45,8 @@ from peer.events import (
     Tick,
     ToLearner,
 )
-from peer.learner.exchange import Exchange, Resume, mixes
+from peer.learner.exchange import Exchange, Resume
+from peer.learner.look import mixes
 from peer.mesh.budget import Spending
 from peer.mesh.frame_bytes import control_bytes
 from peer.mesh.node import Node, NodeEvent
