@@ -45,6 +45,8 @@ PURE = [
     "peer/placing.py",
     "peer/schedule.py",
     "peer/learner/portions.py",
+    "peer/learner/incoming.py",
+    "peer/learner/look.py",
     "peer/algorithms",
     "peer/compression",
 ]

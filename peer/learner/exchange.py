@@ -9,8 +9,7 @@ closed. The daemon's node sits behind the local socket for `attach`, or in the s
 
 Two things keep neighbors at one pace without a clock. A round is not pushed while a parcel to one of its
 out-neighbors is unacknowledged (`Held`): its share would stay home, and the neighbor would wait for nothing.
-And of what one neighbor sends only one parcel ahead of this node's own round is taken over: the next is
-answered when that round is mixed, so a node that hangs costs the others one share each, not all they have.
+And what one neighbor sends too far ahead is put off (incoming.py).
 
 Where a round may not take as many bytes as it would (`OpenRound.allowance`), portions.py says which links get
 a message and how large. What was not sent stays with this node, as if it took more local steps.
@@ -30,7 +29,7 @@ from torch import Tensor
 from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message
 from peer.compression import codec
 from peer.compression.bodies import Layout
-from peer.errors import CodecError, RemoteError, UnknownBaseError
+from peer.errors import RemoteError, UnknownBaseError
 from peer.events import (
     FINAL,
     Acked,
@@ -61,6 +60,7 @@ from peer.events import (
     Taken,
     ToLearner,
 )
+from peer.learner.incoming import Incoming
 from peer.learner.look import Look
 from peer.learner.portions import FRAMES_BYTES, Portions, message_of, on_wire
 
@@ -93,6 +93,7 @@ class Exchange:
         self.algorithm, self.layout = algorithm, layout
         self.initial, self.lockstep = initial, lockstep
         self.resume = None if resume is None else Resume(*resume)
+        self._incoming = Incoming(layout, initial.dtype, lockstep=lockstep)
         self.state: State = "seeking"
         algorithm.know(initial)
         self.key = Key()  # the round being worked on, or the last one
@@ -103,8 +104,6 @@ class Exchange:
         self._held: tuple[Tensor, float] | None = None  # a change to be pushed when its links are clear
         self._weight = 0.0  # before the open round's push
         self._worked_s = 0.0  # of the last local steps
-        self._ahead: dict[PeerId, Key] = {}  # in-neighbors' last parcels taken, while not mixed
-        self._later: list[Deliver] = []  # parcels not taken over yet
         self._leaving = False  # nothing is put off any more
         self._round: OpenRound | None = None
         self._mixed: Tensor | None = None
@@ -374,37 +373,26 @@ class Exchange:
         # with pace "free" what is pushed is missing until mail comes in, mostly between two rounds: what
         # this node trains with, and w̄ is the mean of, is the weight before the push
         weight = self.algorithm.weight if self.lockstep else self._weight
-        if not self.lockstep:
-            self._ahead.clear()
+        self._incoming.mixed()
         answers = [Closed(self.key, heard, weight), *self._take_later(now, self._is_ahead)]
         return [*answers, *self._sponsor_all()]
 
     def _is_ahead(self, src: PeerId, key: Key) -> bool:
-        """Does a parcel wait to be mixed already that `src` sent before this one?"""
-        last = self._ahead.get(src)
-        return last is not None and (not self.lockstep or (last > self.key and key > self.key))
+        return self._incoming.is_ahead(src, key, self.key)
 
     def _take_later(
         self, now: float, keep: Callable[[PeerId, Key], bool] = lambda src, key: False
     ) -> Sequence[FromLearner]:
         """Take over the parcels put off, but for those to `keep`."""
-        later, self._later = self._later, []
-        answers: list[FromLearner] = []
-        for command in later:
-            if keep(command.src, command.key):
-                self._later.append(command)
-            else:
-                answers += self._deliver(command, now, late=True)
-        return answers
+        due = self._incoming.due(keep)
+        return [answer for command in due for answer in self._deliver(command, now, late=True)]
 
     def _deliver(self, command: Deliver, now: float, *, late: bool = False) -> Sequence[FromLearner]:
         src, name = command.src, (command.src, command.epoch, command.number)
         if self.state in ("left", "finished"):
             return [Rejected(*name, "this learner is leaving", fault=False)]
         try:
-            message = codec.decode(_bytes(command.payload), self.layout, self.initial.dtype, lasting=True)
-            if message.key != command.key:
-                raise CodecError(f"parcel says round {command.key}, its message {message.key}")
+            message = self._incoming.decoded(command)
             if message.meaning == SNAPSHOT and message.weight == 0:
                 self._look = Look(src, message.key.round, message.body.dense())
                 return [Taken(*name)]
@@ -412,15 +400,14 @@ class Exchange:
             at_once = at_once or message.delivery == "latest"  # the newest counts, wherever this node is
             at_once = at_once or (message.meaning, message.key.phase) == (SNAPSHOT, FINAL)  # no round follows
             if not at_once and self._is_ahead(src, message.key):
-                self._later.append(replace(command, payload=_bytes(command.payload)))
+                self._incoming.put_off(command)
                 return []
             replies = self.algorithm.receive(src, message, now)
         except UnknownBaseError as error:
             return [self._holds(), Rejected(*name, str(error), fault=False)]  # what its next epoch builds on
         except RemoteError as error:
             return [Rejected(*name, str(error))]
-        if self.lockstep or message.delivery == "mass":  # of whole models with pace "free" the newest counts
-            self._ahead[src] = message.key
+        self._incoming.took(src, message)
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
         answers += [self._push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:
@@ -485,12 +472,3 @@ class Exchange:
         if heir not in self._epochs or heir in self._out:
             return []  # the last round's message is on its way there; or the node is about to name another
         return [self._push(heir, self.algorithm.hand_over(self.key)), Holds((), 0.0)]
-
-
-def _bytes(payload: object) -> bytes | bytearray | memoryview:
-    """A view of a shared buffer outlives the buffer."""
-    if isinstance(payload, bytes | bytearray | memoryview):
-        return payload
-    view = payload.view()  # type: ignore[attr-defined]  # a shared buffer; peer.local is not imported here
-    assert isinstance(view, memoryview)
-    return view
