@@ -47,6 +47,7 @@ PURE = [
     "peer/learner/portions.py",
     "peer/learner/incoming.py",
     "peer/learner/look.py",
+    "peer/learner/outgoing.py",
     "peer/algorithms",
     "peer/compression",
 ]

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message
-from peer.compression import codec
 from peer.compression.bodies import Layout
 from peer.errors import RemoteError, UnknownBaseError
 from peer.events import (
@@ -36,7 +35,6 @@ from peer.events import (
     Closed,
     Deadline,
     Deliver,
-    Delivery,
     Expect,
     Finish,
     Found,
@@ -48,9 +46,7 @@ from peer.events import (
     LinkDown,
     LinkUp,
     OpenRound,
-    Payload,
     PeerId,
-    Push,
     Pushed,
     Rejected,
     Renew,
@@ -62,6 +58,7 @@ from peer.events import (
 )
 from peer.learner.incoming import Incoming
 from peer.learner.look import Look
+from peer.learner.outgoing import Outgoing
 from peer.learner.portions import FRAMES_BYTES, Portions, message_of, on_wire
 
 State = Literal["seeking", "training", "finished", "left"]
@@ -93,6 +90,7 @@ class Exchange:
         self.algorithm, self.layout = algorithm, layout
         self.initial, self.lockstep = initial, lockstep
         self.resume = None if resume is None else Resume(*resume)
+        self.outgoing = Outgoing(layout)
         self._incoming = Incoming(layout, initial.dtype, lockstep=lockstep)
         self.state: State = "seeking"
         algorithm.know(initial)
@@ -109,14 +107,8 @@ class Exchange:
         self._mixed: Tensor | None = None
         self._look: Look | None = None
         self._heir: PeerId | None = None
-        self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
-        self._out: dict[PeerId, Message] = {}  # mass sent and not acknowledged, by destination
-        # a driver that copies what it is given at once needs no copy made here: codec.in_parts
-        self.encode: Callable[[Message, Layout], Payload] = codec.encode
         self._portions = Portions()  # of a round's allowance
-        self._encodings: dict[PeerId, Payload] = {}  # while it is seen which of them have room
         self._asked: list[Sponsor] = []  # by newcomers, in the middle of a round
-        self._unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
 
     # --- the training thread's two calls ---------------------------------------------------------
 
@@ -166,7 +158,7 @@ class Exchange:
 
     def unacknowledged(self) -> dict[PeerId, Message]:
         """What is sent and not yet acknowledged, by destination."""
-        return dict(self._out)
+        return dict(self.outgoing.unacknowledged)
 
     # --- the node's side -------------------------------------------------------------------------
 
@@ -253,14 +245,13 @@ class Exchange:
     def _links(self) -> Links:
         r = self._round
         assert r is not None
-        clear = frozenset(dst for dst in self._epochs if dst not in self._out)
         return Links(
             r.key,
             r.out,
             frozenset(r.expected),
             r.n,
             r.mean_weight,
-            clear,
+            self.outgoing.clear,
             r.trees,
             r.mean_delay,
             aligning=r.aligning,
@@ -271,8 +262,7 @@ class Exchange:
         """Push this round, in lockstep as soon as the links it uses are clear."""
         self.open, r = False, self._round
         assert r is not None
-        waiting = tuple(sorted(dst for dst in r.out if dst in self._epochs and dst in self._out))
-        if self.lockstep and waiting:
+        if self.lockstep and (waiting := self.outgoing.busy(r.out)):
             self._held = (u, lr)
             return [Held(self.key, waiting)]
         return self._push_all(u, lr, now)
@@ -281,13 +271,7 @@ class Exchange:
         self._held, self.open, self._pushed = None, False, True
         self._weight = self.algorithm.weight
         links, still = self._affordable(self._links()), self.algorithm.still
-        messages = self.algorithm.step(u, lr, links, now)
-        self._unsent = {
-            dst: message
-            for dst, message in messages.items()
-            if message.delivery == "latest" and dst not in self._epochs
-        }
-        ready = {dst: message for dst, message in messages.items() if dst not in self._unsent}
+        ready = self.outgoing.ready(self.algorithm.step(u, lr, links, now))
         sent, held_back = self._within(ready)
         worked_s, self._worked_s = self._worked_s, 0.0  # rounds without local steps follow, perhaps
         return [
@@ -310,32 +294,31 @@ class Exchange:
         r = self._round
         assert r is not None
         if r.allowance is None:
-            return [self._push(dst, message) for dst, message in ready.items()], ()
-        clear = {dst for dst in r.out if dst in self._epochs and dst not in self._out}
-        held, word = self._portions.turns(clear - ready.keys()), self._word()
+            return [self.outgoing.push(dst, message) for dst, message in ready.items()], ()
+        silent = (self.outgoing.clear & r.out.keys()) - ready.keys()
+        held, word = self._portions.turns(silent), self._word()
         whole = (self._final or self.algorithm.still) and all(
             message.delivery == "latest" for message in ready.values()
         )
-        self._encodings = {dst: self._encoded(message) for dst, message in ready.items()}
-        sizes = {dst: len(data) for dst, data in self._encodings.items()}
         allowance = r.allowance - len(held) * word
+        sizes = self.outgoing.sizes(ready)
         chosen, left = self._portions.within(sizes, allowance, self.key, at_any_rate=whole)
         for dst in sorted(ready.keys() - set(chosen)):
             held.append(dst)
             if ready[dst].delivery == "mass":
                 self.algorithm.returned(dst, ready[dst])
-        sent: list[FromLearner] = [self._push(dst, ready[dst]) for dst in chosen]
-        self._encodings = {}
+        sent: list[FromLearner] = [self.outgoing.push(dst, ready[dst]) for dst in chosen]
+        self.outgoing.forget_encodings()
         nothing, left = self.algorithm.nothing(self.key), r.allowance - allowance + left
         if nothing is not None:
             number = self._portions.words(len(held), left, word, self.algorithm.least_bytes)
-            sent += [self._push(dst, nothing) for dst in held[:number]]
+            sent += [self.outgoing.push(dst, nothing) for dst in held[:number]]
         return sent, tuple(held)
 
     def _word(self) -> int:
         """Bytes on the wire of telling one neighbor that nothing comes; 0 where nobody is told."""
         word = self.algorithm.nothing(self.key) if self.lockstep else None
-        return 0 if word is None else on_wire(len(self._encoded(word)))
+        return 0 if word is None else on_wire(len(self.outgoing.encoded(word)))
 
     def _retry(self, now: float) -> Sequence[FromLearner]:
         """A link is clear, or gone: push what waited for it."""
@@ -343,22 +326,11 @@ class Exchange:
             return []
         return self._exchange(*self._held, now)
 
-    def _push(self, dst: PeerId, message: Message) -> Push:
-        delivery: Delivery = message.delivery
-        if delivery == "mass":
-            assert dst in self._epochs and dst not in self._out, f"a message for {dst}: link not clear"
-            self._out[dst] = message
-        payload = self._encodings.pop(dst, None) or self._encoded(message)
-        return Push(dst, self._epochs[dst].epoch, message.key, payload, delivery)
-
-    def _encoded(self, message: Message) -> Payload:
-        return self.encode(message, self.layout)
-
     def _renewed(self) -> list[FromLearner]:
         return [Renew(dst) for dst in self.algorithm.evicted()]
 
     def _try_close(self, now: float) -> Sequence[FromLearner]:
-        if self._final and self._unsent:
+        if self._final and self.outgoing.unsent:
             return []  # the next round's message would take the place of this one's, and no sum be whole
         if self._pushed and (not self.lockstep or self.algorithm.ready()):
             return self._close(now)
@@ -409,20 +381,20 @@ class Exchange:
             return [Rejected(*name, str(error))]
         self._incoming.took(src, message)
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
-        answers += [self._push(dst, reply) for dst, reply in replies.items()]
+        answers += [self.outgoing.push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:
             self.key = replace(message.key, generation=0)  # the first round here may be of any
             answers.insert(0, self._now_training())
         return [*answers, *self._try_close(now)]
 
     def _acked(self, dst: PeerId, now: float) -> Sequence[FromLearner]:
-        message = self._out.pop(dst, None)
+        message = self.outgoing.settle(dst)
         if message is not None:
             self.algorithm.settled(dst, message)
         return self._give_all() if self.state == "left" and dst == self._heir else self._retry(now)
 
     def _returned(self, dst: PeerId, now: float) -> Sequence[FromLearner]:
-        message = self._out.pop(dst, None)
+        message = self.outgoing.settle(dst)
         if message is None:
             return []
         self.algorithm.returned(dst, message)
@@ -433,11 +405,11 @@ class Exchange:
         answers = self._take_later(now, lambda src, _: change.direction == "out" or src != change.peer)
         if change.direction == "out":
             if isinstance(change, LinkUp):
-                self._epochs[change.peer] = change
-                if (unsent := self._unsent.pop(change.peer, None)) is not None and unsent.key == self.key:
-                    answers = [*answers, self._push(change.peer, unsent), *self._try_close(now)]
+                unsent = self.outgoing.link_up(change)
+                if unsent is not None and unsent.key == self.key:
+                    answers = [*answers, self.outgoing.push(change.peer, unsent), *self._try_close(now)]
             else:
-                self._epochs.pop(change.peer, None)
+                self.outgoing.link_down(change.peer)
         self.algorithm.on_links(change)
         return [*answers, *(self._retry(now) if change.direction == "out" else ())]
 
@@ -452,13 +424,13 @@ class Exchange:
         if self._pushed and self.lockstep and not command.show:
             self._asked.append(command)
             return []
-        link = self._epochs.get(dst)
-        if self.state not in ("training", "finished") or link is None or dst in self._out:
+        link = self.outgoing.link(dst)
+        if self.state not in ("training", "finished") or link is None or not self.outgoing.is_clear(dst):
             return []
         if command.show:
-            return [self._push(dst, self.algorithm.show(self.key))]
+            return [self.outgoing.push(dst, self.algorithm.show(self.key))]
         message = self.algorithm.sponsor(dst, self.key, link.bases)
-        return [self._push(dst, message), self._holds()]
+        return [self.outgoing.push(dst, message), self._holds()]
 
     def _hand_over(self, dst: PeerId | None) -> Sequence[FromLearner]:
         self.state, self.open, self._held, self._heir = "left", False, None, dst
@@ -469,6 +441,6 @@ class Exchange:
         heir = self._heir
         if heir is None or self.algorithm.weight == 0:
             return [Holds((), 0.0)]
-        if heir not in self._epochs or heir in self._out:
+        if not self.outgoing.is_clear(heir):
             return []  # the last round's message is on its way there; or the node is about to name another
-        return [self._push(heir, self.algorithm.hand_over(self.key)), Holds((), 0.0)]
+        return [self.outgoing.push(heir, self.algorithm.hand_over(self.key)), Holds((), 0.0)]

@@ -306,7 +306,9 @@ class Link:
 
     def _new_exchange(self, resume: Resume | None) -> Exchange:
         exchange = self._duties.exchange(resume)
-        exchange.encode = codec.in_parts  # `_send` copies them, before anything else is done with the model
+        exchange.outgoing.encode = (
+            codec.in_parts
+        )  # `_send` copies them, before anything else is done with the model
         return exchange
 
     def _send(self, answers: Sequence[FromLearner]) -> None:
