@@ -48,6 +48,7 @@ PURE = [
     "peer/learner/incoming.py",
     "peer/learner/look.py",
     "peer/learner/outgoing.py",
+    "peer/learner/sending.py",
     "peer/algorithms",
     "peer/compression",
 ]

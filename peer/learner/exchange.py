@@ -9,10 +9,8 @@ closed. The daemon's node sits behind the local socket for `attach`, or in the s
 
 Two things keep neighbors at one pace without a clock. A round is not pushed while a parcel to one of its
 out-neighbors is unacknowledged (`Held`): its share would stay home, and the neighbor would wait for nothing.
-And what one neighbor sends too far ahead is put off (incoming.py).
-
-Where a round may not take as many bytes as it would (`OpenRound.allowance`), portions.py says which links get
-a message and how large. What was not sent stays with this node, as if it took more local steps.
+And what one neighbor sends too far ahead is put off (incoming.py). What goes out in a round that may not take
+as many bytes as it would is for sending.py to say.
 
 Nothing here reads a clock or draws a random number.
 """
@@ -26,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message
+from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Message
 from peer.compression.bodies import Layout
 from peer.errors import RemoteError, UnknownBaseError
 from peer.events import (
@@ -59,7 +57,8 @@ from peer.events import (
 from peer.learner.incoming import Incoming
 from peer.learner.look import Look
 from peer.learner.outgoing import Outgoing
-from peer.learner.portions import FRAMES_BYTES, Portions, message_of, on_wire
+from peer.learner.portions import FRAMES_BYTES
+from peer.learner.sending import Sending
 
 State = Literal["seeking", "training", "finished", "left"]
 
@@ -91,6 +90,7 @@ class Exchange:
         self.initial, self.lockstep = initial, lockstep
         self.resume = None if resume is None else Resume(*resume)
         self.outgoing = Outgoing(layout)
+        self._sending = Sending(algorithm, self.outgoing, lockstep=lockstep)
         self._incoming = Incoming(layout, initial.dtype, lockstep=lockstep)
         self.state: State = "seeking"
         algorithm.know(initial)
@@ -107,7 +107,6 @@ class Exchange:
         self._mixed: Tensor | None = None
         self._look: Look | None = None
         self._heir: PeerId | None = None
-        self._portions = Portions()  # of a round's allowance
         self._asked: list[Sponsor] = []  # by newcomers, in the middle of a round
 
     # --- the training thread's two calls ---------------------------------------------------------
@@ -232,7 +231,7 @@ class Exchange:
             return []
         self._round, self.key = command, command.key
         self._pushed = False
-        self.algorithm.open(self._links())
+        self.algorithm.open(self._sending.links(command))
         self.open = self._held is None and not self.algorithm.still
         answers = self._take_later(now, self._is_ahead)  # a round that was jumped to may be what they are of
         if self._held is not None:
@@ -241,22 +240,6 @@ class Exchange:
         if self._final or self.algorithm.still:
             return [*answers, *self._exchange(torch.zeros_like(self.initial), 0.0, now)]
         return answers
-
-    def _links(self) -> Links:
-        r = self._round
-        assert r is not None
-        return Links(
-            r.key,
-            r.out,
-            frozenset(r.expected),
-            r.n,
-            r.mean_weight,
-            self.outgoing.clear,
-            r.trees,
-            r.mean_delay,
-            aligning=r.aligning,
-            hides={dst: message_of(size) for dst, size in (r.hides or {}).items()},
-        )
 
     def _exchange(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
         """Push this round, in lockstep as soon as the links it uses are clear."""
@@ -269,10 +252,11 @@ class Exchange:
 
     def _push_all(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
         self._held, self.open, self._pushed = None, False, True
-        self._weight = self.algorithm.weight
-        links, still = self._affordable(self._links()), self.algorithm.still
-        ready = self.outgoing.ready(self.algorithm.step(u, lr, links, now))
-        sent, held_back = self._within(ready)
+        self._weight, r = self.algorithm.weight, self._round
+        assert r is not None
+        links, still = self._sending.affordable(r), self.algorithm.still
+        messages = self.algorithm.step(u, lr, links, now)
+        sent, held_back = self._sending.send(r, messages, final=self._final)
         worked_s, self._worked_s = self._worked_s, 0.0  # rounds without local steps follow, perhaps
         return [
             *sent,
@@ -280,45 +264,6 @@ class Exchange:
             *self._renewed(),
             *self._try_close(now),
         ]
-
-    def _affordable(self, links: Links) -> Links:
-        r = self._round
-        assert r is not None
-        if r.allowance is None:
-            return links
-        return self._portions.affordable(links, r.allowance, self.algorithm.least_bytes, self._word())
-
-    def _within(self, ready: dict[PeerId, Message]) -> tuple[list[FromLearner], tuple[PeerId, ...]]:
-        """Push what is ready, as far as the round's allowance goes, and who is held back. Rounds without
-        local steps push everything: their sums need it, and the node has it wait until there is room."""
-        r = self._round
-        assert r is not None
-        if r.allowance is None:
-            return [self.outgoing.push(dst, message) for dst, message in ready.items()], ()
-        silent = (self.outgoing.clear & r.out.keys()) - ready.keys()
-        held, word = self._portions.turns(silent), self._word()
-        whole = (self._final or self.algorithm.still) and all(
-            message.delivery == "latest" for message in ready.values()
-        )
-        allowance = r.allowance - len(held) * word
-        sizes = self.outgoing.sizes(ready)
-        chosen, left = self._portions.within(sizes, allowance, self.key, at_any_rate=whole)
-        for dst in sorted(ready.keys() - set(chosen)):
-            held.append(dst)
-            if ready[dst].delivery == "mass":
-                self.algorithm.returned(dst, ready[dst])
-        sent: list[FromLearner] = [self.outgoing.push(dst, ready[dst]) for dst in chosen]
-        self.outgoing.forget_encodings()
-        nothing, left = self.algorithm.nothing(self.key), r.allowance - allowance + left
-        if nothing is not None:
-            number = self._portions.words(len(held), left, word, self.algorithm.least_bytes)
-            sent += [self.outgoing.push(dst, nothing) for dst in held[:number]]
-        return sent, tuple(held)
-
-    def _word(self) -> int:
-        """Bytes on the wire of telling one neighbor that nothing comes; 0 where nobody is told."""
-        word = self.algorithm.nothing(self.key) if self.lockstep else None
-        return 0 if word is None else on_wire(len(self.outgoing.encoded(word)))
 
     def _retry(self, now: float) -> Sequence[FromLearner]:
         """A link is clear, or gone: push what waited for it."""

@@ -105,7 +105,7 @@ def test_sums_are_exact_under_loss_duplication_and_delay(algorithm: str) -> None
 
         def counted(u: Tensor, lr: float, now: float, s: float, submit=submit, exchange=exchange):  # type: ignore[no-untyped-def]
             algorithm = exchange.algorithm
-            scale = min(exchange._links().mean_weight, algorithm.guard.overshoot * algorithm.weight)
+            scale = min(exchange._round.mean_weight, algorithm.guard.overshoot * algorithm.weight)
             changes.add_(scale * u)
             return submit(u, lr, now, s)
 
@@ -546,7 +546,7 @@ def test_a_local_update_moves_the_model_at_its_own_rate(pace: str) -> None:
         submit, exchange = device.exchange.submit, device.exchange
 
         def counted(u: Tensor, lr: float, now: float, s: float, submit=submit, exchange=exchange):  # type: ignore[no-untyped-def]
-            w, mean = exchange.algorithm.weight, exchange._links().mean_weight
+            w, mean = exchange.algorithm.weight, exchange._round.mean_weight
             factors.append(min(mean, exchange.algorithm.guard.overshoot * w) / w)
             return submit(u, lr, now, s)
 
