@@ -164,7 +164,7 @@ class Figures:
                 "generation": _generation(node),
                 "members": len(node.members.alive()),
                 "weight": node.weight,
-                "rounds_alone": node.rounds_alone_total,
+                "rounds_alone": node.rounds.alone_total,
                 "links": links(node, transport, now),
                 "budget": budget(node.spending, now),
             }

@@ -169,7 +169,7 @@ def _stuck(session: SessionDriver, now: float) -> Iterator[str]:
     usual_s = session.figures.usual_s(node.key.round) if node is not None else None
     if node is None or usual_s is None or end is None:
         return
-    at_learner_s = node.at_learner_s(now)
+    at_learner_s = node.rounds.at_learner_s(now)
     if at_learner_s > max(STUCK_S, STUCK_ROUNDS * usual_s):
         yield (
             f"the learner (pid {end.pid}) has worked on round {node.key.round} for {at_learner_s:.0f} s, and "
@@ -206,10 +206,11 @@ def _budget(session: SessionDriver) -> Iterator[str]:
             f"the budget of {_kb(limit)} per minute let {sum(recent)} of the last {len(recent)} rounds send "
             f"anything; {remedy}, or take more local steps in a session of your own"
         )
-    if node.short_for:
+    if node.giving.short_for:
         yield (
-            f"{len(node.short_for)} newcomer(s) wait for a model of {_kb(node.whole)}, for which the budget "
-            f"of {_kb(limit)} per minute has no room yet; another device may give it, or {remedy}"
+            f"{len(node.giving.short_for)} newcomer(s) wait for a model of {_kb(node.giving.whole)}, for "
+            f"which the budget of {_kb(limit)} per minute has no room yet; another device may give it, or "
+            f"{remedy}"
         )
 
 
@@ -219,17 +220,17 @@ def _kb(size: int) -> str:
 
 def _rounds(session: SessionDriver) -> Iterator[str]:
     node = session.node
-    if node is None or node.phase != "training" or node.rounds_alone < ALONE_ROUNDS:
+    if node is None or node.phase != "training" or node.rounds.alone < ALONE_ROUNDS:
         return
     known = [r for r in node.members.members() if r.peer != node.me]
     others = [r for r in known if r.state not in ("left", "paused")]
     if others:  # those who left or paused said so, and are not missed
         yield (
-            f"the last {node.rounds_alone} rounds were closed alone: none of {len(others)} other device(s) "
+            f"the last {node.rounds.alone} rounds were closed alone: none of {len(others)} other device(s) "
             "was heard in time; are they on, and is the network up?"
         )
     elif node.company and not known:  # whoever is dead or has left for a day is forgotten, the session is not
         yield (
-            f"the last {node.rounds_alone} rounds were closed alone: nobody else of this session was there "
+            f"the last {node.rounds.alone} rounds were closed alone: nobody else of this session was there "
             "for a day; are the others on, and is the network up?"
         )

@@ -60,8 +60,9 @@ from peer.mesh.budget import Spending
 from peer.mesh.discovery import Discovery
 from peer.mesh.greeting import Introduction
 from peer.mesh.identity import Device, SessionIdentity
-from peer.mesh.node import Node, NodeEvent, Terms
+from peer.mesh.node import Node, NodeEvent
 from peer.mesh.stream import Intake
+from peer.mesh.terms import Terms
 from peer.placing import Placing
 from peer.shared_buffer import SharedBuffer
 from peer.status import SessionState, SessionStatus
@@ -505,7 +506,7 @@ class SessionDriver:
         node = self.node
         if node is None or node.phase != "training" or not node.company:
             return "waiting"
-        if len(node.members.view()) < 2 or node.rounds_alone >= ALONE_ROUNDS:
+        if len(node.members.view()) < 2 or node.rounds.alone >= ALONE_ROUNDS:
             return "alone"
         return "training"
 

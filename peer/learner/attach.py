@@ -38,10 +38,11 @@ from peer.event_frames import to_frame
 from peer.events import Looked
 from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
 from peer.learner.dial import Attachment, dial
-from peer.learner.exchange import Exchange, Resume, mixes
+from peer.learner.exchange import Exchange, Resume
 from peer.learner.export import exported
 from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.link import Duties, Link
+from peer.learner.look import mixes
 from peer.learner.memory import with_memory
 from peer.learner.pulse import Pulse
 from peer.learner.rate import ScaledRate

@@ -9,11 +9,8 @@ closed. The daemon's node sits behind the local socket for `attach`, or in the s
 
 Two things keep neighbors at one pace without a clock. A round is not pushed while a parcel to one of its
 out-neighbors is unacknowledged (`Held`): its share would stay home, and the neighbor would wait for nothing.
-And of what one neighbor sends only one parcel ahead of this node's own round is taken over: the next is
-answered when that round is mixed, so a node that hangs costs the others one share each, not all they have.
-
-Where a round may not take as many bytes as it would (`OpenRound.allowance`), portions.py says which links get
-a message and how large. What was not sent stays with this node, as if it took more local steps.
+And what one neighbor sends too far ahead is put off (incoming.py). What goes out in a round that may not take
+as many bytes as it would is for sending.py to say.
 
 Nothing here reads a clock or draws a random number.
 """
@@ -21,23 +18,21 @@ Nothing here reads a clock or draws a random number.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message
-from peer.compression import codec
+from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Message
 from peer.compression.bodies import Layout
-from peer.errors import CodecError, RemoteError, UnknownBaseError
+from peer.errors import RemoteError, UnknownBaseError
 from peer.events import (
     FINAL,
     Acked,
     Closed,
     Deadline,
     Deliver,
-    Delivery,
     Expect,
     Finish,
     Found,
@@ -49,9 +44,7 @@ from peer.events import (
     LinkDown,
     LinkUp,
     OpenRound,
-    Payload,
     PeerId,
-    Push,
     Pushed,
     Rejected,
     Renew,
@@ -61,18 +54,13 @@ from peer.events import (
     Taken,
     ToLearner,
 )
-from peer.learner.portions import FRAMES_BYTES, Portions, message_of, on_wire
+from peer.learner.incoming import Incoming
+from peer.learner.look import Look
+from peer.learner.outgoing import Outgoing
+from peer.learner.portions import FRAMES_BYTES
+from peer.learner.sending import Sending
 
 State = Literal["seeking", "training", "finished", "left"]
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """The flat model that a peer has shown, and the round it was at."""
-
-    peer: PeerId
-    round: int
-    model: Tensor
 
 
 class Resume(NamedTuple):
@@ -81,18 +69,6 @@ class Resume(NamedTuple):
     model: Tensor
     round: int
     own: Mapping[str, Tensor] = {}
-
-
-# relative distance of two models that may be mixed, and the loss half way between them by that of the worse:
-# reliability note, section c
-NEAR, MIDPOINT = 0.5, 1.2
-
-
-def mixes(mine: Tensor, theirs: Tensor, loss: Callable[[Tensor], float] | None = None) -> bool:
-    """May two flat models be averaged, as far as their distance tells and, where it can be had, the loss?"""
-    if not float((mine - theirs).norm()) < NEAR * max(float(mine.norm()), float(theirs.norm())):
-        return False
-    return loss is None or loss((mine + theirs) / 2) <= MIDPOINT * max(loss(mine), loss(theirs))
 
 
 class Exchange:
@@ -113,6 +89,9 @@ class Exchange:
         self.algorithm, self.layout = algorithm, layout
         self.initial, self.lockstep = initial, lockstep
         self.resume = None if resume is None else Resume(*resume)
+        self.outgoing = Outgoing(layout)
+        self._sending = Sending(algorithm, self.outgoing, lockstep=lockstep)
+        self._incoming = Incoming(layout, initial.dtype, lockstep=lockstep)
         self.state: State = "seeking"
         algorithm.know(initial)
         self.key = Key()  # the round being worked on, or the last one
@@ -123,21 +102,12 @@ class Exchange:
         self._held: tuple[Tensor, float] | None = None  # a change to be pushed when its links are clear
         self._weight = 0.0  # before the open round's push
         self._worked_s = 0.0  # of the last local steps
-        self._ahead: dict[PeerId, Key] = {}  # in-neighbors' last parcels taken, while not mixed
-        self._later: list[Deliver] = []  # parcels not taken over yet
         self._leaving = False  # nothing is put off any more
         self._round: OpenRound | None = None
         self._mixed: Tensor | None = None
         self._look: Look | None = None
         self._heir: PeerId | None = None
-        self._epochs: dict[PeerId, LinkUp] = {}  # out-links that are up
-        self._out: dict[PeerId, Message] = {}  # mass sent and not acknowledged, by destination
-        # a driver that copies what it is given at once needs no copy made here: codec.in_parts
-        self.encode: Callable[[Message, Layout], Payload] = codec.encode
-        self._portions = Portions()  # of a round's allowance
-        self._encodings: dict[PeerId, Payload] = {}  # while it is seen which of them have room
         self._asked: list[Sponsor] = []  # by newcomers, in the middle of a round
-        self._unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
 
     # --- the training thread's two calls ---------------------------------------------------------
 
@@ -187,7 +157,7 @@ class Exchange:
 
     def unacknowledged(self) -> dict[PeerId, Message]:
         """What is sent and not yet acknowledged, by destination."""
-        return dict(self._out)
+        return dict(self.outgoing.unacknowledged)
 
     # --- the node's side -------------------------------------------------------------------------
 
@@ -261,7 +231,7 @@ class Exchange:
             return []
         self._round, self.key = command, command.key
         self._pushed = False
-        self.algorithm.open(self._links())
+        self.algorithm.open(self._sending.links(command))
         self.open = self._held is None and not self.algorithm.still
         answers = self._take_later(now, self._is_ahead)  # a round that was jumped to may be what they are of
         if self._held is not None:
@@ -271,45 +241,22 @@ class Exchange:
             return [*answers, *self._exchange(torch.zeros_like(self.initial), 0.0, now)]
         return answers
 
-    def _links(self) -> Links:
-        r = self._round
-        assert r is not None
-        clear = frozenset(dst for dst in self._epochs if dst not in self._out)
-        return Links(
-            r.key,
-            r.out,
-            frozenset(r.expected),
-            r.n,
-            r.mean_weight,
-            clear,
-            r.trees,
-            r.mean_delay,
-            aligning=r.aligning,
-            hides={dst: message_of(size) for dst, size in (r.hides or {}).items()},
-        )
-
     def _exchange(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
         """Push this round, in lockstep as soon as the links it uses are clear."""
         self.open, r = False, self._round
         assert r is not None
-        waiting = tuple(sorted(dst for dst in r.out if dst in self._epochs and dst in self._out))
-        if self.lockstep and waiting:
+        if self.lockstep and (waiting := self.outgoing.busy(r.out)):
             self._held = (u, lr)
             return [Held(self.key, waiting)]
         return self._push_all(u, lr, now)
 
     def _push_all(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
         self._held, self.open, self._pushed = None, False, True
-        self._weight = self.algorithm.weight
-        links, still = self._affordable(self._links()), self.algorithm.still
+        self._weight, r = self.algorithm.weight, self._round
+        assert r is not None
+        links, still = self._sending.affordable(r), self.algorithm.still
         messages = self.algorithm.step(u, lr, links, now)
-        self._unsent = {
-            dst: message
-            for dst, message in messages.items()
-            if message.delivery == "latest" and dst not in self._epochs
-        }
-        ready = {dst: message for dst, message in messages.items() if dst not in self._unsent}
-        sent, held_back = self._within(ready)
+        sent, held_back = self._sending.send(r, messages, final=self._final)
         worked_s, self._worked_s = self._worked_s, 0.0  # rounds without local steps follow, perhaps
         return [
             *sent,
@@ -318,68 +265,17 @@ class Exchange:
             *self._try_close(now),
         ]
 
-    def _affordable(self, links: Links) -> Links:
-        r = self._round
-        assert r is not None
-        if r.allowance is None:
-            return links
-        return self._portions.affordable(links, r.allowance, self.algorithm.least_bytes, self._word())
-
-    def _within(self, ready: dict[PeerId, Message]) -> tuple[list[FromLearner], tuple[PeerId, ...]]:
-        """Push what is ready, as far as the round's allowance goes, and who is held back. Rounds without
-        local steps push everything: their sums need it, and the node has it wait until there is room."""
-        r = self._round
-        assert r is not None
-        if r.allowance is None:
-            return [self._push(dst, message) for dst, message in ready.items()], ()
-        clear = {dst for dst in r.out if dst in self._epochs and dst not in self._out}
-        held, word = self._portions.turns(clear - ready.keys()), self._word()
-        whole = (self._final or self.algorithm.still) and all(
-            message.delivery == "latest" for message in ready.values()
-        )
-        self._encodings = {dst: self._encoded(message) for dst, message in ready.items()}
-        sizes = {dst: len(data) for dst, data in self._encodings.items()}
-        allowance = r.allowance - len(held) * word
-        chosen, left = self._portions.within(sizes, allowance, self.key, at_any_rate=whole)
-        for dst in sorted(ready.keys() - set(chosen)):
-            held.append(dst)
-            if ready[dst].delivery == "mass":
-                self.algorithm.returned(dst, ready[dst])
-        sent: list[FromLearner] = [self._push(dst, ready[dst]) for dst in chosen]
-        self._encodings = {}
-        nothing, left = self.algorithm.nothing(self.key), r.allowance - allowance + left
-        if nothing is not None:
-            number = self._portions.words(len(held), left, word, self.algorithm.least_bytes)
-            sent += [self._push(dst, nothing) for dst in held[:number]]
-        return sent, tuple(held)
-
-    def _word(self) -> int:
-        """Bytes on the wire of telling one neighbor that nothing comes; 0 where nobody is told."""
-        word = self.algorithm.nothing(self.key) if self.lockstep else None
-        return 0 if word is None else on_wire(len(self._encoded(word)))
-
     def _retry(self, now: float) -> Sequence[FromLearner]:
         """A link is clear, or gone: push what waited for it."""
         if self._held is None or self.state != "training":
             return []
         return self._exchange(*self._held, now)
 
-    def _push(self, dst: PeerId, message: Message) -> Push:
-        delivery: Delivery = message.delivery
-        if delivery == "mass":
-            assert dst in self._epochs and dst not in self._out, f"a message for {dst}: link not clear"
-            self._out[dst] = message
-        payload = self._encodings.pop(dst, None) or self._encoded(message)
-        return Push(dst, self._epochs[dst].epoch, message.key, payload, delivery)
-
-    def _encoded(self, message: Message) -> Payload:
-        return self.encode(message, self.layout)
-
     def _renewed(self) -> list[FromLearner]:
         return [Renew(dst) for dst in self.algorithm.evicted()]
 
     def _try_close(self, now: float) -> Sequence[FromLearner]:
-        if self._final and self._unsent:
+        if self._final and self.outgoing.unsent:
             return []  # the next round's message would take the place of this one's, and no sum be whole
         if self._pushed and (not self.lockstep or self.algorithm.ready()):
             return self._close(now)
@@ -394,37 +290,26 @@ class Exchange:
         # with pace "free" what is pushed is missing until mail comes in, mostly between two rounds: what
         # this node trains with, and w̄ is the mean of, is the weight before the push
         weight = self.algorithm.weight if self.lockstep else self._weight
-        if not self.lockstep:
-            self._ahead.clear()
+        self._incoming.mixed()
         answers = [Closed(self.key, heard, weight), *self._take_later(now, self._is_ahead)]
         return [*answers, *self._sponsor_all()]
 
     def _is_ahead(self, src: PeerId, key: Key) -> bool:
-        """Does a parcel wait to be mixed already that `src` sent before this one?"""
-        last = self._ahead.get(src)
-        return last is not None and (not self.lockstep or (last > self.key and key > self.key))
+        return self._incoming.is_ahead(src, key, self.key)
 
     def _take_later(
         self, now: float, keep: Callable[[PeerId, Key], bool] = lambda src, key: False
     ) -> Sequence[FromLearner]:
         """Take over the parcels put off, but for those to `keep`."""
-        later, self._later = self._later, []
-        answers: list[FromLearner] = []
-        for command in later:
-            if keep(command.src, command.key):
-                self._later.append(command)
-            else:
-                answers += self._deliver(command, now, late=True)
-        return answers
+        due = self._incoming.due(keep)
+        return [answer for command in due for answer in self._deliver(command, now, late=True)]
 
     def _deliver(self, command: Deliver, now: float, *, late: bool = False) -> Sequence[FromLearner]:
         src, name = command.src, (command.src, command.epoch, command.number)
         if self.state in ("left", "finished"):
             return [Rejected(*name, "this learner is leaving", fault=False)]
         try:
-            message = codec.decode(_bytes(command.payload), self.layout, self.initial.dtype, lasting=True)
-            if message.key != command.key:
-                raise CodecError(f"parcel says round {command.key}, its message {message.key}")
+            message = self._incoming.decoded(command)
             if message.meaning == SNAPSHOT and message.weight == 0:
                 self._look = Look(src, message.key.round, message.body.dense())
                 return [Taken(*name)]
@@ -432,30 +317,29 @@ class Exchange:
             at_once = at_once or message.delivery == "latest"  # the newest counts, wherever this node is
             at_once = at_once or (message.meaning, message.key.phase) == (SNAPSHOT, FINAL)  # no round follows
             if not at_once and self._is_ahead(src, message.key):
-                self._later.append(replace(command, payload=_bytes(command.payload)))
+                self._incoming.put_off(command)
                 return []
             replies = self.algorithm.receive(src, message, now)
         except UnknownBaseError as error:
             return [self._holds(), Rejected(*name, str(error), fault=False)]  # what its next epoch builds on
         except RemoteError as error:
             return [Rejected(*name, str(error))]
-        if self.lockstep or message.delivery == "mass":  # of whole models with pace "free" the newest counts
-            self._ahead[src] = message.key
+        self._incoming.took(src, message)
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
-        answers += [self._push(dst, reply) for dst, reply in replies.items()]
+        answers += [self.outgoing.push(dst, reply) for dst, reply in replies.items()]
         if self.state == "seeking" and self.algorithm.weight > 0:
             self.key = replace(message.key, generation=0)  # the first round here may be of any
             answers.insert(0, self._now_training())
         return [*answers, *self._try_close(now)]
 
     def _acked(self, dst: PeerId, now: float) -> Sequence[FromLearner]:
-        message = self._out.pop(dst, None)
+        message = self.outgoing.settle(dst)
         if message is not None:
             self.algorithm.settled(dst, message)
         return self._give_all() if self.state == "left" and dst == self._heir else self._retry(now)
 
     def _returned(self, dst: PeerId, now: float) -> Sequence[FromLearner]:
-        message = self._out.pop(dst, None)
+        message = self.outgoing.settle(dst)
         if message is None:
             return []
         self.algorithm.returned(dst, message)
@@ -466,11 +350,11 @@ class Exchange:
         answers = self._take_later(now, lambda src, _: change.direction == "out" or src != change.peer)
         if change.direction == "out":
             if isinstance(change, LinkUp):
-                self._epochs[change.peer] = change
-                if (unsent := self._unsent.pop(change.peer, None)) is not None and unsent.key == self.key:
-                    answers = [*answers, self._push(change.peer, unsent), *self._try_close(now)]
+                unsent = self.outgoing.link_up(change)
+                if unsent is not None and unsent.key == self.key:
+                    answers = [*answers, self.outgoing.push(change.peer, unsent), *self._try_close(now)]
             else:
-                self._epochs.pop(change.peer, None)
+                self.outgoing.link_down(change.peer)
         self.algorithm.on_links(change)
         return [*answers, *(self._retry(now) if change.direction == "out" else ())]
 
@@ -485,13 +369,13 @@ class Exchange:
         if self._pushed and self.lockstep and not command.show:
             self._asked.append(command)
             return []
-        link = self._epochs.get(dst)
-        if self.state not in ("training", "finished") or link is None or dst in self._out:
+        link = self.outgoing.link(dst)
+        if self.state not in ("training", "finished") or link is None or not self.outgoing.is_clear(dst):
             return []
         if command.show:
-            return [self._push(dst, self.algorithm.show(self.key))]
+            return [self.outgoing.push(dst, self.algorithm.show(self.key))]
         message = self.algorithm.sponsor(dst, self.key, link.bases)
-        return [self._push(dst, message), self._holds()]
+        return [self.outgoing.push(dst, message), self._holds()]
 
     def _hand_over(self, dst: PeerId | None) -> Sequence[FromLearner]:
         self.state, self.open, self._held, self._heir = "left", False, None, dst
@@ -502,15 +386,6 @@ class Exchange:
         heir = self._heir
         if heir is None or self.algorithm.weight == 0:
             return [Holds((), 0.0)]
-        if heir not in self._epochs or heir in self._out:
+        if not self.outgoing.is_clear(heir):
             return []  # the last round's message is on its way there; or the node is about to name another
-        return [self._push(heir, self.algorithm.hand_over(self.key)), Holds((), 0.0)]
-
-
-def _bytes(payload: object) -> bytes | bytearray | memoryview:
-    """A view of a shared buffer outlives the buffer."""
-    if isinstance(payload, bytes | bytearray | memoryview):
-        return payload
-    view = payload.view()  # type: ignore[attr-defined]  # a shared buffer; peer.local is not imported here
-    assert isinstance(view, memoryview)
-    return view
+        return [self.outgoing.push(heir, self.algorithm.hand_over(self.key)), Holds((), 0.0)]

@@ -28,7 +28,8 @@ from peer.errors import DataError, NoDaemonError, PeerdError
 from peer.event_frames import EventAssembler
 from peer.events import FINAL, Closed, Direction, Found, FromLearner, PeerId, Push, Ready, ToLearner
 from peer.learner.dial import Attachment
-from peer.learner.exchange import Exchange, Look, Resume, State
+from peer.learner.exchange import Exchange, Resume, State
+from peer.learner.look import Look
 from peer.learner.outbox import Outbox
 from peer.local import SharedBuffer, error_of
 
@@ -305,7 +306,9 @@ class Link:
 
     def _new_exchange(self, resume: Resume | None) -> Exchange:
         exchange = self._duties.exchange(resume)
-        exchange.encode = codec.in_parts  # `_send` copies them, before anything else is done with the model
+        exchange.outgoing.encode = (
+            codec.in_parts
+        )  # `_send` copies them, before anything else is done with the model
         return exchange
 
     def _send(self, answers: Sequence[FromLearner]) -> None:

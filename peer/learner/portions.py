@@ -1,5 +1,5 @@
 """What a round's messages may take where this device has a budget for what it sends: which links get one, and
-how large. Pure, as exchange.py is, which composes and sends them.
+how large. Pure, as sending.py is, which composes and sends them.
 
 Each message gets the same part. If that is too little, fewer links get one, in turn: those that were sent
 nothing for longest come first. Neighbors that would wait are told that nothing comes, as far as that costs

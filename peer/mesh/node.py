@@ -3,8 +3,9 @@
 `handle(event, now) -> effects`. The daemon performs the effects with asyncio, gRPC and zeroconf; a rehearsal
 performs them with a heap of timed events. Nothing here reads a clock: `now` is seconds on any steady scale.
 
-The node owns time: it opens a round, tells the learner whom to expect, and says when waiting is no longer
-worth it. A learner without mass is seated by its node: with a sponsor, or (nobody has mass) by election.
+What concerns one thing alone has words of its own in the files beside this one; the node asks, and passes on
+what they answer. It owns time: its rounds open, and close when waiting is no longer worth it (rounds.py). A
+learner without mass is seated by its node: with a sponsor, or (nobody has mass) by election.
 
     phase   idle --Ready--> seeking --mass--> training --Leave--> leaving
                                                  |--rounds done--> finished
@@ -14,23 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 from peer.errors import RemoteError
 from peer.events import (
     FINAL,
-    TRAIN,
     Ack,
     Acked,
     Closed,
     Control,
-    Deadline,
     Deliver,
     Direction,
     Effect,
-    Expect,
     Farewell,
     Finish,
     ForLearner,
@@ -41,7 +37,6 @@ from peer.events import (
     Generation,
     Gone,
     Goodbye,
-    HandOver,
     Held,
     Holds,
     Key,
@@ -55,7 +50,6 @@ from peer.events import (
     Moved,
     Note,
     Open,
-    OpenRound,
     Parcel,
     PeerId,
     Probe,
@@ -73,7 +67,6 @@ from peer.events import (
     Send,
     ShowMe,
     Spent,
-    Sponsor,
     SponsorMe,
     StartOver,
     StreamDown,
@@ -85,32 +78,23 @@ from peer.events import (
     Told,
     Vouch,
 )
-from peer.mesh import topology
 from peer.mesh.agreement import Agreement
 from peer.mesh.budget import Spending
-from peer.mesh.ending import Ending
-from peer.mesh.frame_bytes import FRAMES_BYTES, frame_bytes
+from peer.mesh.frame_bytes import frame_bytes
 from peer.mesh.generations import Generations
+from peer.mesh.giving import Giving
 from peer.mesh.gossip import Gossip
+from peer.mesh.leaving import Finished, Leaving
 from peer.mesh.links import Links
-from peer.mesh.pace import Pace
 from peer.mesh.reunion import Reunions
-from peer.mesh.seats import Epoch, Seats
-from peer.mesh.throughput import Throughput
+from peer.mesh.rounds import Rounds
+from peer.mesh.seats import Seats
+from peer.mesh.terms import Terms
+from peer.mesh.unanswered import Unanswered
+from peer.mesh.upkeep import Upkeep
 
 STALL_S = 5.0  # reliability note, section c: a gap like this between ticks is a suspend, nobody's silence
-WRITE_OFF_S = 24 * 3600.0  # a dead member's unacknowledged parcel is given up then: memberlist's dead record
-IDLE_LINK_S = 60.0  # a link that no round has used for this long is closed; guess
-REVERSE_DIAL_S = 3.0  # an expected sender that has not dialed by now is dialed; guess
-HAND_OVER_S = 10.0  # leave without the hand-over being confirmed after this; guess
-SPARE_ROUNDS = 2  # for messages of models that are lost, where a new tree begins; guess
 OUTDATED = "asked for long ago"
-LATE_ROUNDS = 8  # on an agreed graph a neighbor that is behind goes to this node's round: worth a wait; guess
-MAX_JUMP = 1 << 16  # rounds at a time, whatever a neighbor says: three hours of rounds of 0.2 s (guess)
-ANSWER_S = 1.0  # for the learner's answer when a link it has a last message for is up; guess
-STAY_S = 60.0  # a finished member stays so long for living ones of its generation that are not; guess
-DEFER_S = 20.0  # others are asked first to give a model that the budget has no room for; guess
-LINGER_S = 10.0  # a finished session waits this long for its last acknowledgements; guess
 
 NodeEvent = (
     Met
@@ -130,22 +114,8 @@ NodeEvent = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a node needs of the session's descriptor. rounds: 0 is forever. founder: it made the session.
-    graph: what the algorithm exchanges on; one without direction all members agree on (generations.py).
-    """
-
-    topology: str
-    seed: int
-    lockstep: bool = True
-    rounds: int = 0
-    founder: bool = False
-    graph: Literal["directed", "undirected", "tree"] = "directed"
-
-
 class Node:
-    """The state machine. Read-only from outside: `members`, `links`, `phase`, `key`, `life`."""
+    """The state machine. Read-only from outside: all without an underscore."""
 
     tick_s = 0.25
 
@@ -161,50 +131,24 @@ class Node:
         self.me, self.terms = me.peer, terms
         self.spending = spending or Spending()
         self.gossip, self.links = Gossip(me), Links(me.peer, farewells, self.spending)
-        self.pace, self.seats = Pace(late_is_lost=terms.graph != "directed"), Seats(me.peer)
+        self.upkeep, self.giving = Upkeep(self.links), Giving(self.links, self.spending)
         self.members = self.gossip.members
-        self.agreement, self.ending = None, None
+        self.agreement: Agreement | None = None
         if terms.graph != "directed":
             self.agreement = Agreement(me.peer, terms.topology, terms.graph)
-            self.ending = Ending(me.peer, self.members, self.agreement.generations)
+        self.rounds = Rounds(terms, self.gossip, self.links, self.upkeep, self.agreement)
+        self.seats = Seats(self.members, self.links, finished_give=self.agreement is not None)
         self.reunions = Reunions(me.peer)
         self.life = 0  # of the learner, or of the last one
-        self.key = Key()  # the round being worked on, or to be opened next
-        self.rounds_alone = 0  # closed with nobody heard though somebody was to send, in a row
-        self.rounds_alone_total = 0
         self.company = False  # has another member with mass ever been in view?
         self.weight = 0.0
         self.faults: dict[PeerId, int] = {}  # parcels refused, by who sent them
-        self.missed: frozenset[PeerId] = frozenset()  # expected and not heard in the round closed last
         self._founder = terms.founder
-        self._open = False
-        self._at_learner: dict[tuple[PeerId, int, int], Key] = {}  # parcels it has not answered yet
-        self._earlier: set[tuple[PeerId, int, int]] = (
-            set()
-        )  # those of them that came before their link's epoch
-        self.throughput = Throughput()
-        self._allowance: int | None = None  # bytes that the open round's messages may take
-        self._sending: set[PeerId] = set()  # whom the open round has sent something
-        self.whole = 0  # bytes of a whole model; 0: not known
-        self._expected: frozenset[PeerId] = frozenset()
-        self._has_senders = False  # on the open round's graph; where it is drawn at random there may be none
-        self._view: tuple[PeerId, ...] = ()
-        self._seen = -1  # the members' version that _view is of
-        self._sponsoring: set[PeerId] = set()
-        self._asked_at: dict[PeerId, float] = {}  # by those of them that the budget has no room for
-        self._showing: set[PeerId] = set()  # who wants to look at this device's model
-        self._needed: dict[PeerId, float] = {}  # out-links, and when a round last used them
-        self._due: dict[PeerId, float] = {}  # expected senders without a stream, since when
-        self._dialed: set[PeerId] = set()  # senders whose in-stream this node opened
-        self._leaving: Leave | None = None
-        self._leaving_since = 0.0
-        self._has_mass = False
-        self._handing_to: PeerId | None = None
-        self._handed = False  # has the learner given everything to it?
-        self._final_view: tuple[PeerId, ...] = ()  # the view when the first final round opened
-        self._starting_over = False
-        self._finished_at: float | None = None
-        self._owed_at = 0.0  # after that: a finished node still had something to send
+        self._unanswered = Unanswered()
+        self._seen = -1  # the members' version that the rounds' view is of
+        self._leaving: Leaving | None = None
+        self._finished: Finished | None = None
+        self._reason: Literal["left", "paused", "finished"] = "finished"  # of the goodbye
         self._gone = False
         self._ticked_at = math.inf
         self._effects: list[Effect] = []
@@ -218,11 +162,10 @@ class Node:
         """After Gone: what the next node here is to be made with."""
         return self.links.farewells(self.life)
 
-    def at_learner_s(self, now: float) -> float:
-        """For how long the open round has waited for this device's own learner, s; 0: it does not."""
-        held = self.pace.held is not None and any(map(self.links.unacked, self.pace.held.dsts))
-        its_turn = self.pace.overdue or (self.pace.pushed_at is None and not held)
-        return self.pace.began(now) if self._open and its_turn else 0.0
+    @property
+    def key(self) -> Key:
+        """Of the round being worked on, or to be opened next."""
+        return self.rounds.key
 
     @property
     def phase(self) -> str:
@@ -240,9 +183,9 @@ class Node:
         self._notice_gap(now)
         self._dispatch(event, now)
         self._watch_view(now)
-        self._check_round(now)
+        self._effects += self.rounds.check(now)
         if self._leaving is not None:
-            self._hand_over(now)
+            self._hand_over(self._leaving, now)
         self._book(now)
         effects, self._effects = self._effects, []
         return effects
@@ -251,7 +194,7 @@ class Node:
         """What goes out now, and which parcels are not on their way any more, for the budget."""
         for effect in self._effects:
             if isinstance(effect, Send) and isinstance(effect.frame, Parcel):
-                self.throughput.began(effect.peer, frame_bytes(effect.frame), now)
+                self.rounds.throughput.began(effect.peer, frame_bytes(effect.frame), now)
         if self.spending.bytes_per_min is None:
             return
         for effect in self._effects:
@@ -270,7 +213,7 @@ class Node:
             case Progress(peer, direction):
                 self._alive(peer, now)
                 if direction == "in":
-                    self.pace.patience.moving(peer, now)
+                    self.rounds.pace.patience.moving(peer, now)
             case StreamUp() | StreamDown():
                 self._stream(event, now)
             case Met(record):
@@ -302,20 +245,17 @@ class Node:
             case Push():
                 self._push(event, now)
             case Held():
-                self._hold(event, now)
+                self.rounds.hold(event, now)
             case Pushed():
-                self._pushed(event, now)
+                self._effects += self.rounds.pushed(event, now)
             case Closed():
                 self._closed(event, now)
             case Taken(src, epoch, number):
-                taken = self._at_learner.pop((src, epoch, number), None)
-                if taken is not None and (src, epoch, number) not in self._earlier:
+                if (taken := self._unanswered.answered(src, epoch, number)) is not None:
                     self._took(src, taken, now)
-                self._earlier.discard((src, epoch, number))
                 self._absorb(self.links.taken(src, epoch, number), now)
             case Rejected(src, epoch, number, reason, fault):
-                self._at_learner.pop((src, epoch, number), None)
-                self._earlier.discard((src, epoch, number))
+                self._unanswered.answered(src, epoch, number)
                 if fault:
                     self.faults[src] = self.faults.get(src, 0) + 1
                     self._note("sent something that was refused", "warning", peer=src, reason=reason)
@@ -324,28 +264,32 @@ class Node:
                 self._absorb(self.links.renew(dst), now)
             case Looked(peer, round_, near):
                 self._looked(peer, round_, near, now)
-            case Holds(bases, weight, replicas, whole):
-                self.whole = whole or self.whole
-                self.links.holds(bases, replicas)
-                self._weigh(weight)
-                self._has_mass = self._has_mass or weight > 0
-                self._check_handed(now)
-                if self.phase == "seeking" and weight > 0:
-                    self._seated(now)
+            case Holds():
+                self._holds(event, now)
+
+    def _holds(self, event: Holds, now: float) -> None:
+        self.giving.holds(event.whole)
+        self.links.holds(event.bases, event.replicas)
+        self._weigh(event.weight)
+        if self._leaving is not None:
+            self._leaving.holds(event.weight)
+        self._check_handed()
+        if self.phase == "seeking" and event.weight > 0:
+            self._seated(now)
 
     def _push(self, event: Push, now: float) -> None:
         dst, key = event.dst, event.key
-        self._handed = self._handed or dst == self._handing_to
-        if key == self.key:
-            self._sending.add(dst)
+        if self._leaving is not None:
+            self._leaving.pushed(dst)
+        self.rounds.sends(dst, key)
         self._absorb(self.links.push(dst, event.epoch, key, event.payload, event.delivery, now), now)
 
     def _ready(self, event: Ready, now: float) -> None:
         self.links.holds(event.bases, event.replicas)
         self._absorb(self.links.learner_started(event.life), now)
-        self.key, self.life, self._starting_over = Key(), event.life, False
+        self.life = event.life
+        self.rounds.forget()
         self.seats.seek(now)
-        self.pace.forget_rounds()
         self.reunions.settle()  # without a model there is nothing to be kept apart
         if self.generations is not None:
             self.generations.trains(None)
@@ -356,12 +300,12 @@ class Node:
             self._seek(now)
 
     def _found(self, *, resume: bool) -> None:
-        self.key = Key(round=self.members.me.round + 1 if resume else 0)
+        self.rounds.begin(Key(round=self.members.me.round + 1 if resume else 0))
         self._learner(Found(resume))
 
     def _seated(self, now: float) -> None:
-        self._sponsoring.clear()
-        self.key = max([self.key, *self._at_learner.values()])  # the sponsor's round, if there was a sponsor
+        self.giving.forget()
+        self.rounds.begin(max(self.key, self._unanswered.newest()))  # the sponsor's round, if there was one
         self._publish(phase="training")
         if self.generations is not None:
             self.generations.trains(now)
@@ -373,28 +317,26 @@ class Node:
 
     def _learner_gone(self, reason: str, now: float) -> None:
         self._absorb(self.links.learner_gone(), now)
-        self._open, self.weight = False, 0.0
-        self.pace.close()
-        self._has_mass, self._handing_to, self._handed = False, None, False
-        self._at_learner.clear()
-        self._earlier.clear()
+        self.rounds.stop()
+        self.weight = 0.0
+        self._unanswered.clear()
         if self.agreement is not None:
             self.agreement.early()  # they went with their links
         if self._leaving is None:
             self._publish(phase="idle", life=0, weight=0.0)
+        else:
+            self._leaving.learner_gone()
 
     # --- seats: sponsor or election --------------------------------------------------------------
 
     def _seek(self, now: float) -> None:
-        phases = ("training",) if self.agreement is None else ("training", "finished")
-        trainers = [r for r in self.members.alive() if r.phase in phases and r.peer != self.me]
-        sponsor = self.seats.ask(trainers, now)
+        sponsor = self.seats.ask(now)
         if sponsor is not None:
-            self._due.setdefault(sponsor, now)
+            self.upkeep.expect(sponsor, now)
             self._effects.append(Tell(sponsor, SponsorMe(self.members.me.life)))
         if not self.seats.is_election(now):
             return
-        best = self.seats.elected((r for r in self.members.alive() if r.phase == "seeking"), now)
+        best = self.seats.elected(now)
         if best is not None and best.peer == self.me:
             self._note("nobody has mass: this device has the best checkpoint and begins", round=best.round)
             self._found(resume=True)
@@ -408,55 +350,37 @@ class Node:
             return  # or it is not settled yet whose model is to be given
         if record.phase == "training" and record.life == life:
             return  # somebody else was faster
-        self._sponsoring.add(peer)
+        self.giving.promise(peer)
         self._correct(peer, now)
+        self._give(peer, now)
+
+    def _give(self, peer: PeerId, now: float) -> None:
         self._need(peer, now)
         if self.links.clear(peer):
             self._grant(peer, now)
 
+    def _grant(self, peer: PeerId, now: float) -> None:
+        if self.agreement is not None and self.key.phase == FINAL and self.phase == "training":
+            return  # who comes as late as this is given the final model, and is done
+        self._effects += self.giving.grant(peer, now)
+
     def _show(self, peer: PeerId, now: float) -> None:
         """Send the model to look at: as soon as the link allows it."""
         if self.phase == "training":
-            self._showing.add(peer)
+            self.giving.show(peer)
             self._need(peer, now)
-            self._show_all()
-
-    def _show_all(self) -> None:
-        size = self.whole + FRAMES_BYTES
-        for peer in sorted(p for p in self._showing if self.links.clear(p) and self.spending.lets(size)):
-            self._showing.discard(peer)
-            self._learner(Sponsor(peer, show=True))
+            self._effects += self.giving.show_all()
 
     def _keep_to_budget(self, now: float) -> None:
-        """Begin what has waited for room. A newcomer that finds no other sponsor comes before this device's
-        own rounds: they send nothing until there is room for its model."""
+        """Begin what has waited for room."""
         if self.spending.bytes_per_min is None:
             return
         self._absorb(self.links.go_on(), now)
-        seeking = {r.peer for r in self.members.alive() if r.phase != "training"}
-        self._sponsoring -= self._asked_at.keys() - seeking  # another has given it a model, or it is gone
-        self._asked_at = {peer: at for peer, at in self._asked_at.items() if peer in self._sponsoring}
-        if not self.links.waiting():  # one at a time: what is granted takes room when it begins
-            for peer in sorted(peer for peer in self._asked_at if self.links.clear(peer))[:1]:
-                self._grant(peer, now)
-        alone = len(self._view) < 2
-        first = any(alone or now - at > DEFER_S for at in self._asked_at.values())
-        self.spending.saving = first or self.links.waiting()
-
-    @property
-    def short_for(self) -> tuple[PeerId, ...]:
-        """Newcomers that have asked for a model, for which the budget has had no room yet."""
-        return tuple(sorted(self._asked_at))
-
-    def _in_epoch(self, src: PeerId) -> Epoch:
-        """The newest life and epoch of the link from `src`."""
-        return self.links.applied(src)[:2]
-
-    def _is_outdated(self, sponsor: PeerId) -> bool:
-        """Is what this member sends to a newcomer a model of long ago? One that leaves has no other."""
-        record = self.members.record(sponsor)
-        trains = record is not None and record.phase == "training"
-        return trains and self.seats.is_outdated(sponsor, self._in_epoch(sponsor))
+        due = self.giving.due({r.peer for r in self.members.alive() if r.phase != "training"})
+        if due is not None:
+            self._grant(due, now)
+        pressing = self.giving.is_pressing(now, alone=len(self.rounds.view) < 2)
+        self.spending.saving = pressing or self.links.waiting()
 
     def _stream(self, event: StreamUp | StreamDown, now: float) -> None:
         peer, direction = event.peer, event.direction
@@ -465,7 +389,7 @@ class Node:
             self._absorb(self.links.stream_up(peer, direction), now)
             return
         if direction == "out":
-            self.throughput.broke_off(peer)
+            self.rounds.throughput.broke_off(peer)
         self._absorb(self.links.stream_down(peer, direction), now)
 
     def _hear(self, peer: PeerId, direction: Direction, frame: Frame, now: float) -> None:
@@ -473,222 +397,44 @@ class Node:
         self._watch_view(now)  # first: what comes from one that trained apart is not taken at once
         self._absorb(self.links.heard(peer, direction, frame, now), now)
         if direction == "out" and isinstance(frame, Ack):
-            self.throughput.answered(peer, now)
+            self.rounds.throughput.answered(peer, now)
         if isinstance(frame, Open) and self.phase == "seeking":
             self._refuse_outdated(peer, now)
 
     def _refuse_outdated(self, src: PeerId, now: float) -> None:
         """On a new stream, before an old model is sent over it once more."""
-        self.seats.opened(src, self._in_epoch(src), now)
-        if self._is_outdated(src):
+        self.seats.opened(src, now)
+        if self.seats.is_outdated(src):
             self._absorb(self.links.refuse(src, OUTDATED), now)
-
-    def _grant(self, peer: PeerId, now: float) -> None:
-        if self.agreement is not None and self.key.phase == FINAL and self.phase == "training":
-            return  # who comes as late as this is given the final model, and is done
-        self._asked_at.setdefault(peer, now)
-        if not self.spending.lets(self.whole + FRAMES_BYTES):
-            return
-        self._sponsoring.discard(peer)
-        self._asked_at.pop(peer, None)
-        self._learner(Sponsor(peer))
-        self._note("sponsors a newcomer", peer=peer)
 
     # --- rounds ----------------------------------------------------------------------------------
 
     def _open_next(self, now: float) -> None:
-        """Open `self.key`, unless there is nobody yet to train with."""
-        if self.phase != "training" or self._open or self._starting_over:
+        """Open the next one, unless there is nobody yet to train with."""
+        if self.phase != "training" or self.rounds.is_open or self.rounds.starting_over:
             return
-        if len(self._view) < 2 and not self.company:
+        if len(self.rounds.view) < 2 and not self.company:
             return
-        final = 0 < self.terms.rounds <= self.key.round
-        if self.agreement is not None:
-            before = self.agreement.generations.current
-            taken_up = self.agreement.take_up()
-            self._effects += taken_up
-            if self.agreement.generations.current is None:
-                return
-            if final and taken_up and self.ending is not None:
-                # final rounds begin at the same one for all its members
-                self.key = replace(self.key, round=self.terms.rounds)
-                self.ending.broke_off(before)
-        if final:
-            self._final_view = self._final_view or self._view  # who finishes first must not change the graph
-            if self.key.round >= self.terms.rounds + self._final_rounds():
-                self._finish(now)
-                return
-        generation = self.generations.number if self.generations is not None else 0
-        self.key = Key(generation, self.key.round, FINAL if final else TRAIN)
-        self._open = True
-        self._allowance, self._sending = self.spending.open_round(final=final), set()
-        self.pace.open(self.key, now)
-        self._announce_round(now)
-        self._deliver_early(now)
-
-    def _final_rounds(self) -> int:
-        if self.generations is None:
-            return topology.final_rounds(self.terms.topology, len(self._final_view))
-        place = self.generations.place(final=True)
-        return place.diameter if place is not None else 0
-
-    def _announce_round(self, now: float) -> None:
-        if self.generations is not None:
-            self._announce_place(self.generations, now)
-            return
-        spec, view, seed, key = self.terms.topology, self._view, self.terms.seed, self.key
-        if key.phase == FINAL:
-            spec, view = topology.final_spec(spec), self._final_view
-        out = topology.out_neighbors(spec, view, self.me, key.round, seed)
-        self._expected = frozenset(topology.in_neighbors(spec, view, self.me, key.round, seed))
-        self._has_senders = bool(self._expected)
-        for round_ in range(key.round, key.round + topology.cycle(spec, len(view))):
-            for dst in topology.out_neighbors(spec, view, self.me, round_, seed):
-                self._need(dst, now)
-            for src in topology.in_neighbors(spec, view, self.me, round_, seed):
-                if not self.links.has_stream(src, "in"):
-                    self._due.setdefault(src, now)
-        self._learner(
-            OpenRound(
-                key,
-                out,
-                tuple(sorted(self._expected)),
-                len(view),
-                self.members.mean_weight(self.reunions.estranged),
-                allowance=self._allowance,
-                hides=self.throughput.hides(out),
-            )
-        )
-
-    def _announce_place(self, generations: Generations, now: float) -> None:
-        """As above, on the generation's graph: the same neighbors both ways."""
-        place = generations.place(final=self.key.phase == FINAL)
-        assert place is not None, "a round is opened in a generation with a place for this node"
-        self._expected, self._has_senders = frozenset(place.out) & self._senders(), True
-        for peer in place.out:
-            self._need(peer, now)
-            if not self.links.has_stream(peer, "in"):
-                self._due.setdefault(peer, now)
-        expected, delay = tuple(sorted(self._expected)), place.mean_delay
-        out, trees = dict(place.out), place.trees
-        aligning = 0 if generations.is_first or not trees else place.diameter + SPARE_ROUNDS
-        self._learner(
-            OpenRound(
-                self.key,
-                out,
-                expected,
-                place.n,
-                1.0,
-                trees,
-                delay,
-                self._allowance,
-                aligning,
-                self.throughput.hides(out),
-            )
-        )
-
-    def _senders(self) -> frozenset[PeerId]:
-        """Whose message of this round is on its way or will be: who is leaving, or in a later generation,
-        sends none any more; who has finished has sent its last. Without all of a generation its final rounds
-        average nothing: nobody is left out of them here."""
-        final = self.key.phase == FINAL
-        if final and self.generations is not None and self.generations.current is not None:
-            return frozenset(self.generations.current.view)
-        senders = (
-            frozenset(record.peer for record in self.members.alive()) if final else frozenset(self._view)
-        )
-        return senders - self.agreement.gone_on(self.key) if self.agreement is not None else senders
-
-    def _expect_senders(self) -> None:
-        still = self._expected & self._senders()
-        if still != self._expected:
-            self._expected = still
-            self._learner(Expect(self.key, tuple(sorted(still))))
+        self._absorb(self.rounds.open(now), now)
+        if self.rounds.is_open:
+            self._deliver_early(now)
+        elif self.rounds.done:
+            self._finish(now)
 
     def _closed(self, event: Closed, now: float) -> None:
         self._weigh(event.weight)
-        if event.key != self.key or not self._open:
-            return
-        self._open = False
-        self.pace.close()
-        alone = not event.heard and (self._has_senders or len(self._view) < 2)
-        self.rounds_alone = self.rounds_alone + 1 if alone else 0
-        self.rounds_alone_total += alone
-        self.missed = self._expected - set(event.heard)
-        self.key = self._next_key()
-        self._open_next(now)
-
-    def _next_key(self) -> Key:
-        """The round after this one; when far behind the others, the one they are at."""
-        if self.generations is not None:
-            # a message of another round is of no use: go where the neighbor is that is furthest on
-            ahead = min(self.pace.furthest(self.key.generation), self.key.round + MAX_JUMP)
-            return Key(self.key.generation, max(self.key.round + 1, ahead))
-        cycle = self._cycle()
-        waiting = {src: key.round for (src, _, _), key in self._at_learner.items() if src in self._view}
-        ahead = self.pace.median(self._view, cycle, waiting)  # no single member sets the pace
-        round_ = self.key.round + 1
-        # A cycle of links leads to everybody, so that a neighbor in step is no further ahead. What comes from
-        # further ahead would wait here, and round a ring the waits add up until models hardly mix.
-        far = cycle - 1
-        return Key(self.key.generation, ahead if ahead > round_ + far else round_)
-
-    def _cycle(self) -> int:
-        return 1 if self.generations is not None else topology.cycle(self.terms.topology, len(self._view))
-
-    def _pushed(self, event: Pushed, now: float) -> None:
-        if event.worked_s > 0:
-            self.throughput.worked(event.worked_s)
-        if event.key != self.key or not self._open:
-            return
-        held_back = len(event.held_back)
-        self.spending.close_round(held_back, len(self._sending.difference(event.held_back)))
-        still, worked_s = event.still, event.worked_s
-        self.pace.push(event.key, self.links.unacked, now, still=still, worked_s=worked_s)
-        # it may have pushed by an older view
-        self._learner(Expect(event.key, tuple(sorted(self._expected))))
-
-    def _hold(self, event: Held, now: float) -> None:
-        if event.key == self.key and self._open:
-            self.pace.hold(event, now)
-
-    def _check_round(self, now: float) -> None:
-        """A round that waits for acknowledgements is pushed without those that take too long, and closed
-        without the neighbors that do."""
-        if not self._open:
-            return
-        if self.pace.held is not None:
-            late = [dst for dst in self.pace.held.dsts if self.links.unacked(dst)]
-            alive = {record.peer for record in self.members.alive()}
-            if self.pace.gives_up_acks(late, alive, partial(self._is_absent, now), now):
-                self._learner(Deadline(self.key))
-        end = self._end
-        if end is not None and (end.is_broken(self._lacking()) or end.is_in_doubt()):
-            self.pace.put_off(now)
-        if self.terms.lockstep and not self._starting_over:
-            going = self.generations is not None and self.generations.pending
-            without = self.pace.gives_up(self._expected, partial(self._is_absent, now), now, going=going)
-            if without and end is not None and end.finished():
-                self._be_given_final()
-            elif without is not None:
-                self._note("closes without", "debug", peers=",".join(without), round=self.key.round)
-                self._learner(Deadline(self.key))
-
-    def _is_absent(self, now: float, peer: PeerId, ask: bool, quiet_s: float) -> bool:
-        """Does this neighbor give no sign of life? ask: for one, if it has been quiet for so long."""
-        if ask:
-            self._effects += self.gossip.missing(peer, now, quiet_s=quiet_s)
-        return self.gossip.absent(peer, now)
+        if self.rounds.closed(event, self._unanswered.rounds()):
+            self._open_next(now)
 
     # --- reunions --------------------------------------------------------------------------------
 
     def _meet_again(self, now: float) -> None:
         """Members that trained apart are back: is it this node's turn to look at a model of theirs?"""
-        self._show_all()
-        peer = self.reunions.due(self._view, now)
+        self._effects += self.giving.show_all()
+        peer = self.reunions.due(self.rounds.view, now)
         if peer is not None:
             self._note("looks at the model of one it was parted from", peer=peer)
-            self._due.setdefault(peer, now)
+            self.upkeep.expect(peer, now)
             self._effects.append(Tell(peer, ShowMe()))
         if self.reunions.overdue(now):
             self._reunite(Reunion(()), now)
@@ -696,7 +442,7 @@ class Node:
     def _looked(self, peer: PeerId, round_: int, near: bool, now: float) -> None:
         if peer not in self.reunions.estranged:
             return
-        verdict = self.reunions.judge(near, self._view, self.key.round, round_)
+        verdict = self.reunions.judge(near, self.rounds.view, self.key.round, round_)
         for record in self.members.alive():
             if record.peer != self.me:
                 self._effects.append(Tell(record.peer, verdict))
@@ -721,47 +467,17 @@ class Node:
         """Answer what came too early, and propose a generation when the members have changed."""
         for parcel in agreement.overdue(self.phase == "training"):
             self._refuse(parcel, now)
-        end = self._end
-        if end is not None and end.is_overtaken(self._lacking(), self.pace.began(now)):
-            self._be_given_final()
-        if self._starting_over:
-            return
-        if self.phase == "training" and self._may_propose(agreement.generations):
-            doubt = any(self.members.suspicion(peer) is not None for peer in self._view)
-            self._effects += agreement.propose(self.members.alive(), self._view, now, doubt=doubt)
-            self._go_on(agreement.generations, now)
+        self._effects += self.rounds.give_up_end(now)
+        if self.rounds.may_propose():
+            self._effects += self.rounds.propose(agreement, now)
+            self._go_on(now)
 
-    def _go_on(self, generations: Generations, now: float) -> None:
-        """To a newer generation, if there is one: at the next round, which in final rounds is now."""
-        if not self._open:
+    def _go_on(self, now: float) -> None:
+        """A newer generation may have been heard of, or proposed."""
+        if self.rounds.is_open:
+            self._effects += self.rounds.hurry()
+        else:
             self._open_next(now)
-        elif self._end is not None and generations.pending and not self.pace.overdue:
-            self.pace.overdue = True
-            self._learner(Deadline(self.key))
-
-    def _may_propose(self, generations: Generations) -> bool:
-        """Who proposes in a bounded session has local steps to do on its generation: without its messages
-        that one's final rounds come to no end, so nobody finishes on it while others take up the next. Nor
-        do they where one has gone."""
-        assert self.ending is not None
-        if generations.current is not None:
-            return self._end is None or self._end.is_broken(self._lacking())
-        return not self.terms.rounds or not self.ending.is_seated_elsewhere(self._view)
-
-    @property
-    def _end(self) -> Ending | None:
-        """In final rounds on an agreed graph: what is known of their end."""
-        return self.ending if self.phase == "training" and self.key.phase == FINAL else None
-
-    def _lacking(self) -> list[PeerId]:
-        return self.pace.lacks(self._expected)
-
-    def _be_given_final(self) -> None:
-        """Another mean than theirs is not to be computed."""
-        if not self._starting_over:
-            self._starting_over = True
-            self._note("starts over: others have finished without it", "warning")
-            self._effects.append(StartOver())
 
     def _measured(self, event: Measured, now: float) -> None:
         if self.agreement is not None:
@@ -778,7 +494,7 @@ class Node:
         except RemoteError as error:
             self.faults[peer] = self.faults.get(peer, 0) + 1
             self._note("generation refused", "warning", peer=peer, reason=str(error))
-        self._go_on(self.agreement.generations, now)
+        self._go_on(now)
 
     def _correct(self, peer: PeerId, now: float) -> None:
         if self.agreement is not None:
@@ -789,7 +505,7 @@ class Node:
         nobody has said that it may be mixed; whole models are of their generation."""
         if parcel.delivery == "mass":
             reason = "we trained apart" if self.reunions.refuses(parcel.src) else ""
-            if self.phase == "seeking" and self._is_outdated(parcel.src):
+            if self.phase == "seeking" and self.seats.is_outdated(parcel.src):
                 reason = OUTDATED
             name = parcel.src, parcel.epoch, parcel.number
             if reason:
@@ -800,8 +516,8 @@ class Node:
         verdict = self.agreement.judge(parcel, self.key, self.phase == "training")
         if verdict == "refuse":
             self._refuse(parcel, now)
-        elif verdict == "keep" and self._open:
-            self._expect_senders()
+        elif verdict == "keep" and self.rounds.is_open:
+            self._effects += self.rounds.expect_senders()
         if verdict != "deliver" and self.agreement.is_news(parcel):
             self._correct(parcel.src, now)
         return verdict != "deliver"
@@ -814,27 +530,19 @@ class Node:
         """The open round's generation may be a new one: what came of it before goes to the learner now."""
         for parcel in self.agreement.early() if self.agreement is not None else ():
             if not self._sorted_out(parcel, now):
-                self._at_learner[parcel.src, parcel.epoch, parcel.number] = parcel.key
+                self._unanswered.given(parcel)
                 self._learner(parcel)
 
     def _finish(self, now: float) -> None:
-        self._finished_at = self._owed_at = now
+        ending = self.rounds.ending
+        self._finished = Finished(self.links, ending, now)
         self._publish(phase="finished")
         self._learner(Finish())
-        if self.ending is not None and self.company and self.ending.is_alone:
+        if ending is not None and self.company and ending.is_alone:
             self._note("finishes alone: the others have gone", "warning")
         self._note("session finished", round=self.key.round)
-        if self.ending is not None:
-            self._give_final(self.ending, now)
-
-    def _give_final(self, ending: Ending, now: float) -> None:
-        """The final model to whoever came too late for the last generation."""
-        self._sponsoring |= ending.is_to_give()
-        self._sponsoring = {peer for peer in self._sponsoring if not ending.is_in_last(peer)}
-        for peer in sorted(self._sponsoring):
-            self._need(peer, now)
-            if self.links.clear(peer):
-                self._grant(peer, now)
+        for peer in self.giving.promise_final(ending) if ending is not None else ():
+            self._give(peer, now)
 
     def _came_late(self, now: float) -> None:
         self._note("came too late to train: is given the final model")
@@ -843,7 +551,7 @@ class Node:
     # --- membership ------------------------------------------------------------------------------
 
     def _alive(self, peer: PeerId, now: float) -> None:
-        self.seats.heard(peer, self._in_epoch, now)
+        self.seats.heard(peer, now)
         self._effects += self.gossip.heard(peer, now)
 
     def _control(self, peer: PeerId, message: Control, now: float) -> None:
@@ -878,32 +586,19 @@ class Node:
         if self.members.version == self._seen:
             return
         self._seen = self.members.version
-        if self.ending is not None:
-            self.ending.watch()
         lives = {r.peer: r.life for r in self.members.alive() if r.phase == "training"}
         self.reunions.watch(lives, now)
         if self.phase in ("idle", "seeking"):
             self.reunions.settle()
-        view, before = tuple(sorted(lives.keys() - self.reunions.estranged)), self._view
-        self._view = view
-        if self.generations is not None and view != before:
-            self.generations.watch(view, now)
+        view = tuple(sorted(lives.keys() - self.reunions.estranged))
         self.company = self.company or len(view) > 1
-        if view != before:
-            self.pace.view_changed(set(before) - set(view), now)
-        if not self._open:
-            self._open_next(now)
-        elif self.pace.pushed_at is not None or self.key.phase == FINAL:
-            self._expect_senders()
-        elif view != before:
-            self._announce_round(now)
+        self._absorb(self.rounds.watch(view, self.reunions.estranged, now), now)
+        self._open_next(now)
 
     # --- links -----------------------------------------------------------------------------------
 
     def _need(self, dst: PeerId, now: float) -> None:
-        if dst not in self._needed:
-            self._absorb(self.links.want(dst), now)
-        self._needed[dst] = now
+        self._absorb(self.upkeep.need(dst, now), now)
 
     def _absorb(self, effects: Iterable[Effect], now: float) -> None:
         """Pass the links' effects on, and notice what concerns rounds, sponsoring and leaving."""
@@ -913,22 +608,17 @@ class Node:
                 continue
             self._effects.append(effect)
             match command:
-                case LinkUp(peer, "out") if peer in self._sponsoring:
+                case LinkUp(peer, "out") if peer in self.giving.promised:
                     self._grant(peer, now)
                 case LinkUp(peer, "in"):
-                    self._forget_heard(peer)
-                case Deliver(src, epoch, number, key):
-                    self._at_learner[src, epoch, number] = key
-                case Acked(dst) if dst == self._handing_to:
-                    self._check_handed(now)
-                case Returned(dst) | LinkDown(dst, "out") if dst == self._handing_to:
-                    self._handing_to, self._handed = None, False
-
-    def _forget_heard(self, src: PeerId) -> None:
-        """Its link begins anew, in a new life perhaps: how far it has been says nothing any more, and what is
-        still at the learner is of then."""
-        self.pace.forget_rounds(src)
-        self._earlier |= {name for name in self._at_learner if name[0] == src}
+                    self.rounds.pace.forget_rounds(peer)  # in a new life they may go backwards
+                    self._unanswered.begins_anew(peer)
+                case Deliver():
+                    self._unanswered.given(command)
+                case Acked(dst) if self._leaving is not None and dst == self._leaving.heir:
+                    self._check_handed()
+                case Returned(dst) | LinkDown(dst, "out") if self._leaving is not None:
+                    self._leaving.came_back(dst)
 
     def _took(self, src: PeerId, key: Key, now: float) -> None:
         """The learner has accepted a message of this round from `src`."""
@@ -936,33 +626,7 @@ class Node:
         if self.terms.rounds and unplaced and key.phase == FINAL and self.phase == "training":
             self._came_late(now)
             return
-        behind = self._cycle() if self.generations is None else LATE_ROUNDS
-        self.pace.took(src, key, self.key, now, behind=behind)
-
-    def _reverse_dial(self, now: float) -> None:
-        """Dial senders that were expected to dial: a device that cannot be dialed still has in-links."""
-        for src, since in list(self._due.items()):
-            if src not in self._view or self.links.has_stream(src, "in"):
-                del self._due[src]
-            elif now - since >= REVERSE_DIAL_S:
-                del self._due[src]
-                self._dialed.add(src)
-                self._absorb(self.links.dial_in(src), now)
-        for src in sorted(self._dialed - set(self._view)):
-            self._dialed.discard(src)
-            self._absorb(self.links.drop_in(src), now)
-
-    def _drop_idle(self, now: float) -> None:
-        """Close links that no round uses; what is out to a dead member stays in the ledger for a day."""
-        for dst, at in list(self._needed.items()):
-            if self.pace.uses(at):
-                continue  # the open round, or the ones after it, may use it, however long it takes
-            if now - at > WRITE_OFF_S:
-                del self._needed[dst]
-                self._absorb(self.links.write_off(dst), now)
-            elif now - at > IDLE_LINK_S and not self.links.unacked(dst):
-                del self._needed[dst]
-                self._absorb(self.links.unwant(dst), now)
+        self.rounds.took(src, key, now)
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -972,12 +636,12 @@ class Node:
         gap = now - self._ticked_at
         if gap > STALL_S and math.isfinite(gap):
             self._ticked_at = now
-            self.pace.stood_s += gap
+            self.rounds.pace.stood_s += gap
             self._stood(gap, now, clock_ran=True)
 
     def _stood(self, seconds: float, now: float, *, clock_ran: bool) -> None:
         self._effects += self.gossip.stood(seconds, clock_ran=clock_ran)
-        self.seats.stood(self._in_epoch)
+        self.seats.stood()
         self.reunions.stood(seconds, now)
         self._note("this device stood still", "warning", seconds=round(seconds, 1))
 
@@ -990,85 +654,44 @@ class Node:
             self._agree(self.agreement, now)
         self._meet_again(now)
         self._keep_to_budget(now)
-        self._reverse_dial(now)
-        self._drop_idle(now)
-        if self._finished_at is not None:
-            self._end_session(self._finished_at, now)
-
-    def _end_session(self, finished_at: float, now: float) -> None:
-        """Say goodbye once nobody needs this finished node any more, or after a while."""
-        end, spent_s = self.ending, now - finished_at
-        owes = self.links.pending() or (end is not None and end.owes(self._sponsoring, self.links.clear))
-        self._owed_at = now if owes else self._owed_at
-        if end is not None and end.is_needed():
-            over = spent_s > STAY_S
-        else:
-            answered = end is None or now - self._owed_at >= ANSWER_S
-            over = (answered and not owes) or spent_s > LINGER_S
-        if over:
-            self._say_goodbye(now)
+        self._absorb(self.upkeep.tick(self.rounds.view, self.rounds.pace.uses, now), now)
+        if self._finished is not None and self._finished.is_over(self.giving.promised, now):
+            self._say_goodbye()
 
     # --- leaving ---------------------------------------------------------------------------------
 
     def _leave(self, event: Leave, now: float) -> None:
         if self._leaving is not None:
             return
-        self._leaving, self._leaving_since = event, now
+        self._leaving = Leaving(self.members, self.links, self.upkeep, now)
+        self._reason = "paused" if event.pause else "left"
         self._absorb(self.links.refuse_all(), now)
-        self._has_mass = self.phase == "training"
-        self._open = False
-        self.pace.close()
+        self.rounds.stop()
         self._learner(TakeAll())
-        for dst in [dst for dst in self._needed if not self.links.clear(dst)]:
-            del self._needed[dst]
-            self._absorb(self.links.unwant(dst), now)  # what was never sent is handed over as well
+        self._absorb(self.upkeep.leave(), now)  # what was never sent is handed over as well
         self._publish(phase="leaving")
 
-    def _hand_over(self, now: float) -> None:
-        """All mass to one neighbor, once nothing more can come in; goodbye when it is acknowledged."""
-        if now - self._leaving_since > HAND_OVER_S and self._has_mass:
-            self._note("leaves without confirmation that its mass was taken over", "warning")
-            self._say_goodbye(now)
-        if self._gone or self._handing_to is not None or self.links.in_hand():
-            return
-        if self._has_mass and self.links.ledger() and now - self._leaving_since < HAND_OVER_S / 2:
-            return  # what is out to others arrives, or comes back and is handed over too
-        others = [r for r in self.members.alive() if r.peer != self.me]
-        heirs = [r.peer for r in others if r.phase == "training"]
-        heirs = heirs or [r.peer for r in others if r.phase == "seeking"]  # it begins with what it is given
-        clear = [peer for peer in heirs if self.links.clear(peer)]
-        if self._has_mass and clear:
-            self._handing_to = max(clear, key=lambda peer: (self.members.heard_at(peer), peer))
-            self._learner(HandOver(self._handing_to))
-        elif not heirs or not self._has_mass:
-            if self._has_mass:
-                self._note("leaves with its mass: nobody is there to take it over")
-            self._learner(HandOver(None))
-            self._say_goodbye(now)
-        elif not any(heir in self._needed for heir in heirs):
-            self._need(min(heirs), now)
+    def _hand_over(self, leaving: Leaving, now: float) -> None:
+        leaving.over = leaving.over or self._gone
+        self._absorb(leaving.go_on(now), now)
+        if leaving.over:
+            self._say_goodbye()
 
-    def _check_handed(self, now: float) -> None:
-        """The learner holds nothing any more, and the parcel that took it away is acknowledged?"""
-        given = self._handing_to is not None and self._handed and self.weight == 0
-        if given and not self.links.unacked(self._handing_to or ""):
-            self._say_goodbye(now)
+    def _check_handed(self) -> None:
+        if self._leaving is not None and self._leaving.is_taken_over(self.weight):
+            self._say_goodbye()
 
-    def _say_goodbye(self, now: float) -> None:
+    def _say_goodbye(self) -> None:
         if self._gone:
             return
         self._gone = True
-        reason: Literal["left", "paused", "finished"] = "finished"
-        if self._leaving is not None:
-            reason = "paused" if self._leaving.pause else "left"
-        self.members.update_me(
-            state="left" if reason == "left" else "paused", phase="idle", life=0, weight=0.0
-        )
+        state = "left" if self._reason == "left" else "paused"
+        self.members.update_me(state=state, phase="idle", life=0, weight=0.0)
         for record in self.members.alive():
             if record.peer != self.me:
                 last = self.links.farewell(record.peer, self.life)
                 self._effects.append(Tell(record.peer, Goodbye(self.members.me, last)))
-        self._effects.append(Gone(reason))
+        self._effects.append(Gone(self._reason))
 
     # --- small words -----------------------------------------------------------------------------
 

@@ -8,9 +8,11 @@ stream that has been replaced since, is outdated: by now it has a newer model to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Mapping
 
 from peer.events import PeerId, Record
+from peer.mesh.links import Links
+from peer.mesh.membership import Membership
 
 ELECTION_S = 10.0  # architecture, section 5: silence after which nobody is taken to have mass
 ASK_AGAIN_S = 5.0  # a sponsor that has not answered by now is passed over; guess
@@ -20,10 +22,13 @@ Epoch = tuple[int, int]  # life and epoch of a link, which rise
 
 
 class Seats:
-    """Of one node: whom it has asked for a model."""
+    """Of one node: whom it has asked for a model. Reads `members` and `links`, which others keep."""
 
-    def __init__(self, me: PeerId) -> None:
-        self.me = me
+    def __init__(self, members: Membership, links: Links, *, finished_give: bool) -> None:
+        """finished_give: do members whose session is over sponsor, too?"""
+        self.me = members.me.peer
+        self._members, self._links = members, links
+        self._phases = ("training", "finished") if finished_give else ("training",)  # of sponsors
         self._since = math.inf  # of the search
         self._trainer_at = -math.inf  # somebody was last seen to train
         self._asked: dict[PeerId, float] = {}
@@ -40,9 +45,10 @@ class Seats:
     def give_up(self, lives: Mapping[PeerId, int]) -> None:
         self._given_up = dict(lives)
 
-    def ask(self, trainers: Collection[Record], now: float) -> PeerId | None:
+    def ask(self, now: float) -> PeerId | None:
         """Who is to be asked now."""
-        trainers = [r for r in trainers if self._given_up.get(r.peer) != r.life]
+        others = (r for r in self._members.alive() if r.phase in self._phases and r.peer != self.me)
+        trainers = [r for r in others if self._given_up.get(r.peer) != r.life]
         if trainers:
             self._trainer_at = now
         if not trainers or any(now - at < ASK_AGAIN_S for at in self._asked.values()):
@@ -57,32 +63,41 @@ class Seats:
         """Has nobody trained for so long that nobody has a model?"""
         return now - max(self._since, self._trainer_at) >= ELECTION_S
 
-    def elected(self, seekers: Iterable[Record], now: float) -> Record | None:
+    def elected(self, now: float) -> Record | None:
         """Who begins, of those without a model: the one with the best checkpoint, if anybody has one."""
+        seekers = (r for r in self._members.alive() if r.phase == "seeking")
         best = max((r for r in seekers if r.round >= 0), key=lambda r: (r.round, r.peer), default=None)
         if best is not None and best.peer == self.me:
             self._trainer_at = now
         return best
 
-    def heard(self, peer: PeerId, epoch: Callable[[PeerId], Epoch], now: float) -> None:
-        """A sign of life, of one that was asked perhaps. epoch: the newest of the link from it."""
+    def heard(self, peer: PeerId, now: float) -> None:
+        """A sign of life, of one that was asked perhaps."""
         if peer in self._awaited:
             if now - self._awaited[peer] > ASK_AGAIN_S:
-                self._outdated[peer] = epoch(peer)
+                self._outdated[peer] = self._epoch(peer)
             self._awaited[peer] = now
 
-    def opened(self, peer: PeerId, epoch: Epoch, now: float) -> None:
+    def opened(self, peer: PeerId, now: float) -> None:
         """The link from this peer has a stream, perhaps another one: then it begins again with what the first
         one was to bring, which is as old as that one."""
+        epoch = self._epoch(peer)
         before, since = self._opened.get(peer, ((-1, -1), now))
         if epoch > before:
             self._opened[peer] = epoch, now
         elif peer in self._awaited and now - since > FRESH_S:
             self._outdated[peer] = epoch
 
-    def stood(self, epoch: Callable[[PeerId], Epoch]) -> None:
+    def stood(self) -> None:
         """This device did not run: what it was sent meanwhile is old."""
-        self._outdated |= {peer: epoch(peer) for peer in self._awaited}
+        self._outdated |= {peer: self._epoch(peer) for peer in self._awaited}
 
-    def is_outdated(self, sponsor: PeerId, epoch: Epoch) -> bool:
-        return epoch <= self._outdated.get(sponsor, (-1, -1))
+    def is_outdated(self, sponsor: PeerId) -> bool:
+        """Is what this member sends a model of long ago? One that leaves has no other."""
+        record = self._members.record(sponsor)
+        trains = record is not None and record.phase == "training"
+        return trains and self._epoch(sponsor) <= self._outdated.get(sponsor, (-1, -1))
+
+    def _epoch(self, src: PeerId) -> Epoch:
+        """The newest life and epoch of the link from `src`."""
+        return self._links.applied(src)[:2]

@@ -19,7 +19,7 @@ from peer.events import Acked, Deliver, Found, FromLearner, PeerId, Push, Return
 from peer.learner.exchange import Exchange
 from peer.rehearsal.driver import Device, Rehearsal
 
-# what a node notes that could not hand over (mesh/node.py)
+# what a node notes that could not hand over (mesh/leaving.py)
 UNCONFIRMED = "leaves without confirmation", "leaves with its mass"
 
 

@@ -45,10 +45,12 @@ from peer.events import (
     Tick,
     ToLearner,
 )
-from peer.learner.exchange import Exchange, Resume, mixes
+from peer.learner.exchange import Exchange, Resume
+from peer.learner.look import mixes
 from peer.mesh.budget import Spending
 from peer.mesh.frame_bytes import control_bytes
-from peer.mesh.node import Node, NodeEvent, Terms
+from peer.mesh.node import Node, NodeEvent
+from peer.mesh.terms import Terms
 from peer.rehearsal.network import Network
 from peer.rehearsal.network import Weather as Weather
 from peer.rehearsal.timeline import Timeline

@@ -24,7 +24,7 @@ from peer.errors import PeerdError
 from peer.events import TRAIN, Closed, Frame, FromLearner, PeerId, Push, Pushed, ToLearner
 from peer.learner.exchange import Exchange, Resume
 from peer.mesh.frame_bytes import frame_bytes
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.books import Books
 from peer.rehearsal.driver import Device, Rehearsal, Weather, Witness
 from peer.rehearsal.plan import Plan
@@ -172,7 +172,7 @@ class Play(Witness):
                     r.crash(scene.peer)
 
     def _add(self, peer: PeerId) -> None:
-        self.tally.rounds_alone += self.device(peer).node.rounds_alone_total
+        self.tally.rounds_alone += self.device(peer).node.rounds.alone_total
         self.rehearsal.add(peer)
 
     # --- what is seen --------------------------------------------------------------------------------

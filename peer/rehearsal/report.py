@@ -33,7 +33,7 @@ def figures(play: Play, wall_s: float) -> Figures:
     }
     weights = [device.exchange.algorithm.weight for device in alive.values()]
     alone = play.tally.rounds_alone + sum(
-        device.node.rounds_alone_total for device in play.rehearsal.devices.values()
+        device.node.rounds.alone_total for device in play.rehearsal.devices.values()
     )
     return {
         "arguments": play.plan.arguments(),

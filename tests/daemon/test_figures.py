@@ -16,7 +16,8 @@ from daemon.conftest import PATIENCE_S, Home, here, session
 from peer.daemon.figures import Figures, links
 from peer.events import FINAL, Closed, HandOver, Key, Met, OpenRound, Push, Pushed, Record, StreamUp, Tick
 from peer.local import Frame
-from peer.mesh.node import Node, Terms
+from peer.mesh.node import Node
+from peer.mesh.terms import Terms
 from peer.placing import Placing
 
 MODEL = 4 * 10  # bytes of ten numbers in fp32

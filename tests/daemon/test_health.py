@@ -34,7 +34,8 @@ from peer.events import (
 )
 from peer.keys import format_key, new_key
 from peer.mesh.discovery import Sighting
-from peer.mesh.node import Node, Terms
+from peer.mesh.node import Node
+from peer.mesh.terms import Terms
 
 PEER, OTHER = "p-" + 26 * "a", "p-" + 26 * "b"
 
@@ -157,7 +158,7 @@ async def test_a_learner_that_stands_still_is_said_with_its_pid_and_the_usual_ti
         await asyncio.gather(first.until(3), second.until(3))
         driver = a.daemon.sessions["home"]
         first.freeze()
-        await until(driver, lambda: driver.node is not None and driver.node.at_learner_s(now()) > 0.2)
+        await until(driver, lambda: driver.node is not None and driver.node.rounds.at_learner_s(now()) > 0.2)
         assert driver.node is not None
         assert driver.figures.round_s is not None
         long = max(health.STUCK_S, health.STUCK_ROUNDS * driver.figures.round_s)
@@ -182,13 +183,13 @@ def training() -> Node:
 
 def test_a_round_is_at_the_learner_until_it_is_pushed_or_held_for_a_neighbor() -> None:
     node = training()
-    assert node.at_learner_s(50.0) == 50.0
+    assert node.rounds.at_learner_s(50.0) == 50.0
     node.handle(Held(node.key, (OTHER,)), 1.0)
-    assert node.at_learner_s(50.0) == 50.0  # nothing is out to there any more, and the learner knows
+    assert node.rounds.at_learner_s(50.0) == 50.0  # nothing is out to there any more, and the learner knows
     node.handle(Push(OTHER, 1, node.key, b"m"), 1.0)
-    assert node.at_learner_s(50.0) == 0.0
+    assert node.rounds.at_learner_s(50.0) == 0.0
     node.handle(Pushed(node.key), 2.0)
-    assert node.at_learner_s(50.0) == 0.0
+    assert node.rounds.at_learner_s(50.0) == 0.0
 
 
 @pytest.mark.parametrize("first", [Tick(), Told(OTHER, Probe(b""))])
@@ -199,11 +200,11 @@ def test_time_for_which_the_whole_device_stood_still_is_nobodys(first: Tick | To
         node.handle(Tick(), now)
     node.handle(first, 600.5)
     node.handle(Tick(), 600.5)
-    assert node.at_learner_s(601.0) == pytest.approx(1.0)
+    assert node.rounds.at_learner_s(601.0) == pytest.approx(1.0)
     assert node.members.heard_at(OTHER) <= 600.5
     node.handle(Closed(node.key, (), 1.0), 600.75)
     node.handle(Pushed(node.key), 601.75)
-    assert node.pace.patience._round_s == pytest.approx(1.0)
+    assert node.rounds.pace.patience._round_s == pytest.approx(1.0)
 
 
 async def test_rounds_closed_alone_are_said_after_three(home: Callable[[str], Home]) -> None:
@@ -213,9 +214,9 @@ async def test_rounds_closed_alone_are_said_after_three(home: Callable[[str], Ho
     driver = a.daemon.sessions["home"]
     node = driver.node
     assert node is not None
-    node.rounds_alone = health.ALONE_ROUNDS - 1
+    node.rounds.alone = health.ALONE_ROUNDS - 1
     assert driver.state == "training" and said(a) == []
-    node.rounds_alone = health.ALONE_ROUNDS
+    node.rounds.alone = health.ALONE_ROUNDS
     assert driver.state == "alone"
     [sentence] = said(a)
     assert "the last 3 rounds were closed alone: none of 1 other device(s) was heard in time" in sentence

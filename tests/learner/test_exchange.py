@@ -36,7 +36,8 @@ from peer.events import (
     Taken,
     ToLearner,
 )
-from peer.learner.exchange import Exchange, Resume, mixes
+from peer.learner.exchange import Exchange, Resume
+from peer.learner.look import mixes
 from reference.relay_sum import relay_sum_round
 
 LAYOUT = Layout((5, 4))

@@ -39,7 +39,7 @@ class Shared(Home):
         super().__init__(n, algorithm)
         self.most = 0
         for device in self.devices:
-            device.encode = codec.in_parts
+            device.outgoing.encode = codec.in_parts
 
     def tell(self, i: int, *commands: ToLearner) -> None:
         for command in commands:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from peer.events import Effect, Met, Note, Probe, Progress, Record, Resumed, Tell, Tick, Told
-from peer.mesh.node import STALL_S, Node, NodeEvent, Terms
+from peer.mesh.node import STALL_S, Node, NodeEvent
+from peer.mesh.terms import Terms
 
 OTHERS = [f"p{i}" for i in range(6)]
 
@@ -71,7 +72,7 @@ def test_a_suspend_that_the_clock_did_not_count_is_told_by_the_driver() -> None:
     assert node.members.heard_at("p2") == heard
     node.handle(Tick(), 1.25)
     assert {r.state for r in node.members.members()} == {"alive"}
-    assert node.at_learner_s(1.25) <= 1.25
+    assert node.rounds.at_learner_s(1.25) <= 1.25
 
 
 def test_a_hiccup_is_no_gap() -> None:

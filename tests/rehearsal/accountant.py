@@ -104,7 +104,7 @@ class Accountant:
         exchange, algorithm = life.exchange, life.exchange.algorithm
         self._lives[exchange] = life
         push, deliver, acked, returned = (
-            exchange._push, exchange._deliver, exchange._acked, exchange._returned,
+            exchange.outgoing.push, exchange._deliver, exchange._acked, exchange._returned,
         )  # fmt: skip
         begin, step = algorithm.begin, algorithm.step
 
@@ -120,12 +120,12 @@ class Accountant:
             return answers
 
         def on_acked(dst: PeerId, now: float) -> Any:
-            if dst in exchange._out:
+            if dst in exchange.unacknowledged():
                 self._settled(life, dst)
             return acked(dst, now)
 
         def on_returned(dst: PeerId, now: float) -> Any:
-            if dst in exchange._out:
+            if dst in exchange.unacknowledged():
                 self._returned(life, dst)
             return returned(dst, now)
 
@@ -139,7 +139,7 @@ class Accountant:
                 self._add(min(links.mean_weight, algorithm.guard.overshoot * algorithm.weight) * u, 0.0)
             return step(u, lr, links, now)
 
-        exchange._push, exchange._deliver = pushed, delivered  # type: ignore[method-assign]
+        exchange.outgoing.push, exchange._deliver = pushed, delivered  # type: ignore[method-assign]
         exchange._acked, exchange._returned = on_acked, on_returned  # type: ignore[method-assign]
         algorithm.begin, algorithm.step = on_begin, on_step  # type: ignore[method-assign]
 

@@ -15,7 +15,7 @@ from peer import catalogue
 from peer.algorithms import make
 from peer.compression.bodies import Layout
 from peer.learner.exchange import Exchange
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Device, Rehearsal, Weather, quadratics
 from rehearsal.accountant import Accountant
 

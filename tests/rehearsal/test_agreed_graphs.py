@@ -11,7 +11,7 @@ from peer.algorithms import make
 from peer.compression.bodies import Layout
 from peer.events import FINAL, Generation, Told
 from peer.learner.exchange import Exchange
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Device, Rehearsal, Weather, quadratics
 
 D = 6
@@ -84,7 +84,7 @@ def test_a_bounded_session_ends_with_the_same_model_everywhere_and_hears_every_m
     r.run(120.0)
     ended = list(r.devices.values())
     assert {d.left for d in ended} == {"finished"}
-    assert {d.node.rounds_alone_total for d in ended} == {0}
+    assert {d.node.rounds.alone_total for d in ended} == {0}
     x = torch.stack([d.exchange.estimate() for d in ended])
     assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-12
 
@@ -235,7 +235,7 @@ def test_one_device_alone_goes_on_in_a_tree_of_its_own_at_its_full_rate() -> Non
     alone = r.devices[name(0)]
     assert alone.node.generations.current.view == (name(0),)
     assert float((alone.exchange.estimate() - MINIMISERS[0]).norm()) < 0.3
-    assert alone.node.rounds_alone > 3
+    assert alone.node.rounds.alone > 3
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from peer.compression.bodies import Layout
 from peer.events import Control, Frame, FromLearner, Parcel, Pushed
 from peer.learner.exchange import Exchange
 from peer.mesh.frame_bytes import control_bytes, frame_bytes
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Device, Rehearsal, Witness, quadratics
 
 D = 4096
@@ -243,7 +243,7 @@ def test_a_sponsor_without_room_lets_another_give_the_model() -> None:
     r.add("p2")
 
     def seated() -> bool:
-        waited.update(r.devices["p0"].node.short_for)
+        waited.update(r.devices["p0"].node.giving.short_for)
         return r.devices["p2"].node.phase == "training"
 
     r.run(20.0, until=seated)
@@ -251,7 +251,7 @@ def test_a_sponsor_without_room_lets_another_give_the_model() -> None:
     assert waited == {"p2"}
     assert "p1" in {peer for _, peer, note in r.notes if note.text == "sponsors a newcomer"}
     r.run(5.0)
-    assert r.devices["p0"].node.short_for == ()
+    assert r.devices["p0"].node.giving.short_for == ()
     assert max(scales.sizes[-10:]) < 1000
 
 
@@ -263,12 +263,12 @@ def test_a_newcomer_that_asks_and_is_gone_does_not_keep_a_device_silent() -> Non
         r.devices[peer].spending.limit(40_000)
     r.run(10.0)
     r.add("p2")
-    r.run(30.0, until=lambda: "p2" in r.devices["p0"].node.short_for)
-    assert r.devices["p0"].node.short_for == ("p2",)
+    r.run(30.0, until=lambda: "p2" in r.devices["p0"].node.giving.short_for)
+    assert r.devices["p0"].node.giving.short_for == ("p2",)
     r.crash("p2", silent=True)
     r.run(60.0)
     device = r.devices["p0"]
-    assert device.node.short_for == ()
+    assert device.node.giving.short_for == ()
     held_back = device.spending.rounds_held_back
     device.spending.recent.clear()
     r.run(120.0)

@@ -88,5 +88,5 @@ def test_who_is_at_another_address_is_found_there_and_trained_with_on_the_same_g
         assert {record.addresses for record in records if record is not None} == {(f"{ONE}:2",)}
         done = {peer: after - earlier[peer] for peer, after in rounds(r).items()}
         assert min(done.values()) >= 30, f"rounds of a second, in 40 s: {done}"
-        assert {d.node.missed for d in r.alive()} == {frozenset()}
+        assert {d.node.rounds.missed for d in r.alive()} == {frozenset()}
         assert epochs(r) == epoch

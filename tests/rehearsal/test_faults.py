@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from peer.mesh.links import Unacked
-from peer.mesh.node import WRITE_OFF_S
+from peer.mesh.upkeep import WRITE_OFF_S
 from peer.rehearsal.driver import Rehearsal, Weather
 from rehearsal.accountant import Accountant
 from rehearsal.stories import (
@@ -217,7 +217,7 @@ def test_one_that_cannot_be_dialed_trains_like_the_others(kind: Kind, at: int) -
     done = {peer: after - before[peer] for peer, after in rounds(r).items()}
     assert min(done.values()) >= 0.9 * max(done.values()) > 27, done
     shut = r.devices[name(at)]
-    assert shut.node.missed == frozenset()
+    assert shut.node.rounds.missed == frozenset()
     for direction in ("out", "in"):
         parcels = [shut.node.links.counts(d.peer, direction).parcels for d in r.alive()]
         assert sum(parcels) > 27, f"{direction}: {parcels}"

@@ -16,7 +16,7 @@ from peer.compression.codec import decode
 from peer.compression.history import SMALLEST_MODEL
 from peer.events import Frame, Parcel, PeerId
 from peer.learner.exchange import Exchange
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Device, Rehearsal, Weather, Witness, quadratics
 from rehearsal.accountant import Accountant
 

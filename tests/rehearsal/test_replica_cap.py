@@ -12,7 +12,7 @@ from peer.algorithms.replicas import IDLE_ROUNDS
 from peer.compression.bodies import Layout
 from peer.compression.history import History
 from peer.learner.exchange import Exchange
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Device, Rehearsal, Weather, quadratics
 
 D = 24

@@ -10,7 +10,7 @@ from peer.algorithms import make
 from peer.compression.bodies import Layout
 from peer.events import Reunion, Told
 from peer.learner.exchange import Exchange
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Rehearsal
 from rehearsal import stories
 from rehearsal.stories import KINDS
@@ -159,5 +159,5 @@ def test_who_stood_still_for_long_begins_anew_as_soon_as_somebody_has_looked(sec
     r.pause("p2", seconds)
     r.run(seconds + 12.0)
     assert said(r, STARTS_OVER) == {"p2"}
-    assert {d.node._view for d in r.alive()} == {("p0", "p1", "p2", "p3")}
+    assert {d.node.rounds.view for d in r.alive()} == {("p0", "p1", "p2", "p3")}
     assert not any(d.node.reunions.estranged for d in r.alive())

@@ -17,7 +17,7 @@ from peer.algorithms import make
 from peer.compression.bodies import Layout
 from peer.events import ForLearner, FrameHeard, HandOver, Key, Refuse
 from peer.learner.exchange import Exchange
-from peer.mesh.node import Terms
+from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Rehearsal, Weather, quadratics
 
 D = 24
@@ -105,7 +105,7 @@ def test_sums_are_exact_under_loss_duplication_and_delay(algorithm: str) -> None
 
         def counted(u: Tensor, lr: float, now: float, s: float, submit=submit, exchange=exchange):  # type: ignore[no-untyped-def]
             algorithm = exchange.algorithm
-            scale = min(exchange._links().mean_weight, algorithm.guard.overshoot * algorithm.weight)
+            scale = min(exchange._round.mean_weight, algorithm.guard.overshoot * algorithm.weight)
             changes.add_(scale * u)
             return submit(u, lr, now, s)
 
@@ -421,7 +421,7 @@ def test_rounds_longer_than_an_idle_link_lives_still_exchange() -> None:
     together(r, 4)
     r.run(2000.0)
     assert r.devices[name(0)].node.key.round >= 15
-    assert all(d.node.rounds_alone_total <= 3 for d in r.alive())
+    assert all(d.node.rounds.alone_total <= 3 for d in r.alive())
 
 
 def test_rejected_parcels_do_not_stop_anybody() -> None:
@@ -469,7 +469,7 @@ def test_when_one_of_two_leaves_the_other_goes_on() -> None:
         before = r.devices[name(0)].node.key.round
         r.run(20.0)
         assert r.devices[name(0)].node.key.round > before + 10
-        assert r.devices[name(0)].node.rounds_alone > 3
+        assert r.devices[name(0)].node.rounds.alone > 3
 
 
 def test_leaving_with_a_snapshot_in_hand_gives_it_back() -> None:
@@ -505,7 +505,7 @@ def test_rounds_shorter_than_a_round_trip_wait_for_the_link_and_for_nothing_else
         before = {d: d.node.key.round for d in r.alive()}
         r.run(30.0)
         assert all(device.node.key.round > round_ + 300 for device, round_ in before.items())
-        assert all(d.node.rounds_alone_total <= 3 for d in r.alive())
+        assert all(d.node.rounds.alone_total <= 3 for d in r.alive())
 
 
 @pytest.mark.parametrize("pace", ["lockstep", "free"])
@@ -546,7 +546,7 @@ def test_a_local_update_moves_the_model_at_its_own_rate(pace: str) -> None:
         submit, exchange = device.exchange.submit, device.exchange
 
         def counted(u: Tensor, lr: float, now: float, s: float, submit=submit, exchange=exchange):  # type: ignore[no-untyped-def]
-            w, mean = exchange.algorithm.weight, exchange._links().mean_weight
+            w, mean = exchange.algorithm.weight, exchange._round.mean_weight
             factors.append(min(mean, exchange.algorithm.guard.overshoot * w) / w)
             return submit(u, lr, now, s)
 
@@ -631,14 +631,14 @@ def test_a_round_in_which_nobody_was_to_send_is_not_one_alone() -> None:
     r = home("sgp", topology="random-2")
     together(r, 8)
     r.run(10.0)
-    before = {d: d.node.rounds_alone_total for d in r.alive()}
+    before = {d: d.node.rounds.alone_total for d in r.alive()}
     unheard = 0
     for _ in range(60):
         r.run(1.0)
-        unheard += sum(not d.node.missed and not d.exchange.algorithm.heard for d in r.alive())
+        unheard += sum(not d.node.rounds.missed and not d.exchange.algorithm.heard for d in r.alive())
     assert min(d.rounds for d in r.alive()) > 50
     assert unheard > 10
-    assert all(d.node.rounds_alone_total == alone for d, alone in before.items())
+    assert all(d.node.rounds.alone_total == alone for d, alone in before.items())
 
 
 def test_who_starts_over_while_it_takes_no_more_steps_takes_steps_again() -> None:

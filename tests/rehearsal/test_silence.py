@@ -106,7 +106,7 @@ def test_one_that_is_slow_and_answers_is_waited_for_as_before() -> None:
     missed = 0
     for _ in range(120):
         session.r.run(LOOK_S)
-        missed += sum(slow in device.node.missed for device in session.others)
+        missed += sum(slow in device.node.rounds.missed for device in session.others)
     done = {device.node.key.round - round_ for device, round_ in before.items()}
     assert max(done) - min(done) <= 8 and min(done) > 0.8 * 120 * LOOK_S / (2 * STEP_S)
     assert missed <= 3

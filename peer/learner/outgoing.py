@@ -1,0 +1,87 @@
+"""What goes over a learner's out-links: which are up and clear, what is on its way, and what waits for one.
+
+mass             over a link that is up, one message at a time: `unacknowledged` until it is settled
+a whole model    at any time; for a link that is not up yet the open round's is kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from peer.algorithms.base import Message
+from peer.compression import codec
+from peer.compression.bodies import Layout
+from peer.events import Delivery, LinkUp, Payload, PeerId, Push
+
+
+class Outgoing:
+    """Of one learner."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        # a driver that copies what it is given at once needs no copy made here: codec.in_parts
+        self.encode: Callable[[Message, Layout], Payload] = codec.encode
+        self.unacknowledged: dict[PeerId, Message] = {}  # mass sent, by destination
+        self.unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
+        self._up: dict[PeerId, LinkUp] = {}
+        self._encodings: dict[PeerId, Payload] = {}  # while it is seen which of them have room
+
+    # --- links ---------------------------------------------------------------------------------------
+
+    def link(self, dst: PeerId) -> LinkUp | None:
+        """The link to `dst`, if it is up."""
+        return self._up.get(dst)
+
+    def link_up(self, link: LinkUp) -> Message | None:
+        """The message that has waited for it."""
+        self._up[link.peer] = link
+        return self.unsent.pop(link.peer, None)
+
+    def link_down(self, dst: PeerId) -> None:
+        self._up.pop(dst, None)
+
+    def is_clear(self, dst: PeerId) -> bool:
+        """May mass go there?"""
+        return dst in self._up and dst not in self.unacknowledged
+
+    @property
+    def clear(self) -> frozenset[PeerId]:
+        return frozenset(filter(self.is_clear, self._up))
+
+    def busy(self, dsts: Iterable[PeerId]) -> tuple[PeerId, ...]:
+        """Those of them whose link is up, and the last mass over it not acknowledged."""
+        return tuple(sorted(dst for dst in dsts if dst in self._up and dst in self.unacknowledged))
+
+    # --- messages ------------------------------------------------------------------------------------
+
+    def ready(self, messages: Mapping[PeerId, Message]) -> dict[PeerId, Message]:
+        """Those of a round's messages that can go; whole models for links that are not up are kept."""
+        self.unsent = {
+            dst: message
+            for dst, message in messages.items()
+            if message.delivery == "latest" and dst not in self._up
+        }
+        return {dst: message for dst, message in messages.items() if dst not in self.unsent}
+
+    def sizes(self, ready: Mapping[PeerId, Message]) -> dict[PeerId, int]:
+        """In bytes. What they are encoded to is kept for `push`, until `forget_encodings`."""
+        self._encodings = {dst: self.encoded(message) for dst, message in ready.items()}
+        return {dst: len(data) for dst, data in self._encodings.items()}
+
+    def forget_encodings(self) -> None:
+        self._encodings = {}
+
+    def push(self, dst: PeerId, message: Message) -> Push:
+        delivery: Delivery = message.delivery
+        if delivery == "mass":
+            assert self.is_clear(dst), f"a message for {dst}: link not clear"
+            self.unacknowledged[dst] = message
+        payload = self._encodings.pop(dst, None) or self.encoded(message)
+        return Push(dst, self._up[dst].epoch, message.key, payload, delivery)
+
+    def settle(self, dst: PeerId) -> Message | None:
+        """The mass on its way to `dst` is acknowledged, or comes back."""
+        return self.unacknowledged.pop(dst, None)
+
+    def encoded(self, message: Message) -> Payload:
+        return self.encode(message, self.layout)
