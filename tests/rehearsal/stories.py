@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -155,6 +156,15 @@ def nearest_mix(points: Tensor) -> float:
     return float((weights @ points).norm())
 
 
+class Looked(NamedTuple):
+    """How far from the initial model the nearest mix of all models is, and their mean, at one moment."""
+
+    when: float
+    lives: frozenset[tuple[str, int]]
+    mix: float
+    mean: float
+
+
 class Story:
     """What happens in one seed's session."""
 
@@ -175,7 +185,9 @@ class Story:
         self.told: list[str] = []
         self.paused_until = 0.0
         self.begun = 0  # elections so far
-        self.far: list[tuple[float, float]] = []  # when looked, how far off the nearest mix of all models was
+        self.far: list[Looked] = []
+        self.is_slow = weather.bandwidth_bps > 0
+        self.loses = weather.loss > 0 or self.is_slow  # late is lost, too
         if dice.random() < 0.5:
             self.r.network.undialable.add(name(dice.randrange(self.n)))
         pace = {name(i): dice.choice([1.0, 1.0, dice.uniform(0.5, 2.0)]) for i in range(64)}
@@ -217,8 +229,9 @@ class Story:
     def check_start(self) -> None:
         """No change of tree or members moves anybody back towards the initial model: every model is at
         least as far from it as the nearest mix of those before (the mean of unlike models may be nearer than
-        each, and where messages are lost it is another mean). Only who begins from an old checkpoint, since
-        nobody else has a model, is nearer. What is mixed is as old as its way over a slow line is long."""
+        each), and, where no message is lost, their mean as their mean was. Only who begins from an old
+        checkpoint, since nobody else has a model, is nearer. What comes over a slow line, and a newcomer's
+        model over any, is as old as its way."""
         begun = sum(note.text == BEGINS for _, _, note in self.r.notes)
         ways = {
             (d.peer, d.node.life): d.exchange.estimate() - self.kind.start
@@ -230,11 +243,17 @@ class Story:
         self.begun = begun
         if not ways:
             return
-        old = [mix for when, mix in self.far if when <= self.r.now - WAY_S]
+        points = torch.stack(list(ways.values()))
+        looked = Looked(self.r.now, frozenset(ways), self.nearest_mix(points), float(points.mean(0).norm()))
+        last = self.far[-1] if self.far else Looked(0.0, frozenset(), 0.0, 0.0)
+        old = [far.mix for far in self.far if far.when <= self.r.now - WAY_S]
         for life, way in ways.items():
-            away, mix = float(way.norm()), old[-1] if old else 0.0
+            recent = life in last.lives and not self.is_slow
+            away, mix = float(way.norm()), last.mix if recent else old[-1] if old else 0.0
             assert away >= NEARER * mix, f"{life}: {away} away, the nearest mix was {mix}"
-        self.far.append((self.r.now, self.nearest_mix(torch.stack(list(ways.values())))))
+        if looked.lives == last.lives and not self.loses:
+            assert looked.mean >= NEARER * last.mean, f"mean model: from {last.mean} away to {looked.mean}"
+        self.far.append(looked)
 
     def nearest_mix(self, ways: Tensor) -> float:
         """How far from the initial model the nearest mix of all models is. Two trees mix half of the
