@@ -306,9 +306,8 @@ class Link:
 
     def _new_exchange(self, resume: Resume | None) -> Exchange:
         exchange = self._duties.exchange(resume)
-        exchange.outgoing.encode = (
-            codec.in_parts
-        )  # `_send` copies them, before anything else is done with the model
+        # `_send` copies the parts, before anything else is done with the model
+        exchange.outgoing.encode = codec.in_parts
         return exchange
 
     def _send(self, answers: Sequence[FromLearner]) -> None:

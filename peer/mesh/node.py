@@ -184,7 +184,7 @@ class Node:
         self._dispatch(event, now)
         self._watch_view(now)
         self._effects += self.rounds.check(now)
-        if self._leaving is not None:
+        if self._leaving is not None and not self._gone:
             self._hand_over(self._leaving, now)
         self._book(now)
         effects, self._effects = self._effects, []
@@ -672,7 +672,6 @@ class Node:
         self._publish(phase="leaving")
 
     def _hand_over(self, leaving: Leaving, now: float) -> None:
-        leaving.over = leaving.over or self._gone
         self._absorb(leaving.go_on(now), now)
         if leaving.over:
             self._say_goodbye()
