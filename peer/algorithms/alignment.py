@@ -9,8 +9,8 @@ steps and relay the models that the nodes had at its beginning, as they are, unt
 RelaySum loses what is sent to one that has not begun, so all begin in the same round, T + 1. Who has all n
 models first sets T so late that they, and T, get from it to everybody; each message names the earliest T
 known. A lost message is made up for by the next. A node that nothing new has come to in PATIENCE rounds sets
-T with what it has: for models that are missing after T the own one stands in. Who takes up the tree late, when
-neighbors relay sums already, begins with those it knows as soon as it hears so.
+T with what it has: for models that are missing after T the own one stands in. Who takes up the tree late,
+when neighbors relay sums already, begins with those it knows as soon as it hears so.
 
 This is not in the paper: it is how what the paper begins with comes about.
 """

@@ -5,8 +5,9 @@ absence their mass just mixes again. After a long one they are estranged: alive,
 leader of either half (its lowest id) looks at a model of the other; the half with the lowest id of all looks
 first. Are the two near to each other, and is the point between them not much worse, then both halves hear
 that they may mix. Else the members of the half that has done less work are told to start over, with the
-other's model; what they hold is dropped and not injected again (reliability note, section c). One that stood
-still for long is such a half, though it has missed nobody. Nobody waits longer than REUNION_S for a verdict.
+other's model; what they hold is dropped and not injected again (reliability note, section c). One that
+stood still for long is such a half, though it has missed nobody. Nobody waits longer than REUNION_S for a
+verdict.
 """
 
 from __future__ import annotations
