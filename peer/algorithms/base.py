@@ -24,6 +24,7 @@ from peer.compression.bodies import Dense, peak_of
 from peer.compression.codec import Message as Message
 from peer.errors import RemoteError
 from peer.events import Direction, Key, LinkDown, LinkUp, PeerId
+from peer.graphs import Graph
 
 SNAPSHOT, SHARE, ESTATE = 0, 1, 2  # meanings every algorithm knows; an algorithm's own start at 16
 MAX_WEIGHT = 1e6  # in one message; the weights of a whole session sum up to its founders' (guess)
@@ -48,7 +49,8 @@ class Links:
     spanning tree, of n members; mean_delay: mean over ordered pairs of max(hops - 1, 0). most_bytes: what
     each message may take, where this device has a budget for what it sends. aligning: rounds that
     news takes to everybody, where members of a new generation hold unlike models; else 0. hides: bytes that
-    the link to each has room for while local steps are taken, as far as that is known.
+    the link to each has room for while local steps are taken, as far as that is known. graph: the one that
+    all of n members agree on, where there is one.
     """
 
     key: Key
@@ -62,6 +64,7 @@ class Links:
     most_bytes: int | None = None
     aligning: int = 0
     hides: Mapping[PeerId, int] = field(default_factory=dict)
+    graph: Graph | None = None
 
 
 class Algorithm(ABC):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from peer.algorithms.base import Algorithm, Links, Message
 from peer.events import FromLearner, OpenRound, PeerId
+from peer.graphs import Graph
 from peer.learner.outgoing import Outgoing
 from peer.learner.portions import Portions, message_of, on_wire
 
@@ -34,6 +35,7 @@ class Sending:
             r.mean_delay,
             aligning=r.aligning,
             hides={dst: message_of(size) for dst, size in (r.hides or {}).items()},
+            graph=Graph(r.graph, r.n, r.place, r.parents) if r.graph else None,
         )
 
     def affordable(self, r: OpenRound) -> Links:
