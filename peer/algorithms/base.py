@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Dense, peak_of
+from peer.compression.bodies import Dense, numbers_in, peak_of
 from peer.compression.codec import Message as Message
 from peer.errors import RemoteError
 from peer.events import Direction, Key, LinkDown, LinkUp, PeerId
@@ -34,7 +34,7 @@ def refuse_overflow(src: PeerId, message: Message, dtype: torch.dtype) -> None:
     """Raises RemoteError for numbers that are finite, and in products and sums soon would not be."""
     if message.weight > MAX_WEIGHT:
         raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
-    peak, most = peak_of(message.body.dense()), math.sqrt(torch.finfo(dtype).max)
+    peak, most = max(map(peak_of, numbers_in(message.body))), math.sqrt(torch.finfo(dtype).max)
     if not peak * max(1.0, message.weight) <= most:
         raise RemoteError(f"message from {src}: values of at most {most:.0e}, not {peak:g}, after weighing")
 
