@@ -71,6 +71,7 @@ class Algorithm(ABC):
     """The protocol, as `learner.exchange` speaks it."""
 
     name: str
+    roundless = False  # messages answer each other, and rounds with local steps wait for none of them
 
     @property
     def still(self) -> bool:

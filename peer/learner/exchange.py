@@ -245,7 +245,8 @@ class Exchange:
         """Push this round, in lockstep as soon as the links it uses are clear."""
         self.open, r = False, self._round
         assert r is not None
-        if self.lockstep and (waiting := self.outgoing.busy(r.out)):
+        in_turn = self.lockstep and (not self.algorithm.roundless or self._final)
+        if in_turn and (waiting := self.outgoing.busy(r.out)):
             self._held = (u, lr)
             return [Held(self.key, waiting)]
         return self._push_all(u, lr, now)
@@ -314,7 +315,8 @@ class Exchange:
                 self._look = Look(src, message.key.round, message.body.dense())
                 return [Taken(*name)]
             at_once = late or self._leaving or self.state != "training" or message.meaning == ESTATE
-            at_once = at_once or message.delivery == "latest"  # the newest counts, wherever this node is
+            # the newest counts, wherever this node is; and what is of no round
+            at_once = at_once or message.delivery == "latest" or self.algorithm.roundless
             at_once = at_once or (message.meaning, message.key.phase) == (SNAPSHOT, FINAL)  # no round follows
             if not at_once and self._is_ahead(src, message.key):
                 self._incoming.put_off(command)
@@ -326,7 +328,7 @@ class Exchange:
             return [Rejected(*name, str(error))]
         self._incoming.took(src, message)
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
-        answers += [self.outgoing.push(dst, reply) for dst, reply in replies.items()]
+        answers += [push for dst, reply in replies.items() for push in self.outgoing.send(dst, reply)]
         if self.state == "seeking" and self.algorithm.weight > 0:
             self.key = replace(message.key, generation=0)  # the first round here may be of any
             answers.insert(0, self._now_training())
@@ -336,19 +338,29 @@ class Exchange:
         message = self.outgoing.settle(dst)
         if message is not None:
             self.algorithm.settled(dst, message)
-        return self._give_all() if self.state == "left" and dst == self._heir else self._retry(now)
+        if self.state == "left" and dst == self._heir:
+            return self._give_all()
+        return [*self.outgoing.go_on(dst), *self._retry(now)]
 
     def _returned(self, dst: PeerId, now: float) -> Sequence[FromLearner]:
         message = self.outgoing.settle(dst)
         if message is None:
             return []
         self.algorithm.returned(dst, message)
+        self._take_back(dst)
         return [self._holds(), *(self._give_all() if self.state == "left" else self._retry(now))]
+
+    def _take_back(self, dst: PeerId) -> None:
+        """What has waited to follow it does not go out any more."""
+        for message in self.outgoing.never_sent(dst):
+            self.algorithm.returned(dst, message)
 
     def _on_link(self, change: LinkUp | LinkDown, now: float) -> Sequence[FromLearner]:
         # what was put off builds on the state that goes now
         answers = self._take_later(now, lambda src, _: change.direction == "out" or src != change.peer)
         if change.direction == "out":
+            if isinstance(change, LinkDown) or self.outgoing.link(change.peer) is not None:
+                self._take_back(change.peer)
             if isinstance(change, LinkUp):
                 unsent = self.outgoing.link_up(change)
                 if unsent is not None and unsent.key == self.key:
@@ -356,7 +368,9 @@ class Exchange:
             else:
                 self.outgoing.link_down(change.peer)
         self.algorithm.on_links(change)
-        return [*answers, *(self._retry(now) if change.direction == "out" else ())]
+        if change.direction == "in":
+            return answers
+        return [*answers, *self.outgoing.go_on(change.peer), *self._retry(now)]
 
     def _sponsor_all(self) -> list[FromLearner]:
         asked, self._asked = self._asked, []
@@ -379,6 +393,8 @@ class Exchange:
 
     def _hand_over(self, dst: PeerId | None) -> Sequence[FromLearner]:
         self.state, self.open, self._held, self._heir = "left", False, None, dst
+        for waited_for in self.outgoing.waited_for:
+            self._take_back(waited_for)
         return self._give_all()
 
     def _give_all(self) -> Sequence[FromLearner]:

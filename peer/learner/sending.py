@@ -51,7 +51,7 @@ class Sending:
         """What goes of the round's messages, and who is held back. final: it is one of the last rounds."""
         ready = self.outgoing.ready(messages)
         if r.allowance is None:
-            return [self.outgoing.push(dst, message) for dst, message in ready.items()], ()
+            return [push for dst, message in ready.items() for push in self.outgoing.send(dst, message)], ()
         return self._within(r, r.allowance, ready, final=final)
 
     def _within(
