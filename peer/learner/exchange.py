@@ -105,6 +105,7 @@ class Exchange:
         self._leaving = False  # nothing is put off any more
         self._round: OpenRound | None = None
         self._mixed: Tensor | None = None
+        self._owes = False  # what the training thread handed over last has not been answered with a model
         self._look: Look | None = None
         self._heir: PeerId | None = None
         self._asked: list[Sponsor] = []  # by newcomers, in the middle of a round
@@ -122,11 +123,13 @@ class Exchange:
             return []  # the session ended under this local step: its change is not part of it
         if not self.open:
             raise AssertionError(f"submit() with no round open (last key {self.key})")
+        self._owes = True
         return self._exchange(u, lr, now)
 
     def take(self) -> Tensor | None:
         """The mixed model of the round that closed, once; None while there is none."""
         mixed, self._mixed = self._mixed, None
+        self._owes = self._owes and mixed is None
         return mixed
 
     def take_look(self) -> Look | None:
@@ -233,6 +236,8 @@ class Exchange:
         self._pushed = False
         self.algorithm.open(self._sending.links(command))
         self.open = self._held is None and not self.algorithm.still
+        if self.open and self._owes and self._mixed is None:
+            self._mixed = self.algorithm.estimate()  # a new graph: that exchange has come to nothing
         answers = self._take_later(now, self._is_ahead)  # a round that was jumped to may be what they are of
         if self._held is not None:
             return [*answers, *self._exchange(*self._held, now)]
