@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.lan]
 
 COUNT = 4
 LEARNT = 0.3  # of spoken digits; guessing gives 0.1
-CLOSE = 0.45  # to the mean of all four minima, from which each of them is 0.87 away: none is exact at a constant rate
+CLOSE = 0.45  # to the mean of all four minima, each 0.87 away from it; nobody is exact at a constant rate
 LOSS = 0.05
 NAMES = ("a2cid2", "power-gossip", "detag")
 
