@@ -188,9 +188,10 @@ class Links:
 
     # --- questions -----------------------------------------------------------------------------------
 
-    def clear(self, dst: PeerId) -> bool:
-        """May mass be pushed to `dst` and leave at once? Stream and link are open and no mass is out."""
-        return dst in self._out and self._out[dst].clear
+    def clear(self, dst: PeerId, life: int = 0) -> bool:
+        """May mass be pushed to `dst` and leave at once? Stream and link are open and no mass is out. life:
+        of the learner there that it is for; 0: whichever it is."""
+        return dst in self._out and self._out[dst].clear and life in (0, self._out[dst].bound)
 
     def unacked(self, dst: PeerId) -> bool:
         """Is a mass parcel to `dst` in the ledger?"""
