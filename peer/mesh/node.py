@@ -586,7 +586,9 @@ class Node:
         if self.members.version == self._seen:
             return
         self._seen = self.members.version
-        lives = {r.peer: r.life for r in self.members.alive() if r.phase == "training"}
+        alive = self.members.alive()
+        self._absorb(self.links.lives({r.peer: r.life for r in alive}), now)
+        lives = {r.peer: r.life for r in alive if r.phase == "training"}
         self.reunions.watch(lives, now)
         if self.phase == "training":
             self.giving.train(lives)
