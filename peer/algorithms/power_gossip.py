@@ -82,6 +82,7 @@ class Edge:
 
 class PowerGossip(DPSGD):
     name = "power-gossip"
+    roundless = True  # an edge has its own count, and nothing more to send before it is answered
     PRODUCTS = 32  # body: products and then other tensors' entries, as far as they are due; base: Place
 
     def __init__(

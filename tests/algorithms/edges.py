@@ -2,8 +2,7 @@
 
 Nodes are "0" to "n-1", at the places of a graph. Of each directed link one message is on its way at a time,
 as in `learner.outgoing`; the others wait for its acknowledgement. A link can end: what is on its way then
-comes back, or is found to be applied, and what waits comes back too. A node can begin a new life. One message
-ahead of its receiver's round is delivered, and no second.
+comes back, or is found to be applied, and what waits comes back too. A node can begin a new life.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class Edges:
             if self.g.random() < self.faults:
                 self.end_link(*self.g.choice(list(self.lines)))
             if (busy := self.busy()) and self.g.random() < 0.7:
-                self.move(*self.g.choice(busy), at)
+                self.move(*self.g.choice(busy))
             elif not waits[i] and t < last:
                 u = update(i, node.estimate(), t)
                 self.own += u
@@ -132,14 +131,14 @@ class Edges:
         if line.flying is None and line.waiting:
             line.flying, line.applied = line.waiting.popleft(), False
 
-    def move(self, i: int, j: int, at: list[int] | None = None) -> None:
+    def move(self, i: int, j: int) -> None:
         """What is on its way from i to j comes there, or its acknowledgement comes back."""
         line = self.lines[i, j]
         assert line.flying is not None
         if line.applied:
             self.settle_one(i, j)
             self.go_on(i, j)
-        elif at is None or line.flying.key.round <= at[j] + 1:
+        else:
             heard = codec.decode(codec.encode(line.flying), self.layout, self.nodes[j].dtype)
             try:
                 replies = self.nodes[j].receive(str(i), heard, 0.0)
