@@ -16,6 +16,7 @@ from peer import catalogue
 from peer.algorithms.base import Algorithm
 from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.difference_push import Budget, DifferencePush
+from peer.algorithms.power_gossip import PowerGossip
 from peer.algorithms.push_sum import GUARD, Guard
 from peer.algorithms.relay_sum import FILLS, RelayGrad, RelaySum
 from peer.algorithms.replicas import REPLICA_MB
@@ -44,6 +45,7 @@ _KNOWN = {
     "relay-sum": ("fill", "lr-correction"),
     "relay-sum-grad": (),
     "d-psgd": (),
+    "power-gossip": ("rank", "iterations", "diffusion", "warm-start"),
 }
 
 
@@ -74,6 +76,7 @@ def make(
         "relay-sum": _relay_sum,
         "relay-sum-grad": _relay_grad,
         "d-psgd": _d_psgd,
+        "power-gossip": _power_gossip,
     }[name]
     return build(_Request(options, layout, dtype, spec, lockstep))
 
@@ -202,3 +205,15 @@ def _relay_grad(asked: _Request) -> Algorithm:
 
 def _d_psgd(asked: _Request) -> Algorithm:
     return DPSGD(asked.layout, asked.dtype, asked.Q, lockstep=asked.lockstep)
+
+
+def _power_gossip(asked: _Request) -> Algorithm:
+    auto = asked.options.get("diffusion") == "auto"
+    return PowerGossip(
+        asked.layout,
+        asked.dtype,
+        rank=int(asked.number("rank", 1, 1, 64)),
+        iterations=int(asked.number("iterations", 1, 1, 64)),
+        diffusion=None if auto else asked.number("diffusion", 1.0, 0.01, 2.0),
+        warm=asked.word("warm-start", "on", "off") == "on",
+    )
