@@ -110,6 +110,13 @@ class RelaySum(WholeModel):
         """y, or what the final rounds average."""
         return x + u if self.fixed is None else self.fixed
 
+    def stepped_to(self, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        return y if z is x and self.fixed is None else super().stepped_to(x, z, y)
+
+    @property
+    def needs_x0(self) -> bool:
+        return self.fill == "x0"
+
     def push(self, y: Tensor) -> dict[PeerId, Message]:
         if self.alignment is not None:
             return self.alignment.messages(self.links, self.packed)
@@ -187,6 +194,9 @@ class RelayGrad(RelaySum):
 
     def stepped(self, x: Tensor, u: Tensor) -> Tensor:
         return u
+
+    def stepped_to(self, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        return y - z
 
     def sum_up(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         mixed = x.clone()
