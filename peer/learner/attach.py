@@ -14,6 +14,8 @@ hand-over:
     hand over  u = p - b          lockstep: wait for z;  p = b = z
                                   free: go on with b = p; when z comes, p += z - b, b = z
                                   overlap: as free, but wait for z before the next hand-over
+
+In lockstep, algorithms that send whole models are handed p and b instead of u, and then b is p until z comes.
 """
 
 from __future__ import annotations
