@@ -299,7 +299,7 @@ class Swarm:
             self._flat.write(z)
             self._since = 0
         else:
-            self._flat.write(self._flat.read() + (z - self._base))
+            self._flat.write(self._flat.read().add_(z - self._base))
         self._base, self._mass = z, True
         return True
 
