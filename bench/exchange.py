@@ -53,6 +53,7 @@ def loss(model, batch):
 SESSION = (
     *("--algorithm", "d-psgd", "--topology", "complete", "--compression", "none", "--local-steps", "1"),
     *("--pace", "lockstep", "--lr", "0.1", "--option", "schedule=constant", "--interface", "lo"),
+    *("--momentum", "0"),  # as in the script, which else would be given the built-in learner's buffers
 )
 WARM = 2  # rounds before the clock counts: connections, buffers, patience
 TOGETHER = 6  # rounds from when all have heard all to the first of them: those without meeting points
