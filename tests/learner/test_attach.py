@@ -16,7 +16,7 @@ from peer.algorithms.sparse_push import SparsePush
 from peer.compression import codec
 from peer.compression.bodies import Layout
 from peer.errors import DataError, DivergedError, StateError
-from peer.events import Closed, Deadline, Found, Holds, Key, LinkUp, OpenRound, Push, Pushed, Ready
+from peer.events import Closed, Deadline, Found, HandOver, Holds, Key, LinkUp, OpenRound, Push, Pushed, Ready
 from peer.learner import attach, checkpoint, link
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
@@ -624,6 +624,30 @@ def test_who_rejoins_without_the_initial_model_begins_with_its_own(
     assert script.x == [-0.125] * 4
     script.swarm.close()
     second.close()
+
+
+def test_the_checkpoint_of_one_that_left_in_the_middle_of_a_round_has_its_local_steps(tmp_path: Path) -> None:
+    session = descriptor(algorithm="d-psgd", topology="complete", local_steps=1)
+    daemon = StandIn(session, keep_open=False)
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    daemon.client.send_event(LinkUp("b", "out", 1))
+    daemon.client.send_event(OpenRound(Key(), {"b": 0.5}, ("b",), 2, 1.0))
+
+    def leave() -> None:
+        daemon.wait_for(lambda: any(isinstance(event, Pushed) for event in daemon.events))
+        daemon.client.send_event(HandOver("b"))
+        daemon.wait_for(lambda: daemon.events[-1] == Holds((), 0.0))
+        daemon.client.send({"op": "stop"})
+
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    assert not script.step()
+    leaving.join()
+    script.swarm.close()
+    found = CheckpointKeeper(tmp_path, session.id, FlatModel(script.model).signature).found
+    assert found is not None
+    assert found.model.tolist() == [-0.125] * 4
 
 
 def test_one_that_never_had_a_model_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
