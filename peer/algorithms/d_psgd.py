@@ -27,14 +27,11 @@ class DPSGD(WholeModel):
     name = "d-psgd"
     MEANING = 16  # body: y of its sender
     MEANINGS = (MEANING,)
-    needs_x = False
+    LETS_GO = frozenset({"u", "x", "x0"})
 
     @property
     def sends_models(self) -> bool:
         return self.Q is None
-
-    def stepped_to(self, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
-        return y if z is x else super().stepped_to(x, z, y)
 
     def push(self, y: Tensor) -> dict[PeerId, Message]:
         bodies, messages = dict[Compressor | None, Body](), {}

@@ -52,8 +52,14 @@ class WholeModel(Algorithm):
     """Q: how values travel; final rounds go without it."""
 
     MEANINGS: tuple[int, ...]  # of a round's messages
-    takes_models = True
-    needs_x = True  # once y is there? If not, y is the model until the round is mixed
+    LETS_GO = frozenset[str]()
+    """What a class does without, each for itself, since those built on it may not: "u", it is handed models;
+    "x" once y is there, which is the model then until the round is mixed; "x0" once rounds have begun."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.LETS_GO = cls.__dict__.get("LETS_GO", frozenset())
+        cls.takes_models = "u" in cls.LETS_GO
 
     def __init__(
         self, layout: Layout, dtype: torch.dtype, Q: Values = None, *, lockstep: bool = True
@@ -128,15 +134,15 @@ class WholeModel(Algorithm):
 
     def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
         self.open(links)
-        return self._send(self.stepped(self.estimate(), u))
+        return self._push_from(self.stepped(self.estimate(), u))
 
     def step_to(self, steps: LocalSteps, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
         self.open(links)
-        return self._send(self.stepped_to(self.estimate(), *steps.give()))
+        return self._push_from(self.stepped_to(self.estimate(), *steps.give()))
 
-    def _send(self, y: Tensor) -> dict[PeerId, Message]:
+    def _push_from(self, y: Tensor) -> dict[PeerId, Message]:
         self._y = y
-        if not self.needs_x:
+        if "x" in self.LETS_GO:
             self.x = y
         return self.push(y)
 
@@ -146,7 +152,7 @@ class WholeModel(Algorithm):
 
     def stepped_to(self, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
         """The same of local steps from z to y. z is x itself if nothing has come between."""
-        return self.stepped(x, y - z)
+        return y if "u" in self.LETS_GO and z is x else self.stepped(x, y - z)
 
     @abstractmethod
     def push(self, y: Tensor) -> dict[PeerId, Message]:
@@ -163,7 +169,7 @@ class WholeModel(Algorithm):
     @property
     def needs_x0(self) -> bool:
         """In rounds, that is, and not only to be told that this is the model to begin with."""
-        return False
+        return "x0" not in self.LETS_GO
 
     def _forget_x0(self) -> None:
         """Who has a model takes no other from a sponsor, so no message will name x0 to it."""

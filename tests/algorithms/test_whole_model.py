@@ -409,6 +409,18 @@ def test_the_initial_model_is_forgotten_with_the_first_round(kind: type[WholeMod
     assert torch.equal(node.mix(), ONES)
 
 
+def test_what_a_class_lets_go_of_one_that_is_built_on_it_has() -> None:
+    class Built(DPSGD):
+        """May need anything."""
+
+    node = Built(LAYOUT, F64)
+    node.know(ZEROS)
+    node.begin(ONES, 1.0)
+    node.step(ONES, 0.1, in_round(0, "a"), 0.0)
+    assert not node.takes_models
+    assert node.x0 is ZEROS and torch.equal(node.estimate(), ONES)
+
+
 def test_the_initial_model_is_kept_where_it_fills_in_for_others() -> None:
     node = RelaySum(LAYOUT, F64, fill="x0")
     node.know(ONES)
