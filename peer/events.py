@@ -447,7 +447,8 @@ class OpenRound:
     allowance: how many bytes the round's messages may take in all; None: as many as they like.
     aligning: rounds that news takes to everybody, where members of a new generation are first to come to the
     same model; 0: they are not. hides: bytes that a message to each out-neighbor may have to be there before
-    the next local steps are done; nothing of links that have carried nothing yet.
+    the next local steps are done; nothing of links that have carried nothing yet. graph, place, parents: on
+    an agreed graph which one it is, and this node's place on it (peer/graphs.py); "" elsewhere.
     """
 
     key: Key
@@ -460,6 +461,9 @@ class OpenRound:
     allowance: int | None = None
     aligning: int = 0
     hides: dict[PeerId, int] | None = None
+    graph: str = ""
+    place: int = 0
+    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ PURE = [
     "peer/mesh/frame_bytes.py",
     "peer/mesh/node.py",
     "peer/learner/exchange.py",
+    "peer/graphs.py",
     "peer/placing.py",
     "peer/schedule.py",
     "peer/learner/portions.py",

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Dense, peak_of
+from peer.compression.bodies import Dense, numbers_in, peak_of
 from peer.compression.codec import Message as Message
 from peer.errors import RemoteError
 from peer.events import Direction, Key, LinkDown, LinkUp, PeerId
+from peer.graphs import Graph
 
 SNAPSHOT, SHARE, ESTATE = 0, 1, 2  # meanings every algorithm knows; an algorithm's own start at 16
 MAX_WEIGHT = 1e6  # in one message; the weights of a whole session sum up to its founders' (guess)
@@ -34,7 +35,7 @@ def refuse_overflow(src: PeerId, message: Message, dtype: torch.dtype) -> None:
     """Raises RemoteError for numbers that are finite, and in products and sums soon would not be."""
     if message.weight > MAX_WEIGHT:
         raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
-    peak, most = peak_of(message.body.dense()), math.sqrt(torch.finfo(dtype).max)
+    peak, most = max(map(peak_of, numbers_in(message.body))), math.sqrt(torch.finfo(dtype).max)
     if not peak * max(1.0, message.weight) <= most:
         raise RemoteError(f"message from {src}: values of at most {most:.0e}, not {peak:g}, after weighing")
 
@@ -49,7 +50,8 @@ class Links:
     spanning tree, of n members; mean_delay: mean over ordered pairs of max(hops - 1, 0). most_bytes: what
     each message may take, where this device has a budget for what it sends. aligning: rounds that
     news takes to everybody, where members of a new generation hold unlike models; else 0. hides: bytes that
-    the link to each has room for while local steps are taken, as far as that is known.
+    the link to each has room for while local steps are taken, as far as that is known. graph: the one that
+    all of n members agree on, where there is one.
     """
 
     key: Key
@@ -63,6 +65,7 @@ class Links:
     most_bytes: int | None = None
     aligning: int = 0
     hides: Mapping[PeerId, int] = field(default_factory=dict)
+    graph: Graph | None = None
 
 
 class LocalSteps:
@@ -87,6 +90,7 @@ class Algorithm(ABC):
     name: str
     x0: Tensor | None = None
     takes_models = False
+    roundless = False  # messages answer each other, and rounds with local steps wait for none of them
 
     @property
     def sends_models(self) -> bool:

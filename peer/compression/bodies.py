@@ -3,6 +3,7 @@
     all values                 Dense, LowRank (as factors), Quantized and Recalled (as symbols and a step)
     those that are said        Sparse
     those that a rule says     Strided (every n-th one), Drawn (by a seed)
+    no vector of d parameters  Pair (two of them), Portion (fewer numbers, which their reader has a use for)
 
 `dense()` is elementwise, in the session's dtype and in a fixed order, so that sender and receiver get the
 same bits out of the same body on any machine. How numbers are made values, if they are not values already,
@@ -227,8 +228,61 @@ class Recalled(Comparable):
         raise CodecError("symbols that only their link's memory explains, where none is kept")
 
 
-Body = Empty | Dense | Sparse | Quantized | Strided | Recalled | Drawn | LowRank
-Valued = Dense | Sparse | Strided | Drawn | LowRank
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair(Comparable):
+    """Two vectors of d parameters each, as a model and what tracks a gradient."""
+
+    first: Dense
+    second: Dense
+
+    def __post_init__(self) -> None:
+        assert self.first.size == self.second.size and self.first.dtype == self.second.dtype
+
+    @property
+    def size(self) -> int:
+        return self.first.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.first.dtype
+
+    def dense(self) -> Tensor:
+        raise CodecError("two vectors, where one is expected")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Portion(Comparable):
+    """1 to d numbers, of which only the algorithm knows what they say of d parameters. Values as in `Dense`,
+    in blocks of their own."""
+
+    size: int
+    values: Tensor
+    dtype: torch.dtype = torch.float32
+    coding: Coding | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.dtype == torch.float64:
+            object.__setattr__(self, "dtype", torch.float64)
+        assert 1 <= self.values.numel() <= self.size
+        _check_values(self.values, self.coding, self.values.numel())
+
+    def numbers(self) -> Tensor:
+        return _decoded(self.values, self.dtype, self.coding, lambda blocks: blocks.sizes)
+
+    def dense(self) -> Tensor:
+        raise CodecError(f"{self.values.numel()} numbers, where a vector of {self.size} is expected")
+
+
+Body = Empty | Dense | Sparse | Quantized | Strided | Recalled | Drawn | LowRank | Pair | Portion
+Valued = Dense | Sparse | Strided | Drawn | LowRank | Portion
+
+
+def numbers_in(body: Body) -> tuple[Tensor, ...]:
+    """All that the body brings: both of two vectors, the numbers of a portion, else the vector. Raises
+    CodecError where only a link's memory explains it."""
+    if isinstance(body, Pair):
+        return body.first.dense(), body.second.dense()
+    return (body.numbers() if isinstance(body, Portion) else body.dense(),)
 
 
 def _decoded(

@@ -9,6 +9,8 @@
     LowRank    rank u8, values: the factors
     Quantized  blocks u8, step f64, symbol section
     Recalled   blocks u8, step f64, check u32, symbol section (read with its link's history)
+    Pair       two of Dense
+    Portion    count u32, values
 
 Values are `value_bytes`' matter, indices `indices`'. blocks: 0 the whole vector is coded as one, 1 each
 tensor of the model is. Sections are `golomb`'s three streams. `read_body` checks every count, length and
@@ -31,6 +33,8 @@ from peer.compression.bodies import (
     Empty,
     Layout,
     LowRank,
+    Pair,
+    Portion,
     Quantized,
     Recalled,
     Sparse,
@@ -50,7 +54,7 @@ from peer.compression.values import Coding
 from peer.errors import CodecError
 from peer.grammar import MAX_GROUPS, MAX_RANK
 
-EMPTY, DENSE, SPARSE, QUANTIZED, STRIDED, RECALLED, DRAWN, LOW_RANK = range(8)
+EMPTY, DENSE, SPARSE, QUANTIZED, STRIDED, RECALLED, DRAWN, LOW_RANK, PAIR, PORTION = range(10)
 KINDS: dict[type[Body], int] = {
     Empty: EMPTY,
     Dense: DENSE,
@@ -60,12 +64,15 @@ KINDS: dict[type[Body], int] = {
     Recalled: RECALLED,
     Drawn: DRAWN,
     LowRank: LOW_RANK,
+    Pair: PAIR,
+    Portion: PORTION,
 }
 _PADDING = bytes(7)
 _STEP = struct.Struct("<d")
 _RECALLED = struct.Struct("<dI")
 _STRIDED = struct.Struct("<HH")
 _DRAWN = struct.Struct("<II")
+_COUNT = struct.Struct("<I")
 
 
 def write_body(body: Body, layout: Layout | None = None) -> list[Piece]:
@@ -82,6 +89,10 @@ def write_body(body: Body, layout: Layout | None = None) -> list[Piece]:
             return [_DRAWN.pack(body.seed, body.values.numel()), *write_values(body)]
         case LowRank():
             return [bytes((body.rank,)), *write_values(body)]
+        case Pair():
+            return [*write_body(body.first), *write_body(body.second)]
+        case Portion():
+            return [_COUNT.pack(body.values.numel()), *write_values(body)]
         case Sparse():
             writer = BitWriter()
             write_indices(writer, body.indices.cpu().numpy(), layout or Layout((body.size,)))
@@ -104,13 +115,11 @@ def read_body(kind: int, cursor: Cursor, layout: Layout, dtype: torch.dtype) -> 
     if kind == EMPTY:
         body = Empty(layout.d, dtype)
     elif kind == DENSE:
-        if bytes(cursor.take(len(_PADDING), "padding")) != _PADDING:
-            raise CodecError("padding: expected zeros before the values")
-        body = Dense(*_values(read_values(cursor, layout.d, layout, lambda: layout.sizes, dtype), dtype))
+        body = _read_dense(cursor, layout, dtype)
     elif kind in _READERS:
         body = _READERS[kind](cursor, layout, dtype)
     else:
-        raise CodecError(f"body kind: expected 0..{LOW_RANK}, found {kind}")
+        raise CodecError(f"body kind: expected 0..{PORTION}, found {kind}")
     cursor.finish()
     return body
 
@@ -119,6 +128,24 @@ def _values(
     read: tuple[torch.Tensor, Coding | None], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.dtype, Coding | None]:
     return read[0], dtype, read[1]
+
+
+def _read_dense(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Dense:
+    if bytes(cursor.take(len(_PADDING), "padding")) != _PADDING:
+        raise CodecError("padding: expected zeros before the values")
+    return Dense(*_values(read_values(cursor, layout.d, layout, lambda: layout.sizes, dtype), dtype))
+
+
+def _read_pair(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Pair:
+    return Pair(_read_dense(cursor, layout, dtype), _read_dense(cursor, layout, dtype))
+
+
+def _read_portion(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Portion:
+    (count,) = _COUNT.unpack(cursor.take(_COUNT.size, "count"))
+    if not 1 <= count <= layout.d:
+        raise CodecError(f"count: expected 1 to {layout.d}, found {count}")
+    read = read_values(cursor, count, Layout((count,)), lambda: (count,), dtype)
+    return Portion(layout.d, *_values(read, dtype))
 
 
 def _read_strided(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Strided:
@@ -212,4 +239,6 @@ _READERS: dict[int, Callable[[Cursor, Layout, torch.dtype], Body]] = {
     RECALLED: _read_recalled,
     DRAWN: _read_drawn,
     LOW_RANK: _read_low_rank,
+    PAIR: _read_pair,
+    PORTION: _read_portion,
 }

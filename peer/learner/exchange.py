@@ -114,6 +114,7 @@ class Exchange:
         self._leaving = False  # nothing is put off any more
         self._round: OpenRound | None = None
         self._mixed: Tensor | None = None
+        self._owes = False  # what the training thread handed over last has not been answered with a model
         self._look: Look | None = None
         self._heir: PeerId | None = None
         self._asked: list[Sponsor] = []  # by newcomers, in the middle of a round
@@ -132,11 +133,13 @@ class Exchange:
             return []  # the session ended under this local step: its change is not part of it
         if not self.open:
             raise AssertionError(f"submit() with no round open (last key {self.key})")
+        self._owes = True
         return self._exchange(u, lr, now)
 
     def take(self) -> Tensor | None:
         """The mixed model of the round that closed, once; None while there is none."""
         mixed, self._mixed = self._mixed, None
+        self._owes = self._owes and mixed is None
         return mixed
 
     def take_look(self) -> Look | None:
@@ -258,6 +261,8 @@ class Exchange:
         self._pushed = False
         self.algorithm.open(self._sending.links(command))
         self.open = self._held is None and not self.algorithm.still
+        if self.open and self._owes and self._mixed is None:
+            self._mixed = self.algorithm.estimate()  # a new graph: that exchange has come to nothing
         answers = self._take_later(now, self._is_ahead)  # a round that was jumped to may be what they are of
         if self._held is not None:
             return [*answers, *self._exchange(*self._held, now)]
@@ -271,7 +276,8 @@ class Exchange:
         """Push this round, in lockstep as soon as the links it uses are clear."""
         self.open, r = False, self._round
         assert r is not None
-        if self.lockstep and (waiting := self.outgoing.busy(r.out)):
+        in_turn = self.lockstep and (not self.algorithm.roundless or self._final)
+        if in_turn and (waiting := self.outgoing.busy(r.out)):
             self._held = (u, lr)
             return [Held(self.key, waiting)]
         return self._push_all(u, lr, now)
@@ -343,7 +349,8 @@ class Exchange:
                 self._look = Look(src, message.key.round, message.body.dense())
                 return [Taken(*name)]
             at_once = late or self._leaving or self.state != "training" or message.meaning == ESTATE
-            at_once = at_once or message.delivery == "latest"  # the newest counts, wherever this node is
+            # the newest counts, wherever this node is; and what is of no round
+            at_once = at_once or message.delivery == "latest" or self.algorithm.roundless
             at_once = at_once or (message.meaning, message.key.phase) == (SNAPSHOT, FINAL)  # no round follows
             if not at_once and self._is_ahead(src, message.key):
                 self._incoming.put_off(command)
@@ -355,7 +362,7 @@ class Exchange:
             return [Rejected(*name, str(error))]
         self._incoming.took(src, message)
         answers: list[FromLearner] = [Taken(*name), *self._renewed()]
-        answers += [self.outgoing.push(dst, reply) for dst, reply in replies.items()]
+        answers += [push for dst, reply in replies.items() for push in self.outgoing.send(dst, reply)]
         if self.state == "seeking" and self.algorithm.weight > 0:
             self.key = replace(message.key, generation=0)  # the first round here may be of any
             answers.insert(0, self._now_training())
@@ -365,19 +372,29 @@ class Exchange:
         message = self.outgoing.settle(dst)
         if message is not None:
             self.algorithm.settled(dst, message)
-        return self._give_all() if self.state == "left" and dst == self._heir else self._retry(now)
+        if self.state == "left" and dst == self._heir:
+            return self._give_all()
+        return [*self.outgoing.go_on(dst), *self._retry(now)]
 
     def _returned(self, dst: PeerId, now: float) -> Sequence[FromLearner]:
         message = self.outgoing.settle(dst)
         if message is None:
             return []
         self.algorithm.returned(dst, message)
+        self._take_back(dst)
         return [self._holds(), *(self._give_all() if self.state == "left" else self._retry(now))]
+
+    def _take_back(self, dst: PeerId) -> None:
+        """What has waited to follow it does not go out any more."""
+        for message in self.outgoing.never_sent(dst):
+            self.algorithm.returned(dst, message)
 
     def _on_link(self, change: LinkUp | LinkDown, now: float) -> Sequence[FromLearner]:
         # what was put off builds on the state that goes now
         answers = self._take_later(now, lambda src, _: change.direction == "out" or src != change.peer)
         if change.direction == "out":
+            if isinstance(change, LinkDown) or self.outgoing.link(change.peer) is not None:
+                self._take_back(change.peer)
             if isinstance(change, LinkUp):
                 unsent = self.outgoing.link_up(change)
                 if unsent is not None and unsent.key == self.key:
@@ -385,7 +402,9 @@ class Exchange:
             else:
                 self.outgoing.link_down(change.peer)
         self.algorithm.on_links(change)
-        return [*answers, *(self._retry(now) if change.direction == "out" else ())]
+        if change.direction == "in":
+            return answers
+        return [*answers, *self.outgoing.go_on(change.peer), *self._retry(now)]
 
     def _sponsor_all(self) -> list[FromLearner]:
         asked, self._asked = self._asked, []
@@ -408,6 +427,8 @@ class Exchange:
 
     def _hand_over(self, dst: PeerId | None) -> Sequence[FromLearner]:
         self.state, self.open, self._held, self._heir = "left", False, None, dst
+        for waited_for in self.outgoing.waited_for:
+            self._take_back(waited_for)
         return self._give_all()
 
     def _give_all(self) -> Sequence[FromLearner]:

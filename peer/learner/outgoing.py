@@ -1,11 +1,13 @@
 """What goes over a learner's out-links: which are up and clear, what is on its way, and what waits for one.
 
-mass             over a link that is up, one message at a time: `unacknowledged` until it is settled
+mass             over a link that is up, one message at a time: `unacknowledged` until it is settled. What
+                 does not wait for a round (`send`) waits for the one before it to be settled
 a whole model    at any time; for a link that is not up yet the open round's is kept
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from peer.algorithms.base import Message
@@ -24,6 +26,7 @@ class Outgoing:
         self.unacknowledged: dict[PeerId, Message] = {}  # mass sent, by destination
         self.unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
         self._up: dict[PeerId, LinkUp] = {}
+        self._waiting: dict[PeerId, deque[Message]] = {}  # mass, until that before it is settled
         self._encodings: dict[PeerId, Payload] = {}  # while it is seen which of them have room
 
     # --- links ---------------------------------------------------------------------------------------
@@ -78,6 +81,32 @@ class Outgoing:
             self.unacknowledged[dst] = message
         payload = self._encodings.pop(dst, None) or self.encoded(message)
         return Push(dst, self._up[dst].epoch, message.key, payload, delivery)
+
+    def send(self, dst: PeerId, message: Message) -> list[Push]:
+        """Push it, or have it wait until its link is clear."""
+        if message.delivery == "latest" or (self.is_clear(dst) and dst not in self._waiting):
+            return [self.push(dst, message)]
+        self._waiting.setdefault(dst, deque()).append(message)
+        return []
+
+    def go_on(self, dst: PeerId) -> list[Push]:
+        """Push what has waited for this link, if it is clear."""
+        line = self._waiting.get(dst)
+        if line is None or not self.is_clear(dst):
+            return []
+        message = line.popleft()
+        if not line:
+            del self._waiting[dst]
+        return [self.push(dst, message)]
+
+    def never_sent(self, dst: PeerId) -> Iterable[Message]:
+        """What has waited for this link, and is not to go over it any more."""
+        return self._waiting.pop(dst, ())
+
+    @property
+    def waited_for(self) -> tuple[PeerId, ...]:
+        """Far ends of the links that something waits for."""
+        return tuple(self._waiting)
 
     def settle(self, dst: PeerId) -> Message | None:
         """The mass on its way to `dst` is acknowledged, or comes back."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from peer.algorithms.base import Algorithm, Links, Message
 from peer.events import FromLearner, OpenRound, PeerId
+from peer.graphs import Graph
 from peer.learner.outgoing import Outgoing
 from peer.learner.portions import Portions, message_of, on_wire
 
@@ -34,6 +35,7 @@ class Sending:
             r.mean_delay,
             aligning=r.aligning,
             hides={dst: message_of(size) for dst, size in (r.hides or {}).items()},
+            graph=Graph(r.graph, r.n, r.place, r.parents) if r.graph else None,
         )
 
     def affordable(self, r: OpenRound) -> Links:
@@ -49,7 +51,7 @@ class Sending:
         """What goes of the round's messages, and who is held back. final: it is one of the last rounds."""
         ready = self.outgoing.ready(messages)
         if r.allowance is None:
-            return [self.outgoing.push(dst, message) for dst, message in ready.items()], ()
+            return [push for dst, message in ready.items() for push in self.outgoing.send(dst, message)], ()
         return self._within(r, r.allowance, ready, final=final)
 
     def _within(

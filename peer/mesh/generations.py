@@ -19,6 +19,7 @@ from typing import Literal
 
 from peer.errors import RemoteError
 from peer.events import Generation, PeerId
+from peer.graphs import Parents
 from peer.mesh import graphs
 
 Kind = Literal["undirected", "tree"]
@@ -195,7 +196,7 @@ class Generations:
         came = all(self._entered[peer] >= self._adopted_at for peer in back)
         return was < is_ and came and back <= self._known and not back & self.flapping(now)
 
-    def _graph(self, costs: graphs.Costs, now: float) -> tuple[tuple[PeerId, ...], graphs.Parents]:
+    def _graph(self, costs: graphs.Costs, now: float) -> tuple[tuple[PeerId, ...], Parents]:
         """The view in order, and parents where the tree is made of costs. Who comes and goes stands where the
         tree has its leaves: last, and on two trees first, for that place alone is a leaf of both."""
         flapping = [peer for peer in self._view if peer in self.flapping(now)]

@@ -1,15 +1,8 @@
 """Graphs without direction, for algorithms whose members must all mean the same one: trees, and gossip's.
 
 Members stand in places 0 … n-1 of an ordered view that they agreed on (events.Generation), and everything
-here is a function of its arguments alone. A tree is each place's parent, the root's its own.
-
-    chain           0 - 1 - … - n-1
-    binary-tree     0 hangs off 1, the others off w // 2 (Vogels et al., RelaySum, NeurIPS 2021: their code)
-    double-tree     that one, and the same with w called n - 1 - w: leaves of one are inner in the other
-    spanning-tree   the least by measured costs, nobody with more than four neighbors; travels as parents
-    ring, complete  each with the one before and behind; with everybody
-    grid            a torus as square as n allows (topology.grid_shape): a ring where n is prime
-    exponential     each with those 1, 2, 4, … < n places before and behind
+here is a function of its arguments alone. Which graphs there are says peer/graphs.py; a spanning tree is the
+least by measured costs, nobody with more than four neighbors, and travels as parents.
 
 Weights are Metropolis', on trees too: a gossip average needs them, RelaySum does not look at them. How
 directed topologies go is topology.py.
@@ -26,16 +19,23 @@ from itertools import combinations
 from types import MappingProxyType
 from typing import NamedTuple
 
-from peer.errors import RemoteError, UsageError
+from peer.errors import RemoteError
 from peer.events import PeerId
-from peer.mesh.topology import grid_shape
+from peer.graphs import (
+    Graph,
+    Parents,
+    beside_on,
+    diameter,
+    hops,
+    hops_on,
+    mean_delay,
+    metropolis,
+    neighbors,
+    trees_of,
+)
 
-Parents = tuple[int, ...]
-Adjacency = tuple[tuple[int, ...], ...]  # of each place, the places beside it, sorted
 Costs = Mapping[PeerId, Mapping[PeerId, int]]  # what each member says of its links
 
-TREES = ("chain", "binary-tree", "double-tree", "spanning-tree")
-KNOWN = ("ring", "grid", "exponential", "complete", *TREES)
 MAX_DEGREE = 4  # of a spanning tree: reliability note e; a binary tree has 3
 UNKNOWN = 4  # the class of a link that nobody has measured, the dearest
 # Upper ends of the classes of round-trip times, all guesses: a cable (0.5 ms on loopback, measured), good
@@ -45,20 +45,7 @@ MAX_ENTRIES = 64  # of a record: 320 bytes, and more choice than a tree needs (g
 _MARK = 4  # bytes of hash that stand for a peer
 
 
-# --- trees ---------------------------------------------------------------------------------------------
-
-
-def chain(n: int) -> Parents:
-    return (0, *range(n - 1))
-
-
-def binary_tree(n: int) -> Parents:
-    return (0,) if n == 1 else (1, 1, *(w // 2 for w in range(2, n)))
-
-
-def double_tree(n: int) -> tuple[Parents, Parents]:
-    tree = binary_tree(n)
-    return tree, tuple(n - 1 - parent for parent in reversed(tree))
+# --- spanning trees --------------------------------------------------------------------------------------
 
 
 class TreeCost(NamedTuple):
@@ -150,115 +137,8 @@ def check_parents(parents: Sequence[int], cap: int = MAX_DEGREE) -> None:
     tree = tuple(parents)
     if -1 in hops(tree, roots[0]):
         raise RemoteError("not all places of the tree are joined")
-    if max(map(len, _beside(tree))) > cap:
+    if max(map(len, beside_on(tree))) > cap:
         raise RemoteError(f"a place of the tree has more than {cap} neighbors")
-
-
-@lru_cache(maxsize=64)
-def _beside(parents: Parents) -> Adjacency:
-    beside: list[list[int]] = [[] for _ in parents]
-    for place, parent in enumerate(parents):
-        if place != parent:
-            beside[place].append(parent)
-            beside[parent].append(place)
-    return tuple(tuple(sorted(places)) for places in beside)
-
-
-def neighbors(parents: Parents, place: int) -> tuple[int, ...]:
-    """The places beside this one on the tree, sorted."""
-    return _beside(parents)[place]
-
-
-def hops(parents: Parents, place: int) -> tuple[int, ...]:
-    """How far each place is from this one on the tree; -1 where no way leads."""
-    return _hops(_beside(parents), place)
-
-
-def _hops(beside: Adjacency, place: int) -> tuple[int, ...]:
-    far = [-1] * len(beside)
-    far[place] = 0
-    frontier = [place]
-    for here in frontier:
-        for other in beside[here]:
-            if far[other] < 0:
-                far[other] = far[here] + 1
-                frontier.append(other)
-    return tuple(far)
-
-
-@lru_cache(maxsize=64)
-def mean_delay(parents: Parents) -> float:
-    """Mean over ordered pairs, a place with itself included, of max(hops - 1, 0): the rounds that RelaySum is
-    behind. Its learning rates are worth 1 / (1 + mean_delay)."""
-    n = len(parents)
-    far = sum(sum(hops(parents, place)) for place in range(n))
-    return (far - n * (n - 1)) / n**2
-
-
-@lru_cache(maxsize=64)
-def diameter(parents: Parents) -> int:
-    """Hops between the two places that are farthest apart."""
-    far = hops(parents, 0)
-    return max(hops(parents, far.index(max(far))))
-
-
-# --- graphs for gossip -----------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=64)
-def adjacency(spec: str, n: int) -> Adjacency:
-    """Connected for every n, and symmetric. A double tree is both its trees at once; a spanning tree is known
-    by its parents alone. Raises UsageError for a name that is none."""
-    trees = _trees(spec, n, ())
-    if trees:
-        return _united(trees)
-    if spec == "grid":
-        rows, columns = grid_shape(n)
-        ahead = [
-            {row * columns + (column + 1) % columns, (row + 1) % rows * columns + column}
-            for row in range(rows)
-            for column in range(columns)
-        ]
-    else:
-        steps = {
-            "ring": [1],
-            "complete": list(range(1, n)),
-            "exponential": [2**k for k in range((n - 1).bit_length())],
-        }.get(spec)
-        if steps is None:
-            raise UsageError(f"no graph without direction is called '{spec}'; there are {', '.join(KNOWN)}")
-        ahead = [{(place + step) % n for step in steps} for place in range(n)]
-    beside: list[set[int]] = [set() for _ in range(n)]
-    for place, others in enumerate(ahead):
-        for other in others - {place}:
-            beside[place].add(other)
-            beside[other].add(place)
-    return tuple(tuple(sorted(places)) for places in beside)
-
-
-def _trees(spec: str, n: int, parents: Parents) -> tuple[Parents, ...]:
-    """The trees of a topology that is made of them, else ()."""
-    if spec == "double-tree":
-        return double_tree(n)
-    if spec == "spanning-tree":
-        return (parents,) if parents else ()
-    return (chain(n),) if spec == "chain" else (binary_tree(n),) if spec == "binary-tree" else ()
-
-
-def _united(trees: tuple[Parents, ...]) -> Adjacency:
-    beside = zip(*(_beside(tree) for tree in trees), strict=True)
-    return tuple(tuple(sorted(set().union(*places))) for places in beside)
-
-
-@lru_cache(maxsize=64)
-def metropolis(graph: Adjacency) -> tuple[Mapping[int, float], ...]:
-    """Of each place, {place: weight}, its own included: W_ij = 1 / (1 + max(deg i, deg j)), and the rest of 1
-    on the diagonal. Symmetric, so rows and columns sum to 1 (Xiao, Boyd, Kim 2007, Metropolis-Hastings)."""
-    rows: list[Mapping[int, float]] = []
-    for place, beside in enumerate(graph):
-        row = {other: 1.0 / (1 + max(len(beside), len(graph[other]))) for other in beside}
-        rows.append(MappingProxyType({**row, place: 1.0 - sum(row.values())}))
-    return tuple(rows)
 
 
 # --- what a node asks ------------------------------------------------------------------------------------
@@ -272,6 +152,7 @@ class Place:
     0 without one. diameter: of the graph; of double trees the larger of the two.
     """
 
+    graph: Graph
     trees: tuple[tuple[PeerId, ...], ...]
     out: Mapping[PeerId, float]
     n: int
@@ -298,16 +179,17 @@ def graph_of(spec: str, view: tuple[PeerId, ...], me: PeerId, parents: Parents =
     Raises UsageError for a topology that has a direction."""
     n, here = len(view), view.index(me)
     assert len(parents) == (n if spec == "spanning-tree" else 0), "see check_graph"
-    trees = _trees(spec, n, parents)
-    graph = _united(trees) if trees else adjacency(spec, n)
-    weights = metropolis(graph)[here]
+    graph, trees = Graph(spec, n, here, parents), trees_of(spec, n, parents)
+    adjacency = graph.adjacency
+    weights = metropolis(adjacency)[here]
     return Place(
+        graph=graph,
         trees=tuple(tuple(view[place] for place in neighbors(tree, here)) for tree in trees),
-        out=MappingProxyType({view[place]: weights[place] for place in graph[here]}),
+        out=MappingProxyType({view[place]: weights[place] for place in adjacency[here]}),
         n=n,
         mean_delay=sum(map(mean_delay, trees)) / max(len(trees), 1),
         # from place 0 is from everywhere where there are no trees: every place is as good as another
-        diameter=max(map(diameter, trees)) if trees else max(_hops(graph, 0)),
+        diameter=max(map(diameter, trees)) if trees else max(hops_on(adjacency, 0)),
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peer.events import FINAL, Key, PeerId
+from peer.graphs import Graph
 from peer.mesh import topology
 from peer.mesh.agreement import Agreement
 from peer.mesh.generations import Generations
@@ -18,7 +19,7 @@ SPARE_ROUNDS = 2  # for messages of models that are lost, where a new tree begin
 @dataclass(frozen=True, slots=True)
 class Neighbors:
     """Of one round. out: mixing weights. n: members of the graph. dsts, srcs: far ends of the links that it
-    and the rounds soon after it use, in that order. Else as in OpenRound.
+    and the rounds soon after it use, in that order. graph: the agreed one. Else as in OpenRound.
     """
 
     out: dict[PeerId, float]
@@ -29,6 +30,7 @@ class Neighbors:
     trees: tuple[tuple[PeerId, ...], ...] = ()
     mean_delay: float = 0.0
     aligning: int = 0
+    graph: Graph | None = None
 
 
 class Neighborhood:
@@ -72,7 +74,9 @@ class Neighborhood:
         self.expected, self.has_senders = frozenset(place.out) & self._senders(key), True
         peers, trees = tuple(place.out), place.trees
         aligning = 0 if self.generations.is_first or not trees else place.diameter + SPARE_ROUNDS
-        return Neighbors(dict(place.out), place.n, 1.0, peers, peers, trees, place.mean_delay, aligning)
+        return Neighbors(
+            dict(place.out), place.n, 1.0, peers, peers, trees, place.mean_delay, aligning, place.graph
+        )
 
     def are_fewer(self, key: Key) -> bool:
         """Can some of this round not be expected any more?"""

@@ -15,7 +15,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from peer.events import FINAL, Held, Key, PeerId
 from peer.mesh.patience import Patience
 
-CLOSE_S = 10.0  # a learner that has heard everybody closes at once; if not, it is told to after this; guess
+# A learner that has heard all that can be expected closes at once, unless its algorithm cannot do without one
+# that is gone; it is told to after this; guess
+CLOSE_S = 10.0
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
 # For so long after a change members' views may differ: each judges for itself who is dead, by what it hears
 # of the others. Where late messages count. In cuts of 30 s of 4 + 4, 24 seeds, rounds go on at .94 of their
@@ -132,7 +134,8 @@ class Pace:
         if going and not self._is_final:
             usual = [GOING_S + self.patience.late(src, self.pushed_at) for src in here]
             waits = [min(wait, late) for wait, late in zip(waits, usual, strict=True)]
-        if now < max(waits, default=now if late else self._complete_at(expected) + CLOSE_S):
+        complete = self._complete_at(expected) + (GOING_S if going else CLOSE_S)
+        if now < max(waits, default=now if late else complete):
             return None
         for src in late:
             self.patience.missed(src)

@@ -194,6 +194,7 @@ class Rounds:
         for src in beside.srcs:
             if not self._links.has_stream(src, "in"):
                 self._upkeep.expect(src, now)
+        graph = beside.graph
         opened = OpenRound(
             self.key,
             beside.out,
@@ -205,6 +206,7 @@ class Rounds:
             self._allowance,
             beside.aligning,
             self.throughput.hides(beside.out),
+            *((graph.spec, graph.place, graph.parents) if graph is not None else ()),
         )
         self._effects.append(ForLearner(opened))
 

@@ -14,12 +14,12 @@ share itself, so columns sum to 1 whatever the others believe: push-sum tolerate
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 from peer.errors import UsageError
 from peer.events import PeerId
+from peer.graphs import grid_shape
 
 KNOWN = ("ring", "exponential", "random-K", "complete", "grid")
 
@@ -102,13 +102,6 @@ def _along(kind: str, view: tuple[PeerId, ...], me: PeerId, round_: int, way: in
     else:
         places = {(here + way * hop) % n for hop in _hops(kind, n, round_)}
     return tuple(sorted(view[place] for place in places))
-
-
-@lru_cache(maxsize=64)
-def grid_shape(n: int) -> tuple[int, int]:
-    """Rows and columns of the torus as square as n allows: 2 x 11 for 22, and a ring where n is prime."""
-    rows = next(rows for rows in range(math.isqrt(n), 0, -1) if n % rows == 0)
-    return rows, n // rows
 
 
 def _hops(kind: str, n: int, round_: int) -> Sequence[int]:

@@ -23,10 +23,13 @@ from peer.compression.bodies import (
     Empty,
     Layout,
     LowRank,
+    Pair,
+    Portion,
     Quantized,
     Recalled,
     Sparse,
     Strided,
+    numbers_in,
 )
 from peer.compression.codec import Message, decode, encode
 from peer.compression.compressor import compressor
@@ -47,6 +50,8 @@ KINDS: dict[str, type[Body]] = {
     "low rank": LowRank,
     "quantized": Quantized,
     "quantized, with memory": Recalled,
+    "pair": Pair,
+    "portion": Portion,
 }
 TIMES, SIDE = 24, 1 << 17  # decoding takes at most so many models' memory, and so many bytes besides
 
@@ -68,7 +73,10 @@ def good() -> list[tuple[Sample, Message, Layout, torch.dtype]]:
         body = pack(v, 7)
         sent: list[Body] = [body]
         if isinstance(body, Dense):
-            sent += [pack.every(v, 1, 2), Empty(layout.d, dtype)]
+            part = body.values[: layout.d // 2 + 1]
+            sent += [pack.every(v, 1, 2), Empty(layout.d, dtype), Pair(body, Dense(v, dtype))]
+            if body.coding is None:
+                sent.append(Portion(layout.d, part))
         elif isinstance(body, Quantized):
             with patch.object(memory, "SMALLEST_MODEL", 1):
                 sent.append(remembered(layout, dtype).recall(body))
@@ -90,8 +98,9 @@ def sound(data: bytes, layout: Layout, dtype: torch.dtype) -> bool:
             body = remembered(layout, dtype).read(body)
         except (CodecError, UnknownBaseError):
             return False
-    dense = body.dense()
-    assert dense.shape == (layout.d,) and dense.dtype == dtype and bool(torch.isfinite(dense).all())
+    for numbers in numbers_in(body):
+        fits = 1 <= len(numbers) <= layout.d if isinstance(body, Portion) else len(numbers) == layout.d
+        assert fits and numbers.dtype == dtype and bool(torch.isfinite(numbers).all())
     assert 0 <= message.weight < float("inf") and len(message.base) <= 32
     assert decode(encode(message, layout), layout, dtype) == message
     return True
@@ -124,7 +133,7 @@ class BodyDecoder(Decoder):
 
 
 def _type_of(body: Body) -> str | None:
-    if isinstance(body, Empty | Quantized | Recalled):
+    if isinstance(body, Empty | Quantized | Recalled | Pair):
         return None
     return "fp32" if body.coding is None else body.coding.type
 

@@ -9,7 +9,17 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from badinput.damage import EXTREMES, WIDTHS, damaged, number, varint
-from peer.compression.bodies import Body, Drawn, Layout, LowRank, Quantized, Recalled, Sparse, Strided
+from peer.compression.bodies import (
+    Body,
+    Drawn,
+    Layout,
+    LowRank,
+    Portion,
+    Quantized,
+    Recalled,
+    Sparse,
+    Strided,
+)
 from peer.compression.codec import Message, encode
 from peer.compression.golomb import read_varint
 
@@ -18,6 +28,7 @@ _FIELDS: dict[type[Body], tuple[str, ...]] = {
     Strided: ("u16", "u16", "values"),
     Drawn: ("u32", "u32", "values"),
     LowRank: ("u8", "values"),
+    Portion: ("u32", "values"),
     Sparse: ("sized", "values"),
     Quantized: ("u8", "f64", "section"),
     Recalled: ("u8", "f64", "u32", "section"),

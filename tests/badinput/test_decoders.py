@@ -26,7 +26,7 @@ def test_bad_input_is_refused_or_sound(name: str) -> None:
 
 def test_no_decoder_is_forgotten() -> None:
     assert {kind.__name__ for kind in KINDS} == {
-        "Empty", "Dense", "Sparse", "Strided", "Drawn", "LowRank", "Quantized", "Recalled"
+        "Empty", "Dense", "Sparse", "Strided", "Drawn", "LowRank", "Quantized", "Recalled", "Pair", "Portion"
     }  # fmt: skip
     assert sum(name.startswith("body: ") for name in DECODERS) == len(KINDS)
     assert all(f"values: {name}" in DECODERS for name in VALUE_TYPES)

@@ -11,14 +11,18 @@ from peer.compression.bodies import (
     Empty,
     Layout,
     LowRank,
+    Pair,
+    Portion,
     Quantized,
     Sparse,
     Strided,
     drawn,
+    numbers_in,
     strided_in,
     those_in,
 )
 from peer.compression.values import Coding
+from peer.errors import CodecError
 
 LAYOUT = Layout((2, 3))
 LEVELS = torch.tensor([1, -2, 3, 0, 127], dtype=torch.int8)
@@ -113,3 +117,14 @@ def test_bodies_are_equal_by_value_and_dtype():
     assert Dense(ones.half(), coding=Coding("fp16")) != Dense(ones.half(), coding=Coding("fp16", 1))
     assert Dense(ones) != Empty(3)
     assert Quantized(SYMBOLS, 0.5) != Quantized(SYMBOLS, 0.25)
+
+
+def test_what_is_no_vector_is_not_taken_for_one():
+    first, second = torch.arange(5.0), torch.ones(5)
+    pair, portion = Pair(Dense(first), Dense(second)), Portion(5, torch.tensor([1.0, 2.0]))
+    assert all(map(torch.equal, numbers_in(pair), (first, second)))
+    assert torch.equal(*numbers_in(portion), torch.tensor([1.0, 2.0]))
+    for body in (pair, portion):
+        assert body.size == 5
+        with pytest.raises(CodecError, match=r"where (one|a vector of 5) is expected"):
+            body.dense()

@@ -21,11 +21,14 @@ from peer.compression.bodies import (
     Empty,
     Layout,
     LowRank,
+    Pair,
+    Portion,
     Quantized,
     Recalled,
     Sparse,
     Strided,
     drawn,
+    numbers_in,
     strided_below,
     strided_in,
     those_in,
@@ -107,6 +110,13 @@ def bodies(draw, layout: Layout, dtype: torch.dtype) -> Body:
         counts = those_in(layout, drawn(d, count, seed))
         numbers, how = draw(valued(count, layout, counts, dtype, generator))
         return Drawn(d, seed, numbers, dtype, how)
+    if kind is Pair:
+        first, second = (draw(valued(d, layout, layout.sizes, dtype, generator)) for _ in range(2))
+        return Pair(Dense(first[0], dtype, first[1]), Dense(second[0], dtype, second[1]))
+    if kind is Portion:
+        count = draw(st.integers(1, d))
+        numbers, how = draw(valued(count, Layout((count,)), (count,), dtype, generator))
+        return Portion(d, numbers, dtype, how)
     assert kind is Sparse
     indices = torch.from_numpy(np.flatnonzero(generator.random(d) < draw(st.floats(0, 1))))
     numbers, how = draw(valued(len(indices), layout, those_in(layout, indices), dtype, generator))
@@ -139,9 +149,9 @@ def accepted(data, layout, dtype=torch.float32):
     if isinstance(message.body, Recalled):  # what it says, only its link's history can tell
         assert decode(encode(message, layout), layout, dtype) == message
         return True
-    dense = message.body.dense()
-    assert dense.shape == (layout.d,) and dense.dtype == dtype
-    assert bool(torch.isfinite(dense).all())
+    for numbers in numbers_in(message.body):
+        assert len(numbers) == layout.d or isinstance(message.body, Portion)
+        assert numbers.dtype == dtype and bool(torch.isfinite(numbers).all())
     assert 0 <= message.weight < math.inf
     assert decode(encode(message, layout), layout, dtype) == message
     return True
@@ -154,9 +164,9 @@ def test_a_message_comes_back_and_both_ends_read_the_same_bits(case):
     assert back == message
     if isinstance(message.body, Recalled):
         return
-    here, there = message.body.dense(), back.body.dense()
-    assert here.dtype == there.dtype == dtype
-    assert here.numpy().tobytes() == there.numpy().tobytes()
+    for here, there in zip(numbers_in(message.body), numbers_in(back.body), strict=True):
+        assert here.dtype == there.dtype == dtype
+        assert here.numpy().tobytes() == there.numpy().tobytes()
 
 
 @given(
@@ -334,7 +344,7 @@ STEP = struct.Struct("<d").pack
         (message_with(b"", EMPTY, weight=-1.0), "weight: .* found -1.0"),
         (message_with(b"", EMPTY, weight=math.inf), "weight: .* found inf"),
         (message_with(b"", EMPTY, d=2**31), "parameters: expected 100, found 2147483648"),
-        (message_with(b"", 8), r"body kind: expected 0..7, found 8"),
+        (message_with(b"", 10), r"body kind: expected 0..9, found 10"),
         (message_with(b"x", EMPTY), "expected its end at byte 0, found 1"),
         (message_with(b"", DENSE)[:-3], "padding: expected 7 bytes, found 4"),
         (message_with(b"", DENSE)[:-1] + b"\x01", "padding: expected zeros"),
@@ -431,12 +441,14 @@ def test_what_is_not_finite_is_never_sent():
         Drawn(2, 1, torch.tensor([math.inf])),
         LowRank(Layout((2,)), 1, torch.tensor([math.inf, 1.0])),
         Dense(torch.tensor([math.inf], dtype=torch.bfloat16), coding=Coding("bf16")),
+        Pair(Dense(torch.tensor([1.0])), Dense(torch.tensor([math.inf]))),
+        Portion(2, torch.tensor([math.inf])),
     ):
         with pytest.raises(DivergedError):
             encode(Message(Key(), 16, body))
 
 
-@pytest.mark.parametrize("kind", list(range(9)))
+@pytest.mark.parametrize("kind", list(range(11)))
 @pytest.mark.parametrize("declared", [2**31, 2**32 - 1, 10_000])
 def test_forty_bytes_take_no_more_memory_than_the_model_warrants(kind, declared):
     generator = np.random.default_rng(kind)
@@ -453,7 +465,7 @@ def test_factors_whose_products_would_overflow_are_refused():
 
 def test_two_billion_declared_parameters_are_refused_at_once():
     for body in (b"", bytes(12)):
-        for kind in range(9):
+        for kind in range(11):
             assert peak_bytes(message_with(body, kind, d=2**31), Layout((10_000,))) < 100_000
 
 

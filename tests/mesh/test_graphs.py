@@ -10,26 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.errors import RemoteError, UsageError
-from peer.mesh.graphs import (
+from peer.graphs import (
     KNOWN,
-    MAX_DEGREE,
-    MAX_ENTRIES,
     TREES,
-    UNKNOWN,
     Parents,
     adjacency,
     binary_tree,
     chain,
-    check_graph,
-    check_parents,
-    cost_class,
     diameter,
     double_tree,
-    graph_of,
     hops,
     mean_delay,
     metropolis,
     neighbors,
+)
+from peer.mesh.graphs import (
+    MAX_DEGREE,
+    MAX_ENTRIES,
+    UNKNOWN,
+    check_graph,
+    check_parents,
+    cost_class,
+    graph_of,
     pack_costs,
     spanning_tree,
     unpack_costs,

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.errors import UsageError
+from peer.graphs import grid_shape
 from peer.mesh.topology import (
     cycle,
     final_rounds,
     final_spec,
-    grid_shape,
     in_neighbors,
     out_neighbors,
     parse,
