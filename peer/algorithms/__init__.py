@@ -14,13 +14,19 @@ import torch
 
 from peer import catalogue
 from peer.algorithms.base import Algorithm
-from peer.algorithms.d_psgd import DPSGD
+from peer.algorithms.choco import ChocoSGD
+from peer.algorithms.d2 import D2
+from peer.algorithms.d_psgd import DPSGD, AllReduce
+from peer.algorithms.detag import DeTAG
 from peer.algorithms.difference_push import Budget, DifferencePush
+from peer.algorithms.gradient_tracking import DSGT
 from peer.algorithms.push_sum import GUARD, Guard
+from peer.algorithms.quasi_global import QuasiGlobal
 from peer.algorithms.relay_sum import FILLS, RelayGrad, RelaySum
 from peer.algorithms.replicas import REPLICA_MB
 from peer.algorithms.sgp import SGP
 from peer.algorithms.sparse_push import SparsePush, consensus_step
+from peer.catalogue import MAX_PHASE
 from peer.compression.bodies import Layout
 from peer.compression.compressor import Compressor, Fitting, compressor
 from peer.compression.history import recalling
@@ -44,6 +50,12 @@ _KNOWN = {
     "relay-sum": ("fill", "lr-correction"),
     "relay-sum-grad": (),
     "d-psgd": (),
+    "all-reduce": (),
+    "qg-d-psgd": ("beta",),
+    "choco-sgd": ("gamma",),
+    "d2": ("lazy",),
+    "dsgt": (),
+    "detag": ("rounds", "eta", "momentum"),
 }
 
 
@@ -74,6 +86,12 @@ def make(
         "relay-sum": _relay_sum,
         "relay-sum-grad": _relay_grad,
         "d-psgd": _d_psgd,
+        "all-reduce": _all_reduce,
+        "qg-d-psgd": _quasi_global,
+        "choco-sgd": _choco_sgd,
+        "d2": _d2,
+        "dsgt": _dsgt,
+        "detag": _detag,
     }[name]
     return build(_Request(options, layout, dtype, spec, lockstep))
 
@@ -107,6 +125,16 @@ class _Request:
             raise UsageError(f"option {key} is one of {', '.join(words)}, not '{text}'")
         return text
 
+    def is_auto(self, key: str) -> bool:
+        return self.options.get(key, "auto") == "auto"
+
+    @property
+    def gamma(self) -> float:
+        """The consensus step of what is sent compressed."""
+        if self.is_auto("gamma"):
+            return consensus_step(self.spec, self.layout)
+        return self.number("gamma", 1.0, 1e-6, 1.0)
+
     @property
     def guard(self) -> Guard:
         return Guard(
@@ -131,16 +159,11 @@ def _sgp(asked: _Request) -> Algorithm:
 
 
 def _sparse_push(asked: _Request) -> Algorithm:
-    C = asked.compressor
-    if asked.options.get("gamma", "auto") == "auto":
-        gamma = consensus_step(asked.spec, asked.layout)
-    else:
-        gamma = asked.number("gamma", 1.0, 1e-6, 1.0)
     return SparsePush(
         asked.layout,
         asked.dtype,
-        C,
-        gamma,
+        asked.compressor,
+        asked.gamma,
         reference="initial" if asked.word("reference", "zero", "initial") == "initial" else "zero",
         lockstep=asked.lockstep,
         guard=asked.guard,
@@ -202,3 +225,34 @@ def _relay_grad(asked: _Request) -> Algorithm:
 
 def _d_psgd(asked: _Request) -> Algorithm:
     return DPSGD(asked.layout, asked.dtype, asked.Q, lockstep=asked.lockstep)
+
+
+def _all_reduce(asked: _Request) -> Algorithm:
+    return AllReduce(asked.layout, asked.dtype, asked.Q, lockstep=asked.lockstep)
+
+
+def _quasi_global(asked: _Request) -> Algorithm:
+    beta = asked.number("beta", 0.9, 0.0, 0.999)
+    return QuasiGlobal(asked.layout, asked.dtype, asked.Q, beta=beta, lockstep=asked.lockstep)
+
+
+def _choco_sgd(asked: _Request) -> Algorithm:
+    return ChocoSGD(asked.layout, asked.dtype, asked.compressor, asked.gamma)
+
+
+def _d2(asked: _Request) -> Algorithm:
+    return D2(asked.layout, asked.dtype, lazy=asked.word("lazy", "on", "off") == "on")
+
+
+def _dsgt(asked: _Request) -> Algorithm:
+    return DSGT(asked.layout, asked.dtype)
+
+
+def _detag(asked: _Request) -> Algorithm:
+    return DeTAG(
+        asked.layout,
+        asked.dtype,
+        R="auto" if asked.is_auto("rounds") else int(asked.number("rounds", 1, 1, MAX_PHASE)),
+        eta="auto" if asked.is_auto("eta") else asked.number("eta", 0.0, 0.0, 0.999),
+        beta=asked.number("momentum", 0.0, 0.0, 0.999),
+    )
