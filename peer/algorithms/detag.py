@@ -104,7 +104,7 @@ def fitted(beside: Adjacency, R: int | Auto, eta: float | Auto) -> tuple[int, fl
     eta = accelerated(lam) if eta == "auto" else eta
     while eta > SURE and left_over(beside, rounds, eta) > lam + SURE:
         eta /= 2
-    return rounds, eta
+    return rounds, eta if eta > SURE else 0.0
 
 
 def rounds_for(n: int, lam: float) -> int:
