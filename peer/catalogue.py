@@ -291,7 +291,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 "eta": Option(
                     "auto", "acceleration; auto is by the graph, 0 is none", most=0.999, words=("auto",)
                 ),
-                "momentum": Option("0", "before the tracker; the optimizer's own is there too", most=0.999),
+                "momentum": Option("0", "before the tracker; the optimizer's own is to be 0", most=0.999),
             },
             **_LOSSLESS,
         ),

@@ -15,10 +15,11 @@ The paper's: all of the above. Its (15) names no moment of y: here it is y after
 listing has it when run from top to bottom (with y from before it, it takes 2 to 3 times the rounds). So the
 first phase moves nothing, and each step uses gradients one phase old. With R = 1 and eta = 0 it is DSGT.
 
-Ours: what training hands over is u = -lr g, whatever makes it: one plain step gives the paper's gradient,
-several local steps their sum, and an optimizer with momentum its own, which then is inside the tracker, as
-that of DeTAGM is. A new graph ends a phase at once: all go on from the last phase that each has finished,
-with y = its own last g, which keeps mean(y) = mean(g); who joins has y = g = 0.
+Ours: what training hands over is u = -lr g: one plain step gives the paper's gradient, several local steps
+their sum. An optimizer's momentum should be 0: it would go on through a phase's gradients, which are all of
+one point, and comes to the model a phase late, with which quadratics that DSGT solves diverge; `momentum` is
+for that. A new graph ends a phase at once: all go on from the last phase that each has finished, with y = its
+own last g, which keeps mean(y) = mean(g); who joins has y = g = 0.
 
 eta is (1 - s) / (1 + s), s = sqrt(1 - lambda^2), the best where R is large. Where R rounds with it would
 leave more of a disagreement than a plain round leaves, which happens where R is small for the graph, it is
