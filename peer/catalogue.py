@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from peer.errors import UsageError
 from peer.grammar import (
@@ -43,6 +43,7 @@ class Preset:
 
 Kind = Literal["none", "dense", "sign", "sparse", "lowrank", "bits", "auto"]  # of compressions
 DENSE: frozenset[Kind] = frozenset({"none", "dense", "auto"})
+EXACT: frozenset[Kind] = frozenset({"none"})
 WITH_FEEDBACK: frozenset[Kind] = frozenset({"sparse", "sign", "lowrank"})
 ALL_BUT_NONE: frozenset[Kind] = frozenset({"bits", "dense", "sign", "sparse", "lowrank", "auto"})
 
@@ -80,11 +81,13 @@ class TaskEntry:
 
 
 DIRECTED = ("exponential", "ring", "random-K", "complete", "grid")  # for push-sum: mesh/topology.py
+UNDIRECTED = ("ring", "grid", "complete", "exponential", "chain", "binary-tree")  # for gossip: the same
 TREES = ("binary-tree", "double-tree", "chain", "spanning-tree")  # for relays: mesh/graphs.py
 TOPOLOGIES = (
     *("ring", "exponential", "random-K", "complete", "grid"),
     *("chain", "binary-tree", "double-tree", "spanning-tree"),
 )
+MAX_PHASE = 64  # rounds of DeTAG without a step: what theory asks for on a ring of 100 (guess)
 MAX_RANDOM_K = 16  # out-neighbors a round; more is 'complete' in a house (guess)
 DEFAULT_ALGORITHM, DEFAULT_TOPOLOGY, DEFAULT_TASK = (
     "difference-push",
@@ -108,6 +111,23 @@ _GUARD = {
     ),
 }
 
+
+class _Lossless(TypedDict):
+    topologies: tuple[str, ...]
+    presets: Mapping[str, Preset]
+    graph: Literal["undirected"]
+    paces: tuple[str, ...]
+    budget: bool
+
+
+# what cannot do without a message waits for it: peer/algorithms/lossless.py
+_LOSSLESS: _Lossless = {
+    "topologies": UNDIRECTED,
+    "presets": {},
+    "graph": "undirected",
+    "paces": ("lockstep",),
+    "budget": False,
+}
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {
     entry.name: entry
@@ -208,7 +228,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             compression="none",
             compressions=DENSE,
             options={},
-            topologies=("ring", "grid", "complete", "exponential", "chain", "binary-tree"),
+            topologies=UNDIRECTED,
             presets={},
             graph="undirected",
         ),
@@ -236,6 +256,79 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             graph="undirected",
             paces=("lockstep", "overlap"),
             budget=False,
+        ),
+        AlgorithmEntry(
+            "qg-d-psgd",
+            "d-psgd with a momentum of what the models do together (Lin et al. 2021)",
+            compression="none",
+            compressions=DENSE,
+            options={"beta": Option("0.9", "momentum; the optimizer's own is to be 0", most=0.999)},
+            topologies=UNDIRECTED,
+            presets={},
+            graph="undirected",
+        ),
+        AlgorithmEntry(
+            "all-reduce",
+            "d-psgd with everybody: the mean of all models in every round, for reference",
+            compression="none",
+            compressions=DENSE,
+            options={},
+            topologies=("complete",),
+            presets={},
+            graph="undirected",
+        ),
+        AlgorithmEntry(
+            "d2",
+            "whole models, less what unlike data made of the last ones (Tang et al. 2018)",
+            compression="none",
+            compressions=EXACT,
+            options={
+                "lazy": Option(
+                    "on",
+                    "average with (I + W) / 2 on every graph, or only where W would be unstable",
+                    choices=("on", "off"),
+                )
+            },
+            **_LOSSLESS,
+        ),
+        AlgorithmEntry(
+            "dsgt",
+            "whole models, and what tracks the mean gradient (Pu, Nedic 2021)",
+            compression="none",
+            compressions=EXACT,
+            options={},
+            **_LOSSLESS,
+        ),
+        AlgorithmEntry(
+            "detag",
+            "gradient tracking with accelerated gossip, in phases of some rounds (Lu, De Sa 2021)",
+            compression="none",
+            compressions=EXACT,
+            options={
+                "rounds": Option(
+                    "auto",
+                    "of a phase, whose steps make one batch; auto is by the graph, 4 at the most",
+                    least=1,
+                    most=MAX_PHASE,
+                    whole=True,
+                    words=("auto",),
+                ),
+                "eta": Option(
+                    "auto", "acceleration; auto is by the graph, 0 is none", most=0.999, words=("auto",)
+                ),
+                "momentum": Option("0", "before the tracker; the optimizer's own is to be 0", most=0.999),
+            },
+            **_LOSSLESS,
+        ),
+        AlgorithmEntry(
+            "choco-sgd",
+            "compressed differences to what the neighbors know (Koloskova et al. 2019)",
+            compression="sign",
+            compressions=WITH_FEEDBACK | {"dense"},
+            options={
+                "gamma": Option("auto", "consensus step; auto is the share kept", least=1e-6, words=("auto",))
+            },
+            **_LOSSLESS,
         ),
     )
 }

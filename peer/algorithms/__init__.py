@@ -14,14 +14,20 @@ import torch
 
 from peer import catalogue
 from peer.algorithms.base import Algorithm
-from peer.algorithms.d_psgd import DPSGD
+from peer.algorithms.choco import ChocoSGD
+from peer.algorithms.d2 import D2
+from peer.algorithms.d_psgd import DPSGD, AllReduce
+from peer.algorithms.detag import DeTAG
 from peer.algorithms.difference_push import Budget, DifferencePush
+from peer.algorithms.gradient_tracking import DSGT
 from peer.algorithms.power_gossip import PowerGossip
 from peer.algorithms.push_sum import GUARD, Guard
+from peer.algorithms.quasi_global import QuasiGlobal
 from peer.algorithms.relay_sum import FILLS, RelayGrad, RelaySum
 from peer.algorithms.replicas import REPLICA_MB
 from peer.algorithms.sgp import SGP
 from peer.algorithms.sparse_push import SparsePush, consensus_step
+from peer.catalogue import MAX_PHASE
 from peer.compression.bodies import Layout
 from peer.compression.compressor import Compressor, Fitting, compressor
 from peer.compression.history import recalling
@@ -46,6 +52,12 @@ _KNOWN = {
     "relay-sum-grad": (),
     "d-psgd": (),
     "power-gossip": ("rank", "iterations", "diffusion", "warm-start"),
+    "all-reduce": (),
+    "qg-d-psgd": ("beta",),
+    "choco-sgd": ("gamma",),
+    "d2": ("lazy",),
+    "dsgt": (),
+    "detag": ("rounds", "eta", "momentum"),
 }
 
 
@@ -77,6 +89,12 @@ def make(
         "relay-sum-grad": _relay_grad,
         "d-psgd": _d_psgd,
         "power-gossip": _power_gossip,
+        "all-reduce": _all_reduce,
+        "qg-d-psgd": _quasi_global,
+        "choco-sgd": _choco_sgd,
+        "d2": _d2,
+        "dsgt": _dsgt,
+        "detag": _detag,
     }[name]
     return build(_Request(options, layout, dtype, spec, lockstep))
 
@@ -110,6 +128,16 @@ class _Request:
             raise UsageError(f"option {key} is one of {', '.join(words)}, not '{text}'")
         return text
 
+    def is_auto(self, key: str) -> bool:
+        return self.options.get(key, "auto") == "auto"
+
+    @property
+    def gamma(self) -> float:
+        """The consensus step of what is sent compressed."""
+        if self.is_auto("gamma"):
+            return consensus_step(self.spec, self.layout)
+        return self.number("gamma", 1.0, 1e-6, 1.0)
+
     @property
     def guard(self) -> Guard:
         return Guard(
@@ -134,16 +162,11 @@ def _sgp(asked: _Request) -> Algorithm:
 
 
 def _sparse_push(asked: _Request) -> Algorithm:
-    C = asked.compressor
-    if asked.options.get("gamma", "auto") == "auto":
-        gamma = consensus_step(asked.spec, asked.layout)
-    else:
-        gamma = asked.number("gamma", 1.0, 1e-6, 1.0)
     return SparsePush(
         asked.layout,
         asked.dtype,
-        C,
-        gamma,
+        asked.compressor,
+        asked.gamma,
         reference="initial" if asked.word("reference", "zero", "initial") == "initial" else "zero",
         lockstep=asked.lockstep,
         guard=asked.guard,
@@ -216,4 +239,35 @@ def _power_gossip(asked: _Request) -> Algorithm:
         iterations=int(asked.number("iterations", 1, 1, 64)),
         diffusion=None if auto else asked.number("diffusion", 1.0, 0.01, 2.0),
         warm=asked.word("warm-start", "on", "off") == "on",
+    )
+
+
+def _all_reduce(asked: _Request) -> Algorithm:
+    return AllReduce(asked.layout, asked.dtype, asked.Q, lockstep=asked.lockstep)
+
+
+def _quasi_global(asked: _Request) -> Algorithm:
+    beta = asked.number("beta", 0.9, 0.0, 0.999)
+    return QuasiGlobal(asked.layout, asked.dtype, asked.Q, beta=beta, lockstep=asked.lockstep)
+
+
+def _choco_sgd(asked: _Request) -> Algorithm:
+    return ChocoSGD(asked.layout, asked.dtype, asked.compressor, asked.gamma)
+
+
+def _d2(asked: _Request) -> Algorithm:
+    return D2(asked.layout, asked.dtype, lazy=asked.word("lazy", "on", "off") == "on")
+
+
+def _dsgt(asked: _Request) -> Algorithm:
+    return DSGT(asked.layout, asked.dtype)
+
+
+def _detag(asked: _Request) -> Algorithm:
+    return DeTAG(
+        asked.layout,
+        asked.dtype,
+        R="auto" if asked.is_auto("rounds") else int(asked.number("rounds", 1, 1, MAX_PHASE)),
+        eta="auto" if asked.is_auto("eta") else asked.number("eta", 0.0, 0.0, 0.999),
+        beta=asked.number("momentum", 0.0, 0.0, 0.999),
     )

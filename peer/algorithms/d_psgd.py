@@ -53,3 +53,10 @@ class DPSGD(WholeModel):
 
     def fault(self, message: Message) -> str:
         return "" if isinstance(message.body, Dense) else f"{self.name} sends whole models"
+
+
+class AllReduce(DPSGD):
+    """D-PSGD on the complete graph alone, where Metropolis weights are 1/n: synchronous SGD on all data, as
+    an all-reduce makes it. For reference."""
+
+    name = "all-reduce"

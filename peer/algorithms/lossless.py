@@ -8,6 +8,11 @@ nothing is lost but with a learner's life; and that makes a new generation, in w
 last exchange that each has finished. A round is closed without a message that takes too long, but its
 exchange is not: the rounds that follow take no local steps until it is whole. A message says the how manieth
 exchange of its generation it is of, for who begins again on an old generation is not where the others are.
+What comes back from a link goes over it again, even if its exchange is finished here: it is not there.
+
+Neighbors are one exchange apart at the most, so the sum of all models, which an exchange keeps, is kept once
+all have finished it. A new generation in between finds some before it and some behind it, and they go on from
+there.
 
 Final rounds are D-PSGD's, on a complete graph: the exact mean. A subclass says what is sent (`compose`), how
 the messages that have come make the next model (`finish`), what is wrong with one (`fault_in`), and what a
@@ -18,8 +23,10 @@ from __future__ import annotations
 
 import struct
 from abc import abstractmethod
+from bisect import insort
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,12 +34,13 @@ from torch import Tensor
 from peer.algorithms.base import Links, Message, refuse_overflow
 from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.whole_model import Values
-from peer.compression.bodies import Body, Layout
+from peer.compression.bodies import Body, Layout, Pair, Portion, numbers_in
 from peer.errors import RemoteError, UnknownBaseError
 from peer.events import FINAL, PeerId
 
 MAX_WAITING = 4  # messages of one neighbor: of two exchanges of this generation, and of two of the next
 _NUMBER = struct.Struct("<I")
+Vectors = tuple[Tensor, Tensor]
 
 
 class Lossless(DPSGD):
@@ -43,34 +51,31 @@ class Lossless(DPSGD):
     def __init__(self, layout: Layout, dtype: torch.dtype, Q: Values = None) -> None:
         super().__init__(layout, dtype, Q)
         self.number = 0  # of exchanges finished in this generation
-        self._sends: Body | None = None  # in the exchange under way
-        self._owed: set[PeerId] = set()  # neighbors it has not been given to
+        self._under_way = False  # one is composed, and not finished
+        self._owed: dict[PeerId, list[Message]] = {}  # what is to go to neighbors yet, in order
         self._waiting: dict[PeerId, deque[Message]] = {}
 
     @property
     def still(self) -> bool:
         """Does an exchange wait for what should have come in an earlier round?"""
-        return self._sends is not None and not self.is_final
+        return self._under_way and not self.is_final
 
     # --- a round ---------------------------------------------------------------------------------
 
     def open(self, links: Links) -> None:
-        before = self.key
-        if links.key.phase == FINAL:
-            if before.phase != FINAL:
-                self._drop_exchange()
+        before, final = self.key, links.key.phase == FINAL
+        anew = links.key.generation != before.generation
+        if (anew or final) and not self.is_final:
+            self.mix()  # what is whole is finished
+            self._under_way, self._owed = False, {}
+        if final:
             super().open(links)
             return
         self.links, self.expected = links, links.expected
         self.held.advance(links.key.round)
-        if links.key.generation != before.generation:
-            self._drop_exchange()
+        if anew:
             self.number = 0
             self.begin_generation()
-
-    def _drop_exchange(self) -> None:
-        """What was not finished by all is finished by nobody."""
-        self._sends, self._owed = None, set()
 
     @abstractmethod
     def compose(self, u: Tensor, lr: float) -> Body:
@@ -80,19 +85,41 @@ class Lossless(DPSGD):
     def finish(self, heard: Mapping[PeerId, Body]) -> Tensor:
         """The next model; a message of every neighbor has come."""
 
-    @abstractmethod
     def fault_in(self, body: Body) -> str:
         """Why nobody who follows the rules sends this; "" if somebody does."""
+        return f"{self.name} sends one vector" if isinstance(body, Pair | Portion) else ""
+
+    def begin_generation(self) -> None:
+        """The graph is another one, and all begin from what they have."""
+
+    def gossip(self, own: Tensor, others: Mapping[PeerId, Tensor]) -> Tensor:
+        """sum_j W_ij v_j, over the neighbors and this node itself."""
+        W = self.links.out
+        total = (1 - sum(W.values())) * own
+        for j, v in others.items():
+            total.add_(v, alpha=W[j])
+        return total
+
+    def gossip_both(self, own: Vectors, heard: Mapping[PeerId, Body]) -> Vectors:
+        """The same of two vectors, where each message is a Pair."""
+        pairs = {j: numbers_in(body) for j, body in heard.items()}
+        first, second = (self.gossip(own[k], {j: pair[k] for j, pair in pairs.items()}) for k in (0, 1))
+        return first, second
 
     def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
         if links.key.phase == FINAL:
             return super().step(u, lr, links, now)
         self.open(links)
-        if self._sends is None:
-            self._sends, self._owed = self.compose(u, lr), set(links.out)
-        owed, self._owed = sorted(self._owed), set()
-        number = _NUMBER.pack(self.number)
-        return {dst: Message(self.key, self.EXCHANGE, self._sends, base=number) for dst in owed}
+        if not self._under_way:
+            self._under_way, body = True, self.compose(u, lr)
+            for dst in links.out:
+                self._owe(dst, Message(self.key, self.EXCHANGE, body, base=_NUMBER.pack(self.number)))
+        now_due = {dst: line.pop(0) for dst, line in sorted(self._owed.items())}
+        self._owed = {dst: line for dst, line in self._owed.items() if line}
+        return {dst: replace(message, key=self.key) for dst, message in now_due.items()}
+
+    def _owe(self, dst: PeerId, message: Message) -> None:
+        insort(self._owed.setdefault(dst, []), message, key=_place)
 
     @property
     def heard(self) -> frozenset[PeerId]:
@@ -107,10 +134,10 @@ class Lossless(DPSGD):
     def mix(self) -> Tensor:
         if self.is_final:
             return super().mix()
-        if self._sends is not None and not self._owed and self.ready():
+        if self._under_way and self.ready():
             heard = {src: self._waiting[src].popleft().body for src in self.links.out}
             self.x = self.finish(heard)
-            self._sends = None
+            self._under_way = False
             self.number += 1
         return self.estimate()
 
@@ -139,11 +166,11 @@ class Lossless(DPSGD):
         return line[0] if line and _place(line[0]) == here else None
 
     def returned(self, dst: PeerId, message: Message) -> None:
-        """It goes there again in the next round, unless it is of another exchange."""
+        """It goes there again, unless it is of another generation."""
         if message.meaning != self.EXCHANGE:
             super().returned(dst, message)
-        elif message.body is self._sends:
-            self._owed.add(dst)
+        elif message.key.generation == self.key.generation and not self.is_final and self.x is not None:
+            self._owe(dst, message)
 
 
 def _place(message: Message) -> tuple[int, int]:
@@ -157,3 +184,16 @@ def _misplaced(message: Message) -> str:
     if len(message.base) != _NUMBER.size:
         return "an exchange has a number"
     return "no exchange is part of a final round" if message.key.phase == FINAL else ""
+
+
+# --- what gradients come in, and two vectors go out by -----------------------------------------------
+
+
+def gradient(u: Tensor, lr: float) -> Tensor:
+    """g of u = -lr g: what local steps made of this learning rate came to. A rate of 0 says nothing of it."""
+    return u / -lr if lr > 0 else torch.zeros_like(u)
+
+
+def fault_in_pair(name: str, body: Body) -> str:
+    exact = isinstance(body, Pair) and body.first.coding is None and body.second.coding is None
+    return "" if exact else f"{name} sends a model and a tracker, exactly"

@@ -122,11 +122,21 @@ class Pace:
         return True
 
     def gives_up(
-        self, expected: Collection[PeerId], absent: Absent, now: float, *, going: bool = False
+        self,
+        expected: Collection[PeerId],
+        absent: Absent,
+        now: float,
+        *,
+        going: bool = False,
+        whole: bool = False,
     ) -> list[PeerId] | None:
         """Whom a pushed round is to be closed without, once that is due. going: it is the last one on its
-        graph, which some may have left already: nobody is worth a long wait."""
+        graph, which some may have left already: nobody is worth a long wait. whole: in rounds without local
+        steps the algorithm waits for what it cannot do without, so that to close them brings nobody on."""
         if self.pushed_at is None or self.overdue:
+            return None
+        waits_on = whole and not self._teaches and not self._is_final
+        if waits_on and now < self.pushed_at + (0.0 if going else CLOSE_S):
             return None
         late = self.lacks(expected)
         here = [src for src in late if not self._is_absent(src, self.patience, self.pushed_at, absent, now)]

@@ -257,7 +257,9 @@ class Rounds:
             self.pace.put_off(now)
         if self.terms.lockstep and not self.starting_over:
             going = self.generations is not None and self.generations.pending
-            without = self.pace.gives_up(self._expected, partial(self._is_absent, now), now, going=going)
+            whole = self.generations is not None and self.generations.kind == "undirected"
+            absent = partial(self._is_absent, now)
+            without = self.pace.gives_up(self._expected, absent, now, going=going, whole=whole)
             if without and end is not None and end.finished():
                 self._be_given_final()
             elif without is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -43,6 +44,12 @@ ALGORITHMS: dict[str, tuple[str, dict[str, str], str, torch.dtype]] = {
     "relay-sum-grad": ("relay-sum-grad", {}, "int8", torch.float32),
     "d-psgd": ("d-psgd", {}, "fp16", torch.float64),
     "power-gossip": ("power-gossip", {"iterations": "2"}, "", torch.float32),
+    "all-reduce": ("all-reduce", {}, "", torch.float32),
+    "qg-d-psgd": ("qg-d-psgd", {}, "int8", torch.float32),
+    "d2": ("d2", {}, "", torch.float32),
+    "dsgt": ("dsgt", {}, "", torch.float64),
+    "detag": ("detag", {"rounds": "2", "momentum": "0.5"}, "", torch.float32),
+    "choco-sgd": ("choco-sgd", {}, "topk=20%", torch.float32),
 }
 
 
@@ -160,7 +167,8 @@ class Receiving(Decoder):
                     message, key=random.choice((*self.keys, replace(key, generation=(1 << 63) - 1)))
                 )
             case 2:
-                return replace(message, meaning=random.choice((0, 1, 2, *range(15, 22), *range(31, 34), 255)))
+                meanings = (0, 1, 2, *range(15, 22), *range(31, 54), 255)
+                return replace(message, meaning=random.choice(meanings))
             case 3:
                 weights = (0.0, 5e-324, 1e-300, 1e-40, 1e-9, 0.5, 1.0, 3.0, 1e6, 1.1e6, 1e30, 1e300)
                 return replace(message, weight=random.choice(weights))
@@ -250,7 +258,7 @@ def held(value: object) -> Any:
         return value.tobytes()
     if isinstance(value, dict | types.MappingProxyType):
         return [(held(key), held(one)) for key, one in value.items()]
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | deque):
         return [held(one) for one in value]
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))

@@ -61,3 +61,21 @@ def test_rounds_without_local_steps_teach_nothing() -> None:
         return pace.patience.until("b", 0.0)
 
     assert taught(still=True) == taught(still=False)
+
+
+def test_an_exchange_that_waits_for_an_absent_neighbor_is_not_closed_again_and_again() -> None:
+    """It brings nobody on, and no time would pass between two rounds; a new graph ends it."""
+
+    def gone(peer: str, ask: bool, quiet_s: float) -> bool:
+        return True
+
+    for still, whole, going, closes in (
+        (False, True, False, True),
+        (True, False, False, True),
+        (True, True, True, True),
+        (True, True, False, False),
+    ):
+        pace = Pace(late_is_lost=True)
+        opened(pace, 0, 0.0, still=still)
+        assert (pace.gives_up(["b"], gone, 9.9, going=going, whole=whole) is not None) == closes
+        assert closes or pace.gives_up(["b"], gone, 2.0 + CLOSE_S, whole=whole) == ["b"]
