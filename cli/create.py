@@ -130,7 +130,8 @@ def describe(name: str, task: TaskChoice, arguments: dict[str, Any]) -> Descript
         local_steps=arguments["local_steps"] or usual_steps,
         compression=compression,
         topology=topology,
-        **{key: arguments[key] for key in ("rounds", "pace", "lr", "batch", "momentum", "seed")},
+        momentum=catalogue.momentum_of(algorithm, arguments["momentum"]),
+        **{key: arguments[key] for key in ("rounds", "pace", "lr", "batch", "seed")},
     )
     try:
         descriptor.check()

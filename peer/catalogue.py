@@ -54,7 +54,8 @@ class AlgorithmEntry:
 
     topologies: those it runs on, its default first. graph: what it needs of one; all but "directed" exchange
     on a graph that the members agree on. paces: those it is sound in. budget: may a device have one? Not
-    where what it does not send is lost for good.
+    where what it does not send is lost for good. momentum: may the optimizer have one, or has the algorithm
+    its own?
     """
 
     name: str
@@ -67,6 +68,7 @@ class AlgorithmEntry:
     graph: Literal["directed", "undirected", "tree"] = "directed"
     paces: tuple[str, ...] = PACES
     budget: bool = True
+    momentum: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +268,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             topologies=UNDIRECTED,
             presets={},
             graph="undirected",
+            momentum=False,
         ),
         AlgorithmEntry(
             "all-reduce",
@@ -318,6 +321,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 ),
                 "momentum": Option("0", "before the tracker; the optimizer's own is to be 0", most=0.999),
             },
+            momentum=False,
             **_LOSSLESS,
         ),
         AlgorithmEntry(
@@ -455,6 +459,20 @@ def check_budget(algorithm_name: str, budget: str | None) -> None:
             f"{algorithm_name} loses for good what a budget holds back: join with --budget none, or make the "
             f"session with {able}"
         )
+
+
+def momentum_of(algorithm_name: str, asked: float | None) -> float | None:
+    """The optimizer's momentum; None is the task's own. Raises UsageError where there is to be none."""
+    entry = algorithm(algorithm_name)
+    if entry.momentum:
+        return asked
+    if asked:
+        option = next(key for key in ("momentum", "beta") if key in entry.options)
+        raise UsageError(
+            f"{entry.name} makes its own momentum of what all devices do, and an optimizer's in front of it "
+            f"does harm: leave --momentum out, or set it with --option {option}={asked:g}"
+        )
+    return 0.0
 
 
 def compression_of(algorithm_name: str, text: str) -> Compression:

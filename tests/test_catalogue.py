@@ -176,7 +176,16 @@ def test_every_algorithm_runs_on_topologies_there_are_and_on_trees_alone_where_i
     for entry in catalogue.ALGORITHMS.values():
         assert set(entry.topologies) <= set(catalogue.TOPOLOGIES)
         assert (set(entry.topologies) <= trees) == (entry.graph == "tree")
-        assert (set(entry.topologies) & trees == set()) == (entry.graph == "directed")
+        assert entry.graph != "directed" or not set(entry.topologies) & trees
+
+
+@pytest.mark.parametrize("name", ["detag", "qg-d-psgd"])
+def test_an_algorithm_with_a_momentum_of_its_own_takes_none_in_front_of_it(name: str) -> None:
+    assert catalogue.momentum_of(name, None) == catalogue.momentum_of(name, 0.0) == 0.0
+    with pytest.raises(UsageError, match=rf"{name} makes its own .* --option (momentum|beta)=0\.9"):
+        catalogue.momentum_of(name, 0.9)
+    assert catalogue.momentum_of("dsgt", 0.9) == 0.9
+    assert catalogue.momentum_of("dsgt", None) is None
 
 
 def test_a_pace_is_one_the_algorithm_is_sound_in() -> None:
