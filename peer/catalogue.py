@@ -108,6 +108,9 @@ _GUARD = {
     ),
 }
 
+_RATE = Option(
+    "1", "averagings that a device takes part in, for each round's local steps", least=0.01, most=16
+)
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {
     entry.name: entry
@@ -211,6 +214,26 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             topologies=("ring", "grid", "complete", "exponential", "chain", "binary-tree"),
             presets={},
             graph="undirected",
+        ),
+        *(
+            AlgorithmEntry(
+                name,
+                about,
+                compression="none",
+                compressions=DENSE - {"auto"},
+                options={"rate": _RATE},
+                topologies=("exponential", "ring", "grid", "complete", "chain", "binary-tree"),
+                presets={},
+                graph="undirected",
+                paces=("lockstep", "overlap"),
+            )
+            for name, about in (
+                (
+                    "a2cid2",
+                    "two neighbors average at a time, nobody waits, with momentum (Nabli et al. 2023)",
+                ),
+                ("ad-psgd", "as a2cid2 without its momentum: a baseline (Lian et al. 2018)"),
+            )
         ),
     )
 }

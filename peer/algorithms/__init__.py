@@ -13,6 +13,8 @@ from functools import partial
 import torch
 
 from peer import catalogue
+from peer.algorithms.a2cid2 import A2CiD2
+from peer.algorithms.ad_psgd import ADPSGD
 from peer.algorithms.base import Algorithm
 from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.difference_push import Budget, DifferencePush
@@ -44,6 +46,8 @@ _KNOWN = {
     "relay-sum": ("fill", "lr-correction"),
     "relay-sum-grad": (),
     "d-psgd": (),
+    "a2cid2": ("rate",),
+    "ad-psgd": ("rate",),
 }
 
 
@@ -74,6 +78,8 @@ def make(
         "relay-sum": _relay_sum,
         "relay-sum-grad": _relay_grad,
         "d-psgd": _d_psgd,
+        "a2cid2": _a2cid2,
+        "ad-psgd": _ad_psgd,
     }[name]
     return build(_Request(options, layout, dtype, spec, lockstep))
 
@@ -202,3 +208,15 @@ def _relay_grad(asked: _Request) -> Algorithm:
 
 def _d_psgd(asked: _Request) -> Algorithm:
     return DPSGD(asked.layout, asked.dtype, asked.Q, lockstep=asked.lockstep)
+
+
+def _a2cid2(asked: _Request) -> Algorithm:
+    return A2CiD2(asked.layout, asked.dtype, asked.Q, _rate(asked))
+
+
+def _ad_psgd(asked: _Request) -> Algorithm:
+    return ADPSGD(asked.layout, asked.dtype, asked.Q, _rate(asked))
+
+
+def _rate(asked: _Request) -> float:
+    return asked.number("rate", 1.0, 0.01, 16.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -29,6 +30,7 @@ from peer.compression.codec import Message, decode, encode
 from peer.compression.compressor import compressor
 from peer.errors import CodecError, RemoteError
 from peer.events import FINAL, TRAIN, Key, LinkUp
+from peer.graphs import Graph
 
 LAYOUT = Layout((24, 6, 10), (6, 1, 2))
 NAMES = ("0", "1", "2", "3")  # 0 is the one that is tried; with trees, it is joined with all others
@@ -41,6 +43,8 @@ ALGORITHMS: dict[str, tuple[str, dict[str, str], str, torch.dtype]] = {
     "relay-sum": ("relay-sum", {}, "", torch.float32),
     "relay-sum-grad": ("relay-sum-grad", {}, "int8", torch.float32),
     "d-psgd": ("d-psgd", {}, "fp16", torch.float64),
+    "a2cid2": ("a2cid2", {"rate": "2"}, "", torch.float32),
+    "ad-psgd": ("ad-psgd", {"rate": "2"}, "int8", torch.float64),
 }
 
 
@@ -51,7 +55,9 @@ def links(name: str, i: int, key: Key) -> Links:
         others = others if i == 0 else ["0"]
         trees = (tuple(others),)
     out, near = dict.fromkeys(others, 0.25), frozenset(others)
-    return Links(key, out, near, len(NAMES), 1.0, near, trees, 0.5, aligning=3 * (key.generation == 2))
+    graph = None if trees else Graph("complete", len(NAMES), i)
+    aligning = 3 * (key.generation == 2)
+    return Links(key, out, near, len(NAMES), 1.0, near, trees, 0.5, aligning=aligning, graph=graph)
 
 
 class Live:
@@ -94,14 +100,16 @@ class Live:
             node.step(0.01 * self.random(), 0.1, links(self.name, i, key), 0.0)
             for i, node in enumerate(self.nodes)
         ]
-        for i, messages in enumerate(pushed):
-            for j, message in messages.items():
-                if j == "0":
-                    self.sent.append((NAMES[i], message))
-                if j != "0" or i < upto:
-                    heard = decode(encode(message, LAYOUT), LAYOUT, self.dtype)
-                    self.nodes[int(j)].receive(NAMES[i], heard, 0.0)
-                self.nodes[i].settled(j, message)
+        line = deque((i, j, message) for i, messages in enumerate(pushed) for j, message in messages.items())
+        while line:
+            i, j, message = line.popleft()
+            if j == "0":
+                self.sent.append((NAMES[i], message))
+            if j != "0" or i < upto:
+                heard = decode(encode(message, LAYOUT), LAYOUT, self.dtype)
+                replies = self.nodes[int(j)].receive(NAMES[i], heard, 0.0)
+                line.extend((int(j), dst, reply) for dst, reply in replies.items())
+            self.nodes[i].settled(j, message)
         if upto == len(NAMES):
             for node in self.nodes:
                 node.mix()
@@ -157,7 +165,7 @@ class Receiving(Decoder):
                     message, key=random.choice((*self.keys, replace(key, generation=(1 << 63) - 1)))
                 )
             case 2:
-                return replace(message, meaning=random.choice((0, 1, 2, 15, 16, 17, 18, 19, 20, 21, 255)))
+                return replace(message, meaning=random.choice((0, 1, 2, *range(15, 22), *range(40, 47), 255)))
             case 3:
                 weights = (0.0, 5e-324, 1e-300, 1e-40, 1e-9, 0.5, 1.0, 3.0, 1e6, 1.1e6, 1e30, 1e300)
                 return replace(message, weight=random.choice(weights))
@@ -187,7 +195,9 @@ class Receiving(Decoder):
         except RemoteError:
             assert held(node) == self.before[state], "a refused message has changed something"
             return False
-        assert replies == {}
+        for dst, reply in replies.items():
+            assert decode(encode(reply, LAYOUT), LAYOUT, self.dtype).meaning == reply.meaning
+            node.settled(dst, reply)
         self._check(node)
         self.taken[state] += 1
         if self.taken[state] == (TAKEN_WHOLE if isinstance(node, WholeModel) else TAKEN):
