@@ -79,7 +79,7 @@ def rows() -> dict[str, Row]:
 
 
 def alike(name: str, common: str, graph: str, steps: int) -> list[Row]:
-    """Fashion-MNIST in equal random parts. The row below the goal is for the case that it is missed."""
+    """Fashion-MNIST in equal random parts. The rows below the goal are for the case that it is missed."""
     goal, H, bits = (466.0 if steps == 2048 else 1000.0), steps // 128, BITS[graph, steps]
 
     def ours(H: int, bits: float, lr: str = "0.05", how: str = "") -> str:
@@ -89,13 +89,16 @@ def alike(name: str, common: str, graph: str, steps: int) -> list[Row]:
         ours(H, bits),
         ours(H, bits, how="--option placing=steps"),
         ours(H // 2, bits / 2),
-        ours(H, bits, "0.025"),
-        ours(H, bits, "0.1"),
+        ours(3 * H // 2, 1.5 * bits),
+        ours(2 * H, 2 * bits),
+        ours(H, bits, "0.035"),
+        ours(H, bits, "0.07"),
     )
     dense = Row(f"{name} dense", common, tuple(f"{DENSE} --lr {lr}" for lr in RATES))
     return [
         dense,
         Row(f"{name} dense preset", common, (f"{OURS} --lr 0.05 --option preset=dense",), dense.name),
+        Row(f"{name} half", common, (ours(H // 2, bits),), dense.name, 0.5 * goal),
         Row(f"{name} three quarters", common, (ours(3 * H // 4, bits),), dense.name, 0.75 * goal),
         Row(f"{name} goal", common, settings, dense.name, goal),
         Row(f"{name} sparse-push 0.1%", common, papers("0.1%", "auto", "0.005"), dense.name),

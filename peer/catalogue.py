@@ -326,7 +326,10 @@ def check_topology(text: str, algorithm_name: str = DEFAULT_ALGORITHM) -> str:
     if kind not in TOPOLOGIES:
         raise UsageError(f"no topology is called '{text}'; there are {', '.join(TOPOLOGIES)}")
     if kind not in entry.topologies:
-        raise UsageError(f"{entry.name} runs on {', '.join(entry.topologies)}, not on '{text}'")
+        able = ", ".join(name for name, other in ALGORITHMS.items() if kind in other.topologies)
+        raise UsageError(
+            f"{entry.name} runs on {', '.join(entry.topologies)}, not on '{text}'; on that one run {able}"
+        )
     if kind == "random-K":
         count = text.removeprefix("random-")
         if not re.fullmatch(r"[1-9][0-9]?", count) or int(count) > MAX_RANDOM_K:

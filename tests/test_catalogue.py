@@ -11,6 +11,7 @@ from peer.compression import compressor, values
 from peer.compression.bodies import Layout
 from peer.errors import UsageError
 from peer.grammar import PARTS, Shard, Sized, parse_budget, parse_shard, written
+from peer.graphs import KNOWN, TREES
 from peer.mesh import graphs, topology
 from peer.schedule import Schedule
 
@@ -356,7 +357,7 @@ def test_what_the_catalogue_allows_the_algorithms_take() -> None:
 
 # --- topologies and the rooms that build them ----------------------------------------------------------
 
-ROOMS = {"directed": topology.KNOWN, "undirected": graphs.KNOWN, "tree": graphs.TREES}
+ROOMS = {"directed": topology.KNOWN, "undirected": KNOWN, "tree": TREES}
 OFFERED = [(entry, name) for entry in catalogue.ALGORITHMS.values() for name in entry.topologies]
 
 
@@ -365,8 +366,8 @@ def test_every_topology_is_offered_by_an_algorithm_and_known_where_it_is_built()
         assert name in ROOMS[entry.graph], f"{entry.name} on {name}"
     assert {name for _, name in OFFERED} == set(catalogue.TOPOLOGIES)
     assert set(catalogue.DIRECTED) == set(topology.KNOWN)
-    assert set(catalogue.TREES) == set(graphs.TREES)
-    assert set(catalogue.TOPOLOGIES) == set(topology.KNOWN) | set(graphs.KNOWN)
+    assert set(catalogue.TREES) == set(TREES)
+    assert set(catalogue.TOPOLOGIES) == set(topology.KNOWN) | set(KNOWN)
 
 
 @pytest.mark.parametrize(("entry", "name"), OFFERED, ids=lambda it: getattr(it, "name", it))
