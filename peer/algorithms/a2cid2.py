@@ -15,10 +15,11 @@ for half of them, chooses the neighbor at random: rate / 2 (1 / deg i + 1 / deg 
 
 The paper's: all of that. Ours: pairs meet without a coordinator (rendezvous.py); both ends take the
 difference of snapshots that were mixed first, as the other reads them, and the smaller alpha~ of the two, so
-that sum(x + x~) is kept (the authors' code sends the unmixed x); constants follow the rate that is realized,
-since those for a much higher one diverge, and where it falls below a third of the one asked for there is no
-momentum; alpha~ is 4 at the most. dt is in this device's own steps, so sum x and sum x~ are kept exactly
-only where all are equally fast. On a complete graph chi_1 = chi_2, and the momentum gains nothing.
+that sum(x + x~) is kept (the authors' code sends the unmixed x); constants follow the rate that is realized
+here and at the neighbors, since those for a much higher one diverge, and a device that finds less than a
+third of it has no momentum; alpha~ is 4 at the most. dt is in this device's own steps, so sum x and sum x~
+are kept exactly only where all are equally fast. On a complete graph chi_1 = chi_2: the momentum gains
+nothing.
 
 Nobody waits for anybody: a round is a gradient event, and closes at once. Where a final round is pushed with
 an exchange in doubt, that counts at one end. A new generation keeps x~, for which any start is sound.
@@ -72,8 +73,10 @@ PLAIN = Constants()
 
 
 def constants(chi_1: float, chi_2: float) -> Constants:
-    chi_1 = min(chi_1, (2 * MAX_ALPHA_TILDE) ** 2 * chi_2)
-    return Constants(1 / (2 * math.sqrt(chi_1 * chi_2)), math.sqrt(chi_1 / chi_2) / 2)
+    """chi_2 <= chi_1, but for rounding. alpha~ is kept within bounds, and eta with it."""
+    chi_1 = min(max(chi_1, chi_2), (2 * MAX_ALPHA_TILDE) ** 2 * chi_2)
+    alpha = min(max(ALPHA, math.sqrt(chi_1 / chi_2) / 2), MAX_ALPHA_TILDE)
+    return Constants(1 / (2 * math.sqrt(chi_1 * chi_2)), alpha)
 
 
 def chi(n: int, rates: Mapping[tuple[int, int], float]) -> tuple[float, float]:

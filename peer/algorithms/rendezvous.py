@@ -175,7 +175,8 @@ class Difference:
 
 @dataclass(slots=True)
 class Tally:
-    """Of one life. one_sided: given up in doubt, with COMMIT acknowledged: by a life that is over."""
+    """Of one life. late: COMMITs for what was given up. unresolved: dropped in doubt, with COMMIT acknowledged,
+    as the other end's link began anew: applied at neither end, or by a life that is over."""
 
     offered: int = 0
     accepted: int = 0
@@ -184,7 +185,7 @@ class Tally:
     met: int = 0
     aborted: int = 0
     undone: int = 0
-    one_sided: int = 0
+    unresolved: int = 0
 
 
 class Rendezvous:
@@ -341,7 +342,7 @@ class Rendezvous:
         if slot is not None and slot.peer == peer and (incoming or isinstance(slot, Paired)):
             self.drop()
         if incoming and peer in self.doubt:
-            self.tally.one_sided += peer in self._acknowledged
+            self.tally.unresolved += peer in self._acknowledged
             self._forget_doubt(peer)
 
     # --- inside ---------------------------------------------------------------------------------------

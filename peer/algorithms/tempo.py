@@ -68,7 +68,8 @@ class Rate:
 
     @property
     def is_too_rare(self) -> bool:
-        return self.own < TOO_RARE * self.asked
+        """Is what this device finds too little for the constants that it shares with its neighbors?"""
+        return self.own < TOO_RARE * self.assumed
 
 
 class Asking:
