@@ -36,21 +36,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peer.algorithms import rendezvous
 from peer.algorithms.base import ESTATE, Links, Message, refuse_overflow
 from peer.algorithms.d_psgd import DPSGD
-from peer.algorithms.rendezvous import (
+from peer.algorithms.pair_words import (
     ACCEPT,
     ALPHA,
     BUSY,
     MAX_ALPHA_TILDE,
+    MEANINGS,
     OFFER,
-    Offered,
-    Rendezvous,
-    Terms,
     Word,
     number_of,
+    read,
 )
+from peer.algorithms.rendezvous import Offered, Rendezvous, Terms
 from peer.algorithms.tempo import Asking, Clock, Rate
 from peer.algorithms.whole_model import Values
 from peer.compression.bodies import Body, Empty, Layout
@@ -234,7 +233,7 @@ class A2CiD2(DPSGD):
         return {peer: self._message(pairs.ask(peer, self._terms(), now))}
 
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
-        if message.meaning in rendezvous.MEANINGS:
+        if message.meaning in MEANINGS:
             return self._hear(src, message, now)
         before = self.x
         replies = super().receive(src, message, now)
@@ -246,7 +245,7 @@ class A2CiD2(DPSGD):
         refuse_overflow(src, message, self.dtype)
         if self.x is None:
             raise UnknownBaseError(f"message from {src}: there is no model here yet")
-        word, pairs, slot = rendezvous.read(src, message), self.rendezvous, self.rendezvous.slot
+        word, pairs, slot = read(src, message), self.rendezvous, self.rendezvous.slot
         is_neighbor = src in self.links.out
         if word.meaning == OFFER and not is_neighbor:
             return {}  # on another graph than this device; no link leads back to say so
@@ -263,7 +262,7 @@ class A2CiD2(DPSGD):
         return replies | self._ask(self._up, now)
 
     def returned(self, dst: PeerId, message: Message) -> None:
-        if message.meaning in rendezvous.MEANINGS:
+        if message.meaning in MEANINGS:
             undone = self.rendezvous.returned(dst, message.meaning, number_of(message))
             if undone is not None:
                 self._add(ALPHA * undone.m, undone.alpha * undone.m)
@@ -273,7 +272,7 @@ class A2CiD2(DPSGD):
             self._restart()
 
     def settled(self, dst: PeerId, message: Message) -> None:
-        if message.meaning in rendezvous.MEANINGS:
+        if message.meaning in MEANINGS:
             self.rendezvous.settled(dst, message.meaning, number_of(message))
 
     def on_links(self, change: LinkUp | LinkDown) -> None:

@@ -31,82 +31,30 @@ that come between are kept.
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from peer.algorithms.base import Message
-from peer.compression.bodies import Body, Dense, Empty
+from peer.algorithms.pair_words import (
+    ABORTED,
+    ACCEPT,
+    BUSY,
+    COMMIT,
+    DONE,
+    OFFER,
+    WITHDRAWN,
+    Word,
+    digest,
+)
+from peer.algorithms.tempo import Patience
+from peer.compression.bodies import Body
 from peer.errors import RemoteError
-from peer.events import Key, PeerId
+from peer.events import PeerId
 
-OFFER, ACCEPT, BUSY, COMMIT, DONE, ABORTED, WITHDRAWN = MEANINGS = tuple(range(40, 47))
-ALPHA = 0.5  # of x: both ends take the midpoint
-MAX_ALPHA_TILDE = 4.0  # note on A2CiD2: what rounding and errors are multiplied by
-DIGEST_BYTES = 16
-MAX_RATE = 1e3  # exchanges per gradient event: more is nonsense (guess)
 ANSWERED = 2  # an offer from one that has not acknowledged more than that is not heard: it could not be told
 MOST_UNSETTLED = 8  # messages to one neighbor: those of two exchanges, and one to spare
-FIRST_S, LEAST_S, MOST_S = 2.0, 0.25, 120.0  # of patience; guesses, the second a stall of Wi-Fi
-
-_TERMS = struct.Struct("<QdfH")  # number, alpha~, rate, place
-_CHECK = struct.Struct(f"<Q{DIGEST_BYTES}s")
-_NAME = struct.Struct("<Q")
-_BASES = {OFFER: _TERMS, ACCEPT: _TERMS, COMMIT: _CHECK, DONE: _CHECK}
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A message. number: of the exchange, by whoever asked for it. rate: exchanges per gradient event, as its
-    sender finds. place: its sender's on the graph. digest: of both snapshots. body: a snapshot, or None."""
-
-    meaning: int
-    number: int
-    alpha: float = ALPHA
-    rate: float = 0.0
-    place: int = 0
-    digest: bytes = bytes(DIGEST_BYTES)
-    body: Body | None = None
-
-    @property
-    def tells_rate(self) -> bool:
-        return self.meaning in (OFFER, ACCEPT)
-
-    def message(self, key: Key, nothing: Empty) -> Message:
-        fields = {
-            _TERMS: (self.number, self.alpha, self.rate, self.place),
-            _CHECK: (self.number, self.digest),
-            _NAME: (self.number,),
-        }
-        form = _BASES.get(self.meaning, _NAME)
-        return Message(key, self.meaning, self.body or nothing, base=form.pack(*fields[form]))
-
-
-def read(src: PeerId, message: Message) -> Word:
-    """Raises RemoteError."""
-    form, meaning, body = _BASES.get(message.meaning, _NAME), message.meaning, message.body
-    kind = Dense if meaning in (ACCEPT, COMMIT) else Empty
-    if len(message.base) != form.size or not isinstance(body, kind) or message.delivery != "mass":
-        raise RemoteError(f"message from {src}: no word of an exchange ({meaning}) looks like this")
-    number, *rest = form.unpack(message.base)
-    if form is _NAME:
-        return Word(meaning, number)
-    if form is _CHECK:
-        return Word(meaning, number, digest=rest[0], body=body if meaning == COMMIT else None)
-    alpha, rate, place = rest
-    if not ALPHA <= alpha <= MAX_ALPHA_TILDE or not 0.0 <= rate <= MAX_RATE:
-        raise RemoteError(f"message from {src}: alpha~ of {alpha:g} at a rate of {rate:g}")
-    return Word(meaning, number, alpha, rate, place, body=body if meaning == ACCEPT else None)
-
-
-def number_of(message: Message) -> int:
-    """Of the exchange that an own word is about."""
-    number: int = _NAME.unpack_from(message.base)[0]
-    return number
 
 
 class Ends(Protocol):
@@ -126,20 +74,6 @@ class Terms:
     alpha: float
     rate: float
     willing: bool = True
-
-
-class Patience:
-    """How long an answer is waited for, s: four times what it usually takes; twice as long after one that did
-    not come in time."""
-
-    def __init__(self) -> None:
-        self.wait_s = FIRST_S
-
-    def came(self, after_s: float) -> None:
-        self.wait_s = max(LEAST_S, 0.875 * self.wait_s + 0.125 * 4 * after_s)  # gain: RFC 6298, section 2
-
-    def missed(self) -> None:
-        self.wait_s = min(MOST_S, 2 * self.wait_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +109,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Tally:
-    """Of one life. late: COMMITs for what was given up. unresolved: dropped in doubt, with COMMIT acknowledged,
+    """Of one life. late: COMMITs for what was given up. unresolved: dropped in doubt, COMMIT acknowledged,
     as the other end's link began anew: applied at neither end, or by a life that is over."""
 
     offered: int = 0
@@ -372,12 +306,3 @@ class Rendezvous:
     def _meet(self, met: Difference, ends: Ends, now: float) -> None:
         self.tally.met += 1
         ends.meet(met.m, met.alpha, now)
-
-
-def digest(theirs: Tensor, ours: Tensor) -> bytes:
-    """Over two vectors, the accepting end's first."""
-    found = hashlib.sha256()
-    for vector in (theirs, ours):
-        values = vector.detach().cpu().numpy()
-        found.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
-    return found.digest()[:DIGEST_BYTES]

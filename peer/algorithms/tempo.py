@@ -1,7 +1,7 @@
 """When a device that meets others one by one does so: its clock, how often it comes about, and whom to ask.
 
 Time is counted in the device's own steps, one for each round's local steps, so that a slow device asks and
-mixes as rarely as it takes them.
+mixes as rarely as it takes them; for how long an answer is waited for is learnt in seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ LEAST_GAP_S, MOST_GAPS = 1e-3, 10.0  # an own step is not shorter, and nothing c
 RECOMPUTE, TOO_RARE = 1.25, 1 / 3  # of the rate: note on A2CiD2, which tolerates a factor of 2
 MOST_DUE = 4  # exchanges that were put off; guess
 MOST_DOUBLINGS = 4  # of the own steps to wait after a refusal; guess
+FIRST_S, LEAST_S, MOST_S = 2.0, 0.25, 120.0  # of patience; guesses, the second a stall of Wi-Fi
 
 
 class Clock:
@@ -70,6 +71,20 @@ class Rate:
     def is_too_rare(self) -> bool:
         """Is what this device finds too little for the constants that it shares with its neighbors?"""
         return self.own < TOO_RARE * self.assumed
+
+
+class Patience:
+    """How long an answer is waited for, s: four times what it usually takes; twice as long after one that did
+    not come in time."""
+
+    def __init__(self) -> None:
+        self.wait_s = FIRST_S
+
+    def came(self, after_s: float) -> None:
+        self.wait_s = max(LEAST_S, 0.875 * self.wait_s + 0.125 * 4 * after_s)  # gain: RFC 6298, section 2
+
+    def missed(self) -> None:
+        self.wait_s = min(MOST_S, 2 * self.wait_s)
 
 
 class Asking:

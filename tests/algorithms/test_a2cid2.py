@@ -15,7 +15,7 @@ from torch import Tensor
 
 from algorithms.pairs import F64, Calm, consensus, links_of, nodes_of, stacked, tilde, total
 from peer.algorithms.a2cid2 import PLAIN, chi, constants, constants_of
-from peer.algorithms.rendezvous import COMMIT, DONE, MAX_ALPHA_TILDE
+from peer.algorithms.pair_words import COMMIT, DONE, MAX_ALPHA_TILDE
 from peer.algorithms.tempo import MOST_GAPS, Asking, Clock, Rate, poisson
 from peer.compression.bodies import Layout
 from peer.events import FINAL, Key

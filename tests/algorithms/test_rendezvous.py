@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithms.pairs import F64, Calm, Storm, consensus, nodes_of, total
-from peer.algorithms import rendezvous
 from peer.algorithms.a2cid2 import A2CiD2
 from peer.algorithms.base import Message
-from peer.algorithms.rendezvous import (
+from peer.algorithms.pair_words import (
     ABORTED,
     ACCEPT,
     BUSY,
     COMMIT,
     DONE,
-    MOST_S,
     OFFER,
     WITHDRAWN,
-    Offered,
-    Paired,
+    Word,
+    read,
 )
+from peer.algorithms.rendezvous import Offered, Paired
+from peer.algorithms.tempo import MOST_S
 from peer.compression.bodies import Dense, Layout
 from peer.errors import RemoteError, UnknownBaseError
 from peer.events import FINAL, Key, LinkDown, LinkUp
@@ -166,7 +166,7 @@ def test_patience_is_learnt_and_doubles_where_nothing_comes() -> None:
         pair.nodes[0].rendezvous.give_up(t + 1e-3)
         assert pair.nodes[0].rendezvous.slot is not None
         pair.nodes[0].rendezvous.give_up(t + MOST_S)
-        pair.nodes[0].settled("2", pair.nodes[0]._message(rendezvous.Word(OFFER, 1)))
+        pair.nodes[0].settled("2", pair.nodes[0]._message(Word(OFFER, 1)))
         assert asking.wait_s == pytest.approx(2.0 * 2**times, rel=1e-2)
 
 
@@ -228,7 +228,7 @@ def test_both_ends_use_the_smaller_alpha_tilde() -> None:
     for i, j in ((0, 1), (1, 0)):
         accept = pair.deliver(i, j, pair.begin(i, j, 0.0), 0.0)
         assert accept is not None
-        assert rendezvous.read(str(j), accept).alpha == 0.6
+        assert read(str(j), accept).alpha == 0.6
         message: Message | None = accept
         while message is not None:
             i, j = j, i
@@ -236,7 +236,7 @@ def test_both_ends_use_the_smaller_alpha_tilde() -> None:
     torch.testing.assert_close(total(pair.nodes[:2]), before, rtol=1e-12, atol=1e-12)
     higher = pair.deliver(0, 1, pair.begin(0, 1, 0.0), 0.0)
     assert higher is not None
-    raised = replace(rendezvous.read("1", higher), alpha=3.0)
+    raised = replace(read("1", higher), alpha=3.0)
     with pytest.raises(RemoteError, match=r"alpha~ of 3, where 0\.77"):
         pair.nodes[0].receive("1", pair.nodes[1]._message(raised), 0.0)
 
@@ -265,7 +265,7 @@ def test_one_that_acknowledges_nothing_fills_no_memory() -> None:
     node, offer = pair.nodes[1], pair.begin(0, 1, 0.0)
     answers = [node.receive("0", offer, 0.0) for _ in range(20)]
     assert sum(map(len, answers)) <= 3
-    late = pair.nodes[0]._message(rendezvous.Word(COMMIT, 99, body=Dense(torch.zeros(D, dtype=F64))))
+    late = pair.nodes[0]._message(Word(COMMIT, 99, body=Dense(torch.zeros(D, dtype=F64))))
     for _ in range(5):
         node.receive("0", late, 0.0)
     with pytest.raises(RemoteError, match="acknowledges nothing"):
@@ -281,9 +281,9 @@ def test_words_that_nobody_says_are_refused() -> None:
         replace(offer, delivery="latest"),
         replace(offer, body=accept.body),
         replace(accept, body=offer.body),
-        pair.nodes[0]._message(rendezvous.Word(OFFER, 1, alpha=5.0)),
-        pair.nodes[0]._message(rendezvous.Word(OFFER, 1, alpha=float("nan"))),
-        pair.nodes[0]._message(rendezvous.Word(OFFER, 1, rate=float("inf"))),
+        pair.nodes[0]._message(Word(OFFER, 1, alpha=5.0)),
+        pair.nodes[0]._message(Word(OFFER, 1, alpha=float("nan"))),
+        pair.nodes[0]._message(Word(OFFER, 1, rate=float("inf"))),
     ]
     for message in wrong:
         with pytest.raises(RemoteError):
