@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from peer.algorithms.a2cid2 import A2CiD2
+from peer.events import Renew
 from peer.rehearsal.driver import Device, Rehearsal, Weather
 from rehearsal.stories import (
     FAR,
@@ -65,8 +66,8 @@ def met(r: Rehearsal) -> int:
 @EACH
 @pytest.mark.parametrize("topology", ["ring", "exponential"])
 def test_with_loss_a_crash_and_a_return_all_end_with_one_model(kind: Kind, topology: str) -> None:
-    for seed in range(3):
-        r = session(kind, topology, 6, rounds=120, seed=seed)
+    for seed in range(2):
+        r = session(kind, topology, 6, rounds=100, seed=seed)
         r.weather = ROUGH
         r.run(20.0)
         r.crash(name(2), silent=bool(seed % 2))
@@ -83,14 +84,15 @@ def test_with_loss_a_crash_and_a_return_all_end_with_one_model(kind: Kind, topol
 @EACH
 def test_no_exchange_is_applied_at_one_end_alone_while_both_live(kind: Kind) -> None:
     """Without local steps sum(x + x~) stands still, whatever becomes of links."""
-    undone = 0
-    for seed in range(4):
-        r = session(kind, ("ring", "complete", "exponential", "grid")[seed], 6, seed=seed)
+    broken_off = 0
+    for seed in range(3):
+        r = session(kind, ("ring", "complete", "exponential")[seed], 6, seed=seed)
         r.run(20.0)
         r._train, r.weather = still, replace(ROUGH, loss=0.15, local_s=0.05 * (seed % 2))
         r.run(1.0)
         before, earlier = total(r), met(r)
         for turn in range(60):
+            r.feed(name(turn % 6), Renew(name((turn + 1 + seed) % 6)))  # that link begins anew
             if turn % 10 == 3:
                 r.move(name(turn % 6))
             elif turn % 10 == 5:
@@ -103,8 +105,9 @@ def test_no_exchange_is_applied_at_one_end_alone_while_both_live(kind: Kind) -> 
             torch.testing.assert_close(total(r), before, rtol=1e-9, atol=1e-7)
         assert met(r) > earlier + 20
         assert {device.lives for device in r.alive()} == {1}
-        undone += sum(algorithm(device).rendezvous.tally.undone for device in r.alive())
-    assert undone > 0
+        tallies = [algorithm(device).rendezvous.tally for device in r.alive()]
+        broken_off += sum(one.undone + one.aborted + one.late + one.unresolved for one in tallies)
+    assert broken_off > 0
 
 
 @EACH
@@ -141,9 +144,9 @@ def test_momentum_brings_models_nearer_to_each_other_on_a_ring() -> None:
     apart_by = {}
     for kind in PAIRS:
         r = session(kind, "ring", 16)
-        r.run(60.0)
+        r.run(40.0)
         found = []
-        for _ in range(60):
+        for _ in range(30):
             r.run(2.0)
             found.append(spread(r))
         apart_by[kind.algorithm] = sum(found) / len(found)
@@ -167,7 +170,7 @@ def test_two_halves_that_were_parted_come_together(kind: Kind) -> None:
     assert spread(r) < 1e-3
 
 
-@pytest.mark.parametrize("seed", range(1000, 1010))
+@pytest.mark.parametrize("seed", range(1000, 1008))
 def test_after_any_faults_they_come_together(seed: int) -> None:
     story = Story(PAIRS[seed % 2], seed)
     try:
