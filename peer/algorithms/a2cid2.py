@@ -51,7 +51,7 @@ from peer.algorithms.pair_words import (
 )
 from peer.algorithms.rendezvous import Offered, Rendezvous, Terms
 from peer.algorithms.tempo import Asking, Clock, Rate
-from peer.algorithms.whole_model import Values
+from peer.algorithms.whole_model import BEFORE, Values
 from peer.compression.bodies import Body, Empty, Layout
 from peer.errors import UnknownBaseError
 from peer.events import FINAL, Key, LinkDown, LinkUp, PeerId
@@ -243,8 +243,8 @@ class A2CiD2(DPSGD):
 
     def _hear(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]:
         refuse_overflow(src, message, self.dtype)
-        if self.x is None:
-            raise UnknownBaseError(f"message from {src}: there is no model here yet")
+        if self.x is None or self.key == BEFORE:
+            raise UnknownBaseError(f"message from {src}: there is no model here yet, or no round")
         word, pairs, slot = read(src, message), self.rendezvous, self.rendezvous.slot
         is_neighbor = src in self.links.out
         if word.meaning == OFFER and not is_neighbor:

@@ -253,11 +253,14 @@ def test_a_stranger_gets_no_answer_and_one_of_another_generation_or_at_its_end_i
     assert node.receive("1", last.begin(1, 0, 0.0), 0.0)["1"].meaning == BUSY
 
 
-def test_a_device_without_a_model_gives_an_offer_back() -> None:
-    pair = calm(2)
+def test_a_device_without_a_model_or_before_its_first_round_gives_an_offer_back() -> None:
+    pair, fresh = calm(2), nodes_of("a2cid2", models(1))[0]
+    offer = pair.begin(0, 1, 0.0)
+    with pytest.raises(UnknownBaseError, match="or no round"):
+        fresh.receive("0", offer, 0.0)
     pair.nodes[1].x = None
     with pytest.raises(UnknownBaseError, match="no model here"):
-        pair.nodes[1].receive("0", pair.begin(0, 1, 0.0), 0.0)
+        pair.nodes[1].receive("0", offer, 0.0)
 
 
 def test_one_that_acknowledges_nothing_fills_no_memory() -> None:
