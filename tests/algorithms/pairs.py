@@ -153,6 +153,8 @@ class Storm:
         for i, j in pairs:
             self.nodes[i].on_links(LinkUp(str(j), "out", 1))
             self.nodes[i].on_links(LinkUp(str(j), "in", 1))
+        for i, node in enumerate(nodes):
+            node.open(self.links(i))
 
     def act(self, what: int, a: int, b: int) -> None:
         """what: of some things more often than of others; a, b: to whom of those it can happen to."""
