@@ -70,8 +70,9 @@ bench: venv
 	PYTHONPATH=tests .venv/bin/python -P bench/wire.py --json bench/results/wire.json
 	PYTHONPATH=tests:bench .venv/bin/python -P bench/liveness.py --json bench/results/liveness.json
 	.venv/bin/python -P bench/rehearsal.py
-	.venv/bin/python -P bench/heterogeneity.py
-	.venv/bin/python -P bench/frontier.py
+	PYTHONPATH=bench .venv/bin/python -P bench/heterogeneity.py
+	PYTHONPATH=bench .venv/bin/python -P bench/frontier.py
+	PYTHONPATH=bench .venv/bin/python -P bench/algorithms.py --column 0.1 --seeds 1
 
 soak: venv
 	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal/test_faults.py

@@ -26,12 +26,10 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from lan.device import Device, Network  # tests/, see the Makefile
+if TYPE_CHECKING:  # hivemind's interpreter runs this file too, and has neither this nor rich
+    from lan.device import Device, Network  # tests/, see the Makefile
 
 TASK = """
 import torch
@@ -53,6 +51,7 @@ def loss(model, batch):
 SESSION = (
     *("--algorithm", "d-psgd", "--topology", "complete", "--compression", "none", "--local-steps", "1"),
     *("--pace", "lockstep", "--lr", "0.1", "--option", "schedule=constant", "--interface", "lo"),
+    *("--momentum", "0"),  # as in the script, which else would be given the built-in learner's buffers
 )
 WARM = 2  # rounds before the clock counts: connections, buffers, patience
 TOGETHER = 6  # rounds from when all have heard all to the first of them: those without meeting points
@@ -204,6 +203,8 @@ def meet(swarm: Any, values: Any, meeting: Meeting) -> None:
 
 
 def ours(params: int, peers: int, rounds: int) -> dict[str, Any]:
+    from lan.device import Network
+
     network = Network()
     try:
         task = network.folder / "flat.py"
@@ -293,6 +294,8 @@ def copy(asked: argparse.Namespace) -> None:
 
 
 def raw(params: int, peers: int, rounds: int) -> list[float]:
+    from lan.device import Network
+
     network = Network()
     try:
         folder = network.folder / "meeting"
@@ -371,6 +374,8 @@ def hivemind(asked: argparse.Namespace) -> None:
 
 def others(params: int, peers: int, rounds: int) -> dict[str, Any] | None:
     """hivemind's figures, None where it cannot be had."""
+    from lan.device import Network
+
     interpreter = os.environ.get("HIVEMIND_PYTHON", "")
     if not interpreter or subprocess.run([interpreter, "-c", "import hivemind"], check=False).returncode:
         return None
@@ -429,6 +434,9 @@ def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     heads = ("parameters", "peers", "cores", "s", "raw s", "x raw", "hivemind s", "CPU s", "bytes / models")
     table = Table(*heads, "memory MB", "its parts", "goal", title="one exchange of a whole model")
     for row in rows:

@@ -1,6 +1,7 @@
 """Accuracy of mean and worst peer against bytes, relative to whole models at every step.
 
-    python -P bench/frontier.py DIR [--row NAME]… [--seeds N] [--workers N] [--choose] [--list]
+    PYTHONPATH=bench python -P bench/frontier.py DIR [--row NAME]… [--seeds N] [--workers N] [--choose]
+                                                     [--list]
 
 `make bench` prints the table when the folder of Fashion-MNIST is given, as an argument or in FASHION_MNIST.
 Each row is compared with a dense run of its own: SGP with one step a round, the same graph, data, seed and
@@ -15,26 +16,19 @@ rows that were not run again stay as they are.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small models are no faster with more
-
+import rehearsals
+from rehearsals import RESULTS, all_of, read, write
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-RESULTS = Path(__file__).parent / "results"
 FRONTIER, CHOSEN = RESULTS / "frontier.json", RESULTS / "frontier_chosen.json"
 SEEDS = 3
 CLOTHES = "--task fashion-mnist --peers 8 --momentum 0.9 --schedule cosine --warmup 50 --final-rounds"
@@ -153,26 +147,12 @@ class Job:
 
 
 def rehearsed(job: Job) -> dict[str, Any]:
-    """In a process of its own: the figures that count."""
-    from cli.rehearse import command, request_of
-    from peer.learner.devices import use_threads
-    from peer.rehearsal import report
-    from peer.rehearsal.plan import Plan
-    from peer.rehearsal.play import Play
-    from peer.rehearsal.trainer import Trainer
-
-    use_threads()
-    began, cpu = time.monotonic(), time.process_time()
-    words = job.words.split()
-    asked = command.make_context(
-        "rehearse", [*words, *(("--data", job.folder) if CLOTHES in job.words else ())]
+    """The figures that count."""
+    found = rehearsals.rehearsed(job.words, job.folder if CLOTHES in job.words else None)
+    before, kept = (
+        found["metric_before_final_rounds"],
+        ("consensus_distance", "mass_error", "wall_s", "cpu_s"),
     )
-    plan = Plan.from_request(request_of(asked.params))
-    play = Play(plan, Trainer(plan))
-    play.play()
-    found = report.figures(play, time.monotonic() - began)
-    spread = {key: found[key] for key in ("consensus_distance", "mass_error", "wall_s")}
-    before = found["metric_before_final_rounds"]
     return {
         "words": job.words,
         "mean": found["metric"]["mean"],
@@ -180,15 +160,8 @@ def rehearsed(job: Job) -> dict[str, Any]:
         "worst_before_final_rounds": before["worst"],
         "mean_before_final_rounds": before["mean"],
         "sent_per_peer": found["bytes"]["sent_per_peer"],
-        **spread,
-        "cpu_s": time.process_time() - cpu,
+        **{key: found[key] for key in kept},
     }
-
-
-def all_of(jobs: Sequence[Job], workers: int, what: str) -> Iterator[dict[str, Any]]:
-    """Figures of all jobs, in order, each as soon as it is there."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from track(pool.map(rehearsed, jobs), what, total=len(jobs), console=Console(stderr=True))
 
 
 # --- choosing --------------------------------------------------------------------------------------------
@@ -201,7 +174,7 @@ def choose(asked: Sequence[Row], folder: str, workers: int) -> None:
         Job(f"{row.common} {setting} --option validation={_held_out(row)}", folder) for row, setting in to_run
     ]
     known = read(CHOSEN)
-    for (row, setting), found in zip(to_run, all_of(jobs, workers, "choosing"), strict=True):
+    for (row, setting), found in zip(to_run, all_of(rehearsed, jobs, workers, "choosing"), strict=True):
         tried = known.setdefault(row.name, {"tried": {}})["tried"]
         tried[setting] = {key: found[key] for key in ("mean", "worst", "sent_per_peer")}
     for row in asked:
@@ -228,7 +201,7 @@ def run(asked: Sequence[Row], folder: str, seeds: int, workers: int) -> dict[str
     chosen, known = read(CHOSEN), read(FRONTIER)
     todo = [(row, seed) for row in asked for seed in range(seeds)]
     jobs = [Job(f"{row.common} {setting_of(row, chosen)} --seed {seed}", folder) for row, seed in todo]
-    for (row, seed), found in zip(todo, all_of(jobs, workers, "rehearsing"), strict=True):
+    for (row, seed), found in zip(todo, all_of(rehearsed, jobs, workers, "rehearsing"), strict=True):
         if seed == 0:
             known[row.name] = {"setting": setting_of(row, chosen), "seeds": []}
         known[row.name]["seeds"].append(found)
@@ -293,16 +266,6 @@ def _reached(row: Row, ratio: float, worst_lost: Sequence[float]) -> str:
         return ""
     holds = ratio >= row.goal and statistics.fmean(worst_lost) <= 1
     return " ✓" if holds else f" (goal: {row.goal:.0f}x, 1 point)"
-
-
-def read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
-
-
-def write(path: Path, known: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> None:

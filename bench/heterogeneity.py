@@ -11,20 +11,11 @@ import os
 import statistics
 import sys
 from dataclasses import dataclass
-from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small models are no faster with more
-
+import rehearsals
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
-from cli.rehearse import command, request_of
-from peer.learner.devices import use_threads
-from peer.rehearsal import report
-from peer.rehearsal.plan import Plan
-from peer.rehearsal.play import Play
-from peer.rehearsal.trainer import Trainer
 
 SAME = (
     "--task fashion-mnist --option model=mlp --peers 16 --batch 16 --rounds 600 --local-steps 1 --momentum 0"
@@ -55,18 +46,9 @@ class Result:
 
 
 def rehearsed(words: str, folder: str, seeds: int) -> Result:
-    found = [metric(f"{words} --seed {seed}", folder) for seed in range(seeds)]
+    found = [rehearsals.rehearsed(f"{words} --seed {seed}", folder)["metric"] for seed in range(seeds)]
     averaged = [one["averaged_model"] for one in found]
     return Result([one["mean"] for one in found], min(one["worst"] for one in found), averaged)
-
-
-def metric(words: str, folder: str) -> dict[str, Any]:
-    asked = command.make_context("rehearse", [*words.split(), "--data", folder]).params
-    plan = Plan.from_request(request_of(asked))
-    play = Play(plan, Trainer(plan))
-    play.play()
-    found: dict[str, Any] = report.figures(play, 0.0)["metric"]
-    return found
 
 
 def main() -> None:
@@ -75,7 +57,6 @@ def main() -> None:
     if folder is None:
         print("heterogeneity: name the folder of Fashion-MNIST in FASHION_MNIST to have this table")
         return
-    use_threads()
     runs = [(case, alpha) for case in CASES for alpha in ALPHAS]
     results = {
         (case, alpha): rehearsed(f"{SAME} {CASES[case]} --split dirichlet={alpha}", folder, seeds)

@@ -235,6 +235,31 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 ("ad-psgd", "as a2cid2 without its momentum: a baseline (Lian et al. 2018)"),
             )
         ),
+        AlgorithmEntry(
+            "power-gossip",
+            "low-rank differences of neighbors, found by power iteration (Vogels et al. 2020)",
+            compression="none",
+            compressions=frozenset({"none"}),
+            options={
+                "rank": Option("1", "of the differences", least=1, most=64, whole=True),
+                "iterations": Option("1", "of power iteration in a round", least=1, most=64, whole=True),
+                "diffusion": Option(
+                    "1",
+                    "over-relaxation; auto is the best for the graph",
+                    least=0.01,
+                    most=2,
+                    words=("auto",),
+                ),
+                "warm-start": Option(
+                    "on", "begin with what the last iteration has come to", choices=("on", "off")
+                ),
+            },
+            topologies=("exponential", "ring", "grid", "complete", "chain", "binary-tree"),
+            presets={},
+            graph="undirected",
+            paces=("lockstep", "overlap"),
+            budget=False,
+        ),
     )
 }
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from peer.errors import StateError
 
 
-def atomic_write(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
+def atomic_write(
+    path: Path, data: bytes | memoryview | Sequence[bytes | memoryview], mode: int = 0o600
+) -> None:
     """Put `data` at `path`: a temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    Raises OSError; the old file is then still there, and the temporary one is not.
+    data: whole, or in parts. Raises OSError; the old file is then still there, and the temporary one is not.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
             os.fchmod(fd, mode)  # the umask, or a temporary file left by a power cut
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            for part in (data,) if isinstance(data, bytes | memoryview) else data:
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(fd, view) :]
             os.fsync(fd)
         finally:
             os.close(fd)

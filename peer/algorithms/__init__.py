@@ -18,6 +18,7 @@ from peer.algorithms.ad_psgd import ADPSGD
 from peer.algorithms.base import Algorithm
 from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.difference_push import Budget, DifferencePush
+from peer.algorithms.power_gossip import PowerGossip
 from peer.algorithms.push_sum import GUARD, Guard
 from peer.algorithms.relay_sum import FILLS, RelayGrad, RelaySum
 from peer.algorithms.replicas import REPLICA_MB
@@ -48,6 +49,7 @@ _KNOWN = {
     "d-psgd": (),
     "a2cid2": ("rate",),
     "ad-psgd": ("rate",),
+    "power-gossip": ("rank", "iterations", "diffusion", "warm-start"),
 }
 
 
@@ -80,6 +82,7 @@ def make(
         "d-psgd": _d_psgd,
         "a2cid2": _a2cid2,
         "ad-psgd": _ad_psgd,
+        "power-gossip": _power_gossip,
     }[name]
     return build(_Request(options, layout, dtype, spec, lockstep))
 
@@ -220,3 +223,15 @@ def _ad_psgd(asked: _Request) -> Algorithm:
 
 def _rate(asked: _Request) -> float:
     return asked.number("rate", 1.0, 0.01, 16.0)
+
+
+def _power_gossip(asked: _Request) -> Algorithm:
+    auto = asked.options.get("diffusion") == "auto"
+    return PowerGossip(
+        asked.layout,
+        asked.dtype,
+        rank=int(asked.number("rank", 1, 1, 64)),
+        iterations=int(asked.number("iterations", 1, 1, 64)),
+        diffusion=None if auto else asked.number("diffusion", 1.0, 0.01, 2.0),
+        warm=asked.word("warm-start", "on", "off") == "on",
+    )

@@ -1,6 +1,7 @@
 """What every algorithm follows: pure state machines over flat tensors, one file and one class per paper.
 
     step(u, lr, links, now)   u is the model's change since mix() last gave one; what does each neighbor get?
+    step_to(steps, …)         the same, where it is said as the models before and after
     receive(src, message)     fold one in
     returned(dst, message)    the link gives this message back: un-apply it
     ready()                   may the round close?
@@ -67,11 +68,33 @@ class Links:
     graph: Graph | None = None
 
 
+class LocalSteps:
+    """They led from the model z, which mix() gave last, to y. Given once, so that nobody on their way here
+    keeps a model alive that the algorithm has no use for."""
+
+    def __init__(self, z: Tensor, y: Tensor) -> None:
+        self._models: tuple[Tensor, Tensor] | None = (z, y)
+
+    def give(self) -> tuple[Tensor, Tensor]:
+        """z and y."""
+        assert self._models is not None, "these local steps are given away"
+        models, self._models = self._models, None
+        return models
+
+
 class Algorithm(ABC):
-    """The protocol, as `learner.exchange` speaks it."""
+    """The protocol, as `learner.exchange` speaks it. x0: the initial model, as long as there is a use for it.
+    takes_models: local steps are better handed over as models, by `step_to`. sends_models: and the model they
+    led to goes to the neighbors as it is."""
 
     name: str
+    x0: Tensor | None = None
+    takes_models = False
     roundless = False  # messages answer each other, and rounds with local steps wait for none of them
+
+    @property
+    def sends_models(self) -> bool:
+        return False
 
     @property
     def still(self) -> bool:
@@ -131,6 +154,10 @@ class Algorithm(ABC):
 
     @abstractmethod
     def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]: ...
+
+    def step_to(self, steps: LocalSteps, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
+        z, y = steps.give()
+        return self.step(y - z, lr, links, now)
 
     @abstractmethod
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]: ...

@@ -9,7 +9,7 @@ sum to 1. Ours are Metropolis weights, 1 / (1 + the larger degree), which the no
 The paper's: gossip after the step, one step per round. Ours: several local steps; y_i in a smaller
 type of values, whose rounding is not fed back; and where a neighbor's message is missing, the row is divided
 by the weight that has come (as in epfml/relaysgd, commit 0e7551a). A baseline: with unlike data the models
-come to rest away from the minimum.
+come to rest away from the minimum. From the push to the mix x_i is y_i: nothing asks for the one before.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ class DPSGD(WholeModel):
     name = "d-psgd"
     MEANING = 16  # body: y of its sender
     MEANINGS = (MEANING,)
+    LETS_GO = frozenset({"u", "x", "x0"})
+
+    @property
+    def sends_models(self) -> bool:
+        return self.Q is None
 
     def push(self, y: Tensor) -> dict[PeerId, Message]:
         bodies, messages = dict[Compressor | None, Body](), {}

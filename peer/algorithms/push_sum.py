@@ -50,15 +50,15 @@ GUARD, OFF = Guard(), Guard(0.0, math.inf)
 LEAST_WEIGHT = 1e-12  # of a node's first mass, which is divided by it; guess, far below honest ones
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Mass:
-    """So much numerator and weight."""
+    """So much numerator and weight. x may be a message's own memory."""
 
     x: Tensor
-    w: float = 0.0
+    w: float
 
-    def add(self, x: Tensor, w: float) -> None:
-        self.x, self.w = self.x + x, self.w + w
+    def __add__(self, other: Mass) -> Mass:
+        return Mass(self.x + other.x, self.w + other.w)
 
 
 class PushSum(Algorithm):
@@ -165,7 +165,8 @@ class PushSum(Algorithm):
         if v is None:
             return {}
         if self.lockstep and self.w > 0:
-            self._mail.setdefault(of_round, Mass(torch.zeros_like(self.x))).add(v, message.weight)
+            came, before = Mass(v, message.weight), self._mail.get(of_round)
+            self._mail[of_round] = came if before is None else before + came
         else:
             self._credit(v, message.weight)
         return {}

@@ -61,6 +61,7 @@ class RelaySum(WholeModel):
     name = "relay-sum"
     MEANING = 17  # body: m/c of y, base: c
     MEANINGS = (MEANING, alignment.MEANING)
+    LETS_GO = frozenset({"u", "x0"})
 
     def __init__(
         self,
@@ -109,6 +110,13 @@ class RelaySum(WholeModel):
     def stepped(self, x: Tensor, u: Tensor) -> Tensor:
         """y, or what the final rounds average."""
         return x + u if self.fixed is None else self.fixed
+
+    def stepped_to(self, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        return super().stepped_to(x, z, y) if self.fixed is None else self.fixed
+
+    @property
+    def needs_x0(self) -> bool:
+        return self.fill == "x0" or super().needs_x0
 
     def push(self, y: Tensor) -> dict[PeerId, Message]:
         if self.alignment is not None:
@@ -181,6 +189,7 @@ class RelayGrad(RelaySum):
     name = "relay-sum-grad"
     MEANING = 18  # body: m/c of u, base: c
     MEANINGS = (MEANING, alignment.MEANING)
+    LETS_GO = frozenset({"x0"})
 
     def __init__(self, layout: Layout, dtype: torch.dtype, Q: Values = None) -> None:
         super().__init__(layout, dtype, Q, correction=False)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, Message, refuse_overflow
+from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Links, LocalSteps, Message, refuse_overflow
 from peer.algorithms.bases import Bases, snapshot
 from peer.compression.bodies import Body, Dense, Empty, Layout, Strided
 from peer.compression.compressor import Compressor, Fitting
@@ -52,6 +52,14 @@ class WholeModel(Algorithm):
     """Q: how values travel; final rounds go without it."""
 
     MEANINGS: tuple[int, ...]  # of a round's messages
+    LETS_GO = frozenset[str]()
+    """What a class does without, each for itself, since those built on it may not: "u", it is handed models;
+    "x" once y is there, which is the model then until the round is mixed; "x0" once rounds have begun."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.LETS_GO = cls.__dict__.get("LETS_GO", frozenset())
+        cls.takes_models = "u" in cls.LETS_GO
 
     def __init__(
         self, layout: Layout, dtype: torch.dtype, Q: Values = None, *, lockstep: bool = True
@@ -113,6 +121,7 @@ class WholeModel(Algorithm):
 
     def open(self, links: Links) -> None:
         if links.key != self.key:
+            self._forget_x0()
             if self._y is not None:
                 self.mix()  # that round closes as it is: its local steps are done
             anew = links.key.generation != self.key.generation
@@ -125,12 +134,25 @@ class WholeModel(Algorithm):
 
     def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
         self.open(links)
-        self._y = self.stepped(self.estimate(), u)
-        return self.push(self._y)
+        return self._push_from(self.stepped(self.estimate(), u))
+
+    def step_to(self, steps: LocalSteps, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
+        self.open(links)
+        return self._push_from(self.stepped_to(self.estimate(), *steps.give()))
+
+    def _push_from(self, y: Tensor) -> dict[PeerId, Message]:
+        self._y = y
+        if "x" in self.LETS_GO:
+            self.x = y
+        return self.push(y)
 
     def stepped(self, x: Tensor, u: Tensor) -> Tensor:
         """y: what this round is about."""
         return x + u
+
+    def stepped_to(self, x: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """The same of local steps from z to y. z is x itself if nothing has come between."""
+        return y if "u" in self.LETS_GO and z is x else self.stepped(x, y - z)
 
     @abstractmethod
     def push(self, y: Tensor) -> dict[PeerId, Message]:
@@ -143,6 +165,16 @@ class WholeModel(Algorithm):
     @abstractmethod
     def fault(self, message: Message) -> str:
         """Why nobody who follows the rules sends this message in this generation; "" if somebody does."""
+
+    @property
+    def needs_x0(self) -> bool:
+        """In rounds, that is, and not only to be told that this is the model to begin with."""
+        return "x0" not in self.LETS_GO
+
+    def _forget_x0(self) -> None:
+        """Who has a model takes no other from a sponsor, so no message will name x0 to it."""
+        if self.x0 is not None and not self.needs_x0:
+            self.x0, self.held = None, Bases()
 
     def begin_generation(self) -> None:
         """The graph is another one: what is kept of earlier rounds' messages goes."""

@@ -27,6 +27,8 @@ MAX_BASE_BYTES = 32  # SHA-256
 _MAGIC = b"pd"
 _HEAD = struct.Struct("<2sBQIBBBdB")
 _BODY = struct.Struct("<BI")
+# of a whole vector as it is, with no base: 7 zeros and the type of its values are the body's own (packing)
+DENSE_HEAD_BYTES = _HEAD.size + _BODY.size + 8
 _DELIVERIES: tuple[Delivery, ...] = ("mass", "latest")
 
 

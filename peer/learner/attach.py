@@ -14,6 +14,8 @@ hand-over:
     hand over  u = p - b          lockstep: wait for z;  p = b = z
                                   free: go on with b = p; when z comes, p += z - b, b = z
                                   overlap: as free, but wait for z before the next hand-over
+
+In lockstep, algorithms that send whole models are handed p and b instead of u, and then b is p until z comes.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from peer import algorithms, catalogue
+from peer.algorithms.base import LocalSteps
 from peer.compression.bodies import Layout, peak_of
 from peer.compression.self_check import check_codecs
 from peer.errors import DivergedError
@@ -38,7 +41,7 @@ from peer.event_frames import to_frame
 from peer.events import Looked
 from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
 from peer.learner.dial import Attachment, dial
-from peer.learner.exchange import Exchange, Resume
+from peer.learner.exchange import Change, Exchange, Resume
 from peer.learner.export import exported
 from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.link import Duties, Link
@@ -115,7 +118,6 @@ class Swarm:
         self._rate = ScaledRate(optimizer)
         self._keeper = CheckpointKeeper(attached.folder, self.descriptor.id, self._flat.signature)
         self._base = self._flat.read()
-        self._initial = self._base
         self._since = 0  # local steps since the last hand-over
         self._placing = Placing.of(self.descriptor)
         self._mass = False
@@ -125,10 +127,8 @@ class Swarm:
         self._pulse = Pulse()
         found = self._keeper.found
         self._link = Link(attached, Duties(
-            self._exchange, self._export, self._redial, self._introduction(),
-            resume=None if found is None else Resume(found.model, found.round, found.own),
-            child=terms.child,
-        ))  # fmt: skip
+            self._exchange, self._export, self._redial, self._introduction(), terms.child
+        ), self._base, None if found is None else Resume(found.model, found.round, found.own))  # fmt: skip
         for problem in self._keeper.problems:
             self.log(problem)
 
@@ -166,6 +166,7 @@ class Swarm:
             link.wait(lambda: link.has_mixed() or link.over)
         if self._take() and link.resumed and (problem := self._keeper.restore(self._optimizer)):
             self.log(problem)
+        self._keeper.found = None  # there is a newer model now
         if self._mass:
             self._checkpoint()
         self._pulse.start()
@@ -263,16 +264,24 @@ class Swarm:
     def _hand_over(self, *, go_on: bool) -> bool:
         """What has been done since b, if the round is still open and the model finite. Was it handed over?
         go_on: the model is what further steps are counted from."""
-        link, here = self._link, self._flat.read()
+        link, flat = self._link, self._flat
+        if not go_on and link.takes_models and link.sends_models:
+            here = link.rooms.lay(flat.pieces(), flat.size, flat.dtype)
+        else:
+            here = flat.read()
         if not self._is_finite(here):
             return False
         with link.met:
             if not link.is_open() or link.has_mixed():
                 return False
-            change = here - self._base if go_on else here.sub_(self._base)
+            change: Change
+            if go_on:
+                change, self._base, self._since = here - self._base, here, 0
+            elif link.takes_models:
+                change, self._base = LocalSteps(self._base, here), here
+            else:
+                change = here.sub_(self._base)
             link.hand_over(change, self._rate.scale * self._lr(), self._pulse.worked())
-        if go_on:
-            self._base, self._since = here, 0
         return True
 
     def _take(self) -> bool:
@@ -290,7 +299,7 @@ class Swarm:
             self._flat.write(z)
             self._since = 0
         else:
-            self._flat.write(self._flat.read() + (z - self._base))
+            self._flat.write(self._flat.read().add_(z - self._base))
         self._base, self._mass = z, True
         return True
 
@@ -439,7 +448,7 @@ class Swarm:
 
     # --- what the link thread asks for -----------------------------------------------------------
 
-    def _exchange(self, resume: Resume | None) -> Exchange:
+    def _exchange(self, initial: Tensor | None, resume: Resume | None) -> Exchange:
         session, lockstep = self.descriptor, self.terms.pace != "free"
         layout = Layout(self._flat.sizes, self._flat.rows)
         options = with_memory(session.algorithm, catalogue.options_for("algorithm", session.options))
@@ -448,7 +457,7 @@ class Swarm:
         algorithm = algorithms.make(
             session.algorithm, options, layout, self._flat.dtype, session.compression, lockstep=lockstep
         )
-        return Exchange(algorithm, layout, self._initial, lockstep=lockstep, resume=resume)
+        return Exchange(algorithm, layout, initial, lockstep=lockstep, resume=resume)
 
     def _export(self, model: Tensor, round_: int) -> bytes:
         return exported(model, self._flat.signature, self.descriptor.name, round_, self.descriptor.algorithm)

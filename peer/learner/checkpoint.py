@@ -64,13 +64,24 @@ class Checkpoint:
 
 def pack(checkpoint: Checkpoint, serial: int) -> bytes:
     """A checkpoint as the bytes of its file."""
+    return b"".join(_in_parts(checkpoint, serial))
+
+
+def _in_parts(checkpoint: Checkpoint, serial: int) -> tuple[bytes | memoryview, ...]:
+    """The same, put together of parts; the last one is as large as the model."""
     plain = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint)}
     plain["optimizer"] = _as_tensor(checkpoint.optimizer)  # torch writes bytes as text, or not at all
     if not checkpoint.own:
         del plain["own"]  # as those wrote it who did not know of it, and read it
-    payload = save_plain(plain)
+    payload = _saved(plain)
     header = _HEADER.pack(MAGIC, FORMAT, serial, len(payload))
-    return header + hashlib.sha256(header + payload).digest() + payload
+    return header, _digest_of(header, payload), payload
+
+
+def _digest_of(header: bytes | memoryview, payload: memoryview) -> bytes:
+    digest = hashlib.sha256(header)
+    digest.update(payload)
+    return digest.digest()
 
 
 def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:
@@ -79,10 +90,12 @@ def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:
     if len(data) < _HEADER.size + _DIGEST:
         raise DamagedError(f"{where}: {len(data)} bytes are too few for a checkpoint")
     magic, version, serial, length = _HEADER.unpack_from(data)
-    digest, payload = data[_HEADER.size :][:_DIGEST], data[_HEADER.size + _DIGEST :]
+    whole = memoryview(data)
+    header, digest = whole[: _HEADER.size], whole[_HEADER.size :][:_DIGEST]
+    payload = whole[_HEADER.size + _DIGEST :]
     if magic != MAGIC:
         raise DamagedError(f"{where} is no checkpoint of peerd")
-    if length != len(payload) or hashlib.sha256(data[: _HEADER.size] + payload).digest() != digest:
+    if length != len(payload) or _digest_of(header, payload) != digest:
         raise DamagedError(f"{where} is damaged: its contents do not have the digest written with them")
     if version != FORMAT:
         raise DataError(
@@ -104,12 +117,16 @@ def _as_tensor(data: bytes) -> Tensor:
 
 def save_plain(plain: object) -> bytes:
     """Tensors, numbers, strings, lists and dicts as bytes."""
+    return bytes(_saved(plain))
+
+
+def _saved(plain: object) -> memoryview:
     buffer = io.BytesIO()
     torch.save(plain, buffer)
-    return buffer.getvalue()
+    return buffer.getbuffer()
 
 
-def load_plain(data: bytes, where: str) -> Any:
+def load_plain(data: bytes | memoryview, where: str) -> Any:
     """What `save_plain` saved. Raises DataError; executes nothing."""
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -213,15 +230,16 @@ class CheckpointFolder:
         """Write a new generation and drop all but the last two. Raises StateError with a sentence when the
         disk is full or read-only; what was there before is then still there."""
         paths = self._paths()
-        data = pack(checkpoint, _header(paths[0])[1] + 1 if paths else 1)
+        data = _in_parts(checkpoint, _header(paths[0])[1] + 1 if paths else 1)
+        size = sum(map(len, data))
         target = self._folder / f"ckpt-{checkpoint.round}.peerd"
         try:
             free = shutil.disk_usage(self._folder).free
-            if free < 2 * len(data) + MARGIN:
+            if free < 2 * size + MARGIN:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             atomic_write(target, data)
         except OSError as error:
-            raise _cannot_write(target, len(data), error) from error
+            raise _cannot_write(target, size, error) from error
         for old in [path for path in paths if path != target and _header(path)[0] == FORMAT][KEPT - 1 :]:
             with suppress(OSError):  # it is removed with the next one
                 old.unlink()

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, Message
+from peer.algorithms.base import ESTATE, SNAPSHOT, Algorithm, LocalSteps, Message
 from peer.compression.bodies import Layout
 from peer.errors import RemoteError, UnknownBaseError
 from peer.events import (
@@ -71,8 +71,13 @@ class Resume(NamedTuple):
     own: Mapping[str, Tensor] = {}
 
 
+Change = Tensor | LocalSteps
+"""What local steps have come to: the model's change u, or the models before and after."""
+
+
 class Exchange:
-    """One learner's exchanges. `initial` is the flat model every member derives from the session's seed.
+    """One learner's exchanges. `initial` is the flat model every member derives from the session's seed; a
+    new life of a learner whose last one had no more use for it is without, and has `resume`.
 
     `resume`, when set, is this device's own checkpoint: what `Found(resume=True)` begins with.
     """
@@ -81,25 +86,29 @@ class Exchange:
         self,
         algorithm: Algorithm,
         layout: Layout,
-        initial: Tensor,
+        initial: Tensor | None,
         *,
         lockstep: bool = True,
         resume: tuple[Tensor, int] | Resume | None = None,
     ) -> None:
         self.algorithm, self.layout = algorithm, layout
-        self.initial, self.lockstep = initial, lockstep
+        self.lockstep = lockstep
         self.resume = None if resume is None else Resume(*resume)
+        first = initial if initial is not None else self.resume.model if self.resume is not None else None
+        assert first is not None, "a learner begins with the initial model or with its own"
+        self.dtype = first.dtype
         self.outgoing = Outgoing(layout)
         self._sending = Sending(algorithm, self.outgoing, lockstep=lockstep)
-        self._incoming = Incoming(layout, initial.dtype, lockstep=lockstep)
+        self._incoming = Incoming(layout, self.dtype, lockstep=lockstep)
         self.state: State = "seeking"
-        algorithm.know(initial)
+        if initial is not None:
+            algorithm.know(initial)
         self.key = Key()  # the round being worked on, or the last one
         self.open = False  # a round is open: submit() is allowed
         self._final = False
         self._pushed = False
         self._closed: Key | None = None
-        self._held: tuple[Tensor, float] | None = None  # a change to be pushed when its links are clear
+        self._held: tuple[Change, float] | None = None  # a change to be pushed when its links are clear
         self._weight = 0.0  # before the open round's push
         self._worked_s = 0.0  # of the last local steps
         self._leaving = False  # nothing is put off any more
@@ -112,11 +121,12 @@ class Exchange:
 
     # --- the training thread's two calls ---------------------------------------------------------
 
-    def submit(self, u: Tensor, lr: float, now: float, worked_s: float = 0.0) -> Sequence[FromLearner]:
+    def submit(self, u: Change, lr: float, now: float, worked_s: float = 0.0) -> Sequence[FromLearner]:
         """Hand over the model's change since `take` last gave one; only while `open`.
 
-        u: flat, the session's dtype. lr: the learning rate of these steps. worked_s: how long they took; 0 is
-        not known. In lockstep the round closes when the expected in-neighbors are heard; else at once.
+        u: flat, the session's dtype, or the model that `take` gave and the one it has become. lr: the
+        learning rate of these steps. worked_s: how long they took; 0 is not known. In lockstep the round
+        closes when the expected in-neighbors are heard; else at once.
         """
         self._worked_s = worked_s
         if self._final or self.state != "training":
@@ -139,13 +149,21 @@ class Exchange:
 
     def estimate(self) -> Tensor:
         """The model a user would deploy now: flat, the session's dtype."""
-        return self.algorithm.estimate() if self.algorithm.model is not None else self.initial
+        if self.algorithm.model is not None:
+            return self.algorithm.estimate()
+        assert self.initial is not None, "it has given its model away"
+        return self.initial
 
     def kept(self, round_: int) -> Resume | None:
         """What to resume from after a restart, as of this round; None while there is no model."""
         if self.algorithm.model is None:
             return None
         return Resume(self.algorithm.estimate(), round_, self.algorithm.own())
+
+    @property
+    def initial(self) -> Tensor | None:
+        """The initial model, as long as the algorithm has a use for it."""
+        return self.algorithm.x0
 
     @property
     def position(self) -> int:
@@ -216,16 +234,23 @@ class Exchange:
             self.algorithm.begin(self.resume.model, 1.0)
             self.algorithm.restore(self.resume.own)
         else:
-            self.algorithm.begin(self.initial, 1.0)
+            self.algorithm.begin(self._first(), 1.0)
         return [self._now_training()]
 
+    def _first(self) -> Tensor:
+        """The model of a founder: the initial one, or what its last life had."""
+        if self.initial is not None:
+            return self.initial
+        assert self.resume is not None
+        return self.resume.model
+
     def _now_training(self) -> Holds:
-        self.state = "training"
+        self.state, self.resume = "training", None
         self._mixed = self.algorithm.mix()
         return self._holds()
 
     def _holds(self) -> Holds:
-        whole = self.initial.nbytes + 2 * FRAMES_BYTES
+        whole = self.layout.d * self.dtype.itemsize + 2 * FRAMES_BYTES
         return Holds(self.algorithm.bases, self.algorithm.weight, self.algorithm.room, whole)
 
     def _open(self, command: OpenRound, now: float) -> Sequence[FromLearner]:
@@ -243,10 +268,11 @@ class Exchange:
             return [*answers, *self._exchange(*self._held, now)]
         self._final = self._final or command.key.phase == FINAL
         if self._final or self.algorithm.still:
-            return [*answers, *self._exchange(torch.zeros_like(self.initial), 0.0, now)]
+            nothing = torch.zeros(self.layout.d, dtype=self.dtype)
+            return [*answers, *self._exchange(nothing, 0.0, now)]
         return answers
 
-    def _exchange(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
+    def _exchange(self, u: Change, lr: float, now: float) -> Sequence[FromLearner]:
         """Push this round, in lockstep as soon as the links it uses are clear."""
         self.open, r = False, self._round
         assert r is not None
@@ -256,12 +282,15 @@ class Exchange:
             return [Held(self.key, waiting)]
         return self._push_all(u, lr, now)
 
-    def _push_all(self, u: Tensor, lr: float, now: float) -> Sequence[FromLearner]:
+    def _push_all(self, u: Change, lr: float, now: float) -> Sequence[FromLearner]:
         self._held, self.open, self._pushed = None, False, True
         self._weight, r = self.algorithm.weight, self._round
         assert r is not None
         links, still = self._sending.affordable(r), self.algorithm.still
-        messages = self.algorithm.step(u, lr, links, now)
+        if isinstance(u, LocalSteps):
+            messages = self.algorithm.step_to(u, lr, links, now)
+        else:
+            messages = self.algorithm.step(u, lr, links, now)
         sent, held_back = self._sending.send(r, messages, final=self._final)
         worked_s, self._worked_s = self._worked_s, 0.0  # rounds without local steps follow, perhaps
         return [

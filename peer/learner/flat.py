@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,11 @@ class FlatModel:
                 [tensor.detach().reshape(-1).to(self.dtype) for tensor in self._tensors.values()]
             )
             return flat.cpu()
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The state, piece by piece: flat, CPU, `dtype`, and where it can be the module's own memory."""
+        for tensor in (self._whole,) if self._whole is not None else self._tensors.values():
+            yield tensor.detach().reshape(-1).to("cpu", self.dtype)
 
     def write(self, flat: Tensor) -> None:
         """Set the module's state to `flat` [d], in place. Running variances are kept from going negative."""

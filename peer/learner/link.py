@@ -26,11 +26,22 @@ from torch import Tensor
 from peer.compression import codec
 from peer.errors import DataError, NoDaemonError, PeerdError
 from peer.event_frames import EventAssembler
-from peer.events import FINAL, Closed, Direction, Found, FromLearner, PeerId, Push, Ready, ToLearner
+from peer.events import (
+    FINAL,
+    Closed,
+    Direction,
+    Found,
+    FromLearner,
+    HandOver,
+    PeerId,
+    Push,
+    Ready,
+    ToLearner,
+)
 from peer.learner.dial import Attachment
-from peer.learner.exchange import Exchange, Resume, State
+from peer.learner.exchange import Change, Exchange, Resume, State
 from peer.learner.look import Look
-from peer.learner.outbox import Outbox
+from peer.learner.outbox import Outbox, Rooms
 from peer.local import SharedBuffer, error_of
 
 log = logging.getLogger("peerd.learner")
@@ -39,15 +50,14 @@ REDIAL_S = 0.5, 30.0  # first and longest wait between two tries; each is twice 
 
 @dataclass(frozen=True)
 class Duties:
-    """What the link thread needs from its owner. exchange: a new one, to resume from this model if it must.
-    export: a safetensors file of a flat model at a round. introduction: the frame that comes before Ready.
-    child: the daemon's own child, which ends with it."""
+    """What the link thread needs from its owner. exchange: a new one that knows this initial model, if it is
+    kept, and resumes from this one of its own if it must. export: a safetensors file of a flat model at a
+    round. introduction: the frame that comes before Ready. child: the daemon's own, which ends with it."""
 
-    exchange: Callable[[Resume | None], Exchange]
+    exchange: Callable[[Tensor | None, Resume | None], Exchange]
     export: Callable[[Tensor, int], bytes]
     redial: Callable[[], Attachment]
     introduction: dict[str, Any]
-    resume: Resume | None = None
     child: bool = False
 
 
@@ -59,8 +69,9 @@ class Link:
     """Both threads' meeting place, and the link thread itself. Methods without a note are the training
     thread's."""
 
-    def __init__(self, attached: Attachment, duties: Duties) -> None:
+    def __init__(self, attached: Attachment, duties: Duties, initial: Tensor, resume: Resume | None) -> None:
         self.met = threading.Condition()
+        self.rooms = Rooms()
         self.round = -1  # the last round closed or joined at
         self.weight = 0.0
         self.heard: Sequence[str] = ()
@@ -71,12 +82,12 @@ class Link:
         self.resumed = False  # this life began from this device's own checkpoint
         self._attached, self._duties = attached, duties
         self._assembler = EventAssembler()
-        self._exchange = self._new_exchange(duties.resume)
-        self._resume = duties.resume
+        self._exchange = self._new_exchange(initial, resume)
+        self._resume = resume  # until there is a newer one
         self._mixed: Tensor | None = None
-        self._last: Resume | None = None  # mixed last, with its round
+        self._last: Resume | None = None  # what was there last, with its round, once it may be handed over
         self._anew = False  # `_mixed` is the first model of a life: it replaces, whatever came before
-        self._handed: tuple[Tensor, float, float] | None = None
+        self._handed: tuple[Change, float, float] | None = None
         self._outbox: deque[dict[str, Any]] = deque()
         self._closing = self._ended = False
         self._fault: BaseException | None = None
@@ -125,9 +136,19 @@ class Link:
         self.met.wait_for(lambda: self._ended or until(), timeout_s)
         self.check()
 
-    def hand_over(self, change: Tensor, lr: float, worked_s: float) -> None:
+    @property
+    def takes_models(self) -> bool:
+        """Is what is handed over better a model than a change?"""
+        return self._exchange.algorithm.takes_models
+
+    @property
+    def sends_models(self) -> bool:
+        """Will that model go to the neighbors as it is?"""
+        return self._exchange.algorithm.sends_models
+
+    def hand_over(self, change: Change, lr: float, worked_s: float) -> None:
         """Give the link thread the change of the last local steps, which took so long; `met` held, `open`."""
-        self._handed = change, lr, worked_s
+        self._handed, self._last = (change, lr, worked_s), None
         self._nudge()
 
     def has_mixed(self) -> bool:
@@ -142,7 +163,10 @@ class Link:
         """What a checkpoint is to hold: the model and what goes with it, or the last model there was, if it
         is handed over already."""
         with self.met:
-            return self._exchange.kept(self.round) or self._last
+            return self._kept()
+
+    def _kept(self) -> Resume | None:
+        return self._exchange.kept(self.round) or self._last
 
     def take_look(self) -> Look | None:
         """A model shown by a neighbor, once; `met` held."""
@@ -282,6 +306,8 @@ class Link:
         try:
             with self.met:
                 seeking = self.state == "seeking"
+                if isinstance(command, HandOver) and self._last is None and (kept := self._kept()):
+                    self._last = kept._replace(own={})  # which goes with the mass
                 answers = self._exchange.handle(command, time.monotonic())
                 if isinstance(command, Found) and seeking:
                     self.resumed = command.resume and self._resume is not None
@@ -298,21 +324,21 @@ class Link:
                 self.round, self.heard, self.weight = answer.key.round, answer.heard, answer.weight
         mixed = self._exchange.take()
         if mixed is not None:
-            self._last = Resume(mixed, self.round)
+            self._last, self._resume = Resume(mixed, self.round), None
             self._mixed, self._anew = mixed, anew or self.state == "finished"
             if anew:
                 self.round = self._exchange.key.round if self.resumed or self._exchange.key.round else -1
         self.met.notify_all()
 
-    def _new_exchange(self, resume: Resume | None) -> Exchange:
-        exchange = self._duties.exchange(resume)
+    def _new_exchange(self, initial: Tensor | None, resume: Resume | None) -> Exchange:
+        exchange = self._duties.exchange(initial, resume)
         # `_send` copies the parts, before anything else is done with the model
         exchange.outgoing.encode = codec.in_parts
         return exchange
 
     def _send(self, answers: Sequence[FromLearner]) -> None:
         """What is the same for several neighbors lies in one buffer."""
-        with Outbox() as outbox:
+        with Outbox(self.rooms) as outbox:
             for answer in answers:
                 if isinstance(answer, Push) and isinstance(answer.payload, codec.Encoded):
                     answer = replace(answer, payload=outbox.put(answer.payload))
@@ -346,9 +372,9 @@ class Link:
                 log.info("not attached yet: %s", error)
                 continue
             with self.met:
-                self._resume = self._exchange.kept(self.round) or self._resume
+                self._resume = self._exchange.kept(self.round) or self._resume or self._last
                 self._attached, self._assembler = attached, EventAssembler()
-                self._exchange = self._new_exchange(self._resume)
+                self._exchange = self._new_exchange(self._exchange.initial, self._resume)
                 self._mixed, self.connected = None, True
                 self.met.notify_all()
             log.warning("attached again, as a new life")

@@ -1,20 +1,77 @@
-"""Messages on their way to the daemon: put together in the memory in which they are handed over."""
+"""Messages on their way to the daemon: put together in the memory in which they are handed over.
+
+A model that goes to the neighbors as it is lies there from the beginning (`Rooms`); it is not written to by
+anybody who has it, so the daemon may still be sending it while it is averaged here.
+"""
 
 from __future__ import annotations
 
-from peer.compression.codec import Encoded
+import sys
+import weakref
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from peer.compression.bodies import Dense
+from peer.compression.codec import DENSE_HEAD_BYTES, Encoded
 from peer.shared_buffer import SharedBuffer
+
+
+class Rooms:
+    """Shared buffers in which a flat model lies, behind room for the head of the message that it may become.
+    Each lives as long as its model."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[int, tuple[SharedBuffer, list[bytes]]] = {}  # by where the model lies; the head
+
+    def lay(self, pieces: Iterable[Tensor], size: int, dtype: torch.dtype) -> Tensor:
+        """A model of that size, put together of these pieces, flat and on the CPU."""
+        buffer, at = SharedBuffer.create(DENSE_HEAD_BYTES + size * dtype.itemsize), DENSE_HEAD_BYTES
+        try:
+            for piece in pieces:
+                values = piece.contiguous().view(torch.uint8).numpy().data
+                buffer.write(at, values)
+                at += len(values)
+            assert at == len(buffer), f"pieces of {at} bytes for a room of {len(buffer)}"
+            model = torch.frombuffer(buffer.view(), dtype=dtype, offset=DENSE_HEAD_BYTES)
+        except BaseException:
+            buffer.close()
+            raise
+        where = model.data_ptr()
+        self._rooms[where] = buffer, []
+        weakref.finalize(model, self._clear, where).atexit = False
+        return model
+
+    def _clear(self, where: int) -> None:
+        self._rooms.pop(where)[0].close()
+
+    def of(self, message: Encoded) -> SharedBuffer | None:
+        """The buffer that is this message, if its body lies in a room and the head is the first one there."""
+        body = message.message.body
+        room = self._rooms.get(body.values.data_ptr()) if isinstance(body, Dense) else None
+        if room is None or len(message) != len(room[0]) or sys.byteorder != "little":
+            return None
+        buffer, heads = room
+        head = b"".join(message.parts[:-1])
+        if not heads:
+            buffer.write(0, head)
+            heads.append(head)
+        return buffer if heads[0] == head else None
 
 
 class Outbox:
     """For one batch of messages. Holds the last one's buffer, since the next may be the same message to
     another neighbor; what the daemon was given of it is the daemon's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, rooms: Rooms | None = None) -> None:
+        self._rooms = rooms if rooms is not None else Rooms()
         self._last: tuple[Encoded, SharedBuffer] | None = None
 
     def put(self, message: Encoded) -> SharedBuffer:
         """A buffer that holds this message, valid until the next call."""
+        if (lies_there := self._rooms.of(message)) is not None:
+            return lies_there
         if self._last is not None and message.is_like(self._last[0]):
             return self._last[1]
         self.close()

@@ -9,6 +9,8 @@ In neither case for ever: a goodbye that is late is better than none.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from peer.events import Effect, ForLearner, HandOver, Note, PeerId
 from peer.mesh.ending import Ending
 from peer.mesh.links import Links
@@ -95,7 +97,7 @@ class Finished:
         self._links, self._ending = links, ending
         self._since = self._owed_at = now
 
-    def is_over(self, promised: set[PeerId], now: float) -> bool:
+    def is_over(self, promised: Collection[PeerId], now: float) -> bool:
         """Does nobody need this node any more, or not for so long? promised: to whom it is to give its
         model."""
         end, spent_s = self._ending, now - self._since

@@ -139,6 +139,12 @@ class Links:
         """A new epoch on request, once what was sent is settled."""
         return self._out[dst].renew() if dst in self._out else []
 
+    def lives(self, lives: Mapping[PeerId, int]) -> list[Effect]:
+        """The newest known lives of others' learners: a link that an earlier one has answered begins anew, as
+        soon as what was sent is settled, and nothing more is sent to a learner that is gone."""
+        gone = [dst for dst, life in lives.items() if dst in self._out and 0 < self._out[dst].bound < life]
+        return [effect for dst in gone for effect in self._out[dst].renew()]
+
     def goodbye(self, peer: PeerId, last: Farewell) -> list[Effect]:
         """`peer` goes, and says how far it has applied the link to it."""
         effects = self._out[peer].goodbye(last) if peer in self._out else []
@@ -188,9 +194,10 @@ class Links:
 
     # --- questions -----------------------------------------------------------------------------------
 
-    def clear(self, dst: PeerId) -> bool:
-        """May mass be pushed to `dst` and leave at once? Stream and link are open and no mass is out."""
-        return dst in self._out and self._out[dst].clear
+    def clear(self, dst: PeerId, life: int = 0) -> bool:
+        """May mass be pushed to `dst` and leave at once? Stream and link are open and no mass is out. life:
+        of the learner there that it is for; 0: whichever it is."""
+        return dst in self._out and self._out[dst].clear and life in (0, self._out[dst].bound)
 
     def unacked(self, dst: PeerId) -> bool:
         """Is a mass parcel to `dst` in the ledger?"""

@@ -350,13 +350,13 @@ class Node:
             return  # or it is not settled yet whose model is to be given
         if record.phase == "training" and record.life == life:
             return  # somebody else was faster
-        self.giving.promise(peer)
+        self.giving.promise(peer, life)
         self._correct(peer, now)
         self._give(peer, now)
 
     def _give(self, peer: PeerId, now: float) -> None:
         self._need(peer, now)
-        if self.links.clear(peer):
+        if self.giving.is_due(peer):
             self._grant(peer, now)
 
     def _grant(self, peer: PeerId, now: float) -> None:
@@ -586,8 +586,12 @@ class Node:
         if self.members.version == self._seen:
             return
         self._seen = self.members.version
-        lives = {r.peer: r.life for r in self.members.alive() if r.phase == "training"}
+        alive = self.members.alive()
+        self._absorb(self.links.lives({r.peer: r.life for r in alive}), now)
+        lives = {r.peer: r.life for r in alive if r.phase == "training"}
         self.reunions.watch(lives, now)
+        if self.phase == "training":
+            self.giving.train(lives)
         if self.phase in ("idle", "seeking"):
             self.reunions.settle()
         view = tuple(sorted(lives.keys() - self.reunions.estranged))
@@ -608,7 +612,7 @@ class Node:
                 continue
             self._effects.append(effect)
             match command:
-                case LinkUp(peer, "out") if peer in self.giving.promised:
+                case LinkUp(peer, "out") if self.giving.is_due(peer):
                     self._grant(peer, now)
                 case LinkUp(peer, "in"):
                     self.rounds.pace.forget_rounds(peer)  # in a new life they may go backwards

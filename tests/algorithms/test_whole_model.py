@@ -11,7 +11,7 @@ from algorithms.quadratics import Quadratics, error, spread, start
 from algorithms.swarm import randoms
 from algorithms.trees import F64, Grove, chain, heap
 from peer.algorithms import make
-from peer.algorithms.base import ESTATE, SHARE, SNAPSHOT, Links, Message
+from peer.algorithms.base import ESTATE, SHARE, SNAPSHOT, Links, LocalSteps, Message
 from peer.algorithms.bases import digest
 from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.relay_sum import RelayGrad, RelaySum
@@ -359,6 +359,74 @@ def test_what_went_out_and_came_in_is_not_changed_in_place() -> None:
         assert torch.equal(u, ONES)
         assert torch.equal(theirs, 3 * ONES)
         assert torch.equal(out.body.dense(), before)
+
+
+@every_kind
+@pytest.mark.parametrize("moved", [False, True])
+def test_models_before_and_after_say_the_same_as_the_change(kind: type[WholeModel], moved: bool) -> None:
+    """Even if the node's model is another one by then, as it is after a round without local steps."""
+    by_change, by_models = member(kind), member(kind)
+    for t in range(3):
+        z, u = by_models.estimate(), (t + 1) * ONES
+        if moved and t == 1:
+            for node in (by_change, by_models):
+                node.begin(4 * ONES, 1.0)
+        sent_by = [
+            by_change.step(u, 0.1, in_round(t, "a", n=2), 0.0)["a"],
+            by_models.step_to(LocalSteps(z, z + u), 0.1, in_round(t, "a", n=2), 0.0)["a"],
+        ]
+        assert torch.equal(*(message.body.dense() for message in sent_by))
+        for node in (by_change, by_models):
+            node.receive("a", sent(kind, t, 8 * ONES), 0.0)
+        assert torch.equal(by_change.mix(), by_models.mix())
+
+
+def test_local_steps_are_given_once() -> None:
+    steps = LocalSteps(ZEROS, ONES)
+    assert steps.give() == (ZEROS, ONES)
+    with pytest.raises(AssertionError, match="given away"):
+        steps.give()
+
+
+def test_d_psgd_sends_the_very_model_it_was_given_unless_it_is_coded() -> None:
+    node, y = member(DPSGD), ONES.clone()
+    assert node.sends_models
+    message = node.step_to(LocalSteps(node.estimate(), y), 0.1, in_round(0, "a", n=2), 0.0)["a"]
+    assert isinstance(message.body, Dense) and message.body.values is y
+    assert not make("d-psgd", {}, LAYOUT, F64, "int8").sends_models
+    assert not member(RelaySum).sends_models
+
+
+@every_kind
+def test_the_initial_model_is_forgotten_with_the_first_round(kind: type[WholeModel]) -> None:
+    node = member(kind)
+    assert node.bases == (digest(ZEROS),)
+    node.open(in_round(0, "a"))
+    assert (node.x0, node.bases) == (None, ())
+    late = Message(Key(5, 0), SNAPSHOT, Empty(D, F64), 1.0, digest(ZEROS))  # said by who heard of it before
+    node.step(ONES, 0.1, in_round(0, n=1), 0.0)
+    assert node.receive("a", late, 0.0) == {}
+    assert torch.equal(node.mix(), ONES)
+
+
+def test_what_a_class_lets_go_of_one_that_is_built_on_it_has() -> None:
+    class Built(DPSGD):
+        """May need anything."""
+
+    node = Built(LAYOUT, F64)
+    node.know(ZEROS)
+    node.begin(ONES, 1.0)
+    node.step(ONES, 0.1, in_round(0, "a"), 0.0)
+    assert not node.takes_models
+    assert node.x0 is ZEROS and torch.equal(node.estimate(), ONES)
+
+
+def test_the_initial_model_is_kept_where_it_fills_in_for_others() -> None:
+    node = RelaySum(LAYOUT, F64, fill="x0")
+    node.know(ONES)
+    node.begin(ZEROS, 1.0)
+    node.step(ZEROS, 0.1, in_round(0, "a", n=2), 0.0)
+    assert torch.equal(node.mix(), ONES / 2)
 
 
 # --- D-PSGD ------------------------------------------------------------------------------------------

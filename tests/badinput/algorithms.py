@@ -45,6 +45,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, str], str, torch.dtype]] = {
     "d-psgd": ("d-psgd", {}, "fp16", torch.float64),
     "a2cid2": ("a2cid2", {"rate": "2"}, "", torch.float32),
     "ad-psgd": ("ad-psgd", {"rate": "2"}, "int8", torch.float64),
+    "power-gossip": ("power-gossip", {"iterations": "2"}, "", torch.float32),
 }
 
 
@@ -55,8 +56,7 @@ def links(name: str, i: int, key: Key) -> Links:
         others = others if i == 0 else ["0"]
         trees = (tuple(others),)
     out, near = dict.fromkeys(others, 0.25), frozenset(others)
-    graph = None if trees else Graph("complete", len(NAMES), i)
-    aligning = 3 * (key.generation == 2)
+    aligning, graph = 3 * (key.generation == 2), Graph("complete", len(NAMES), i)
     return Links(key, out, near, len(NAMES), 1.0, near, trees, 0.5, aligning=aligning, graph=graph)
 
 
@@ -165,7 +165,10 @@ class Receiving(Decoder):
                     message, key=random.choice((*self.keys, replace(key, generation=(1 << 63) - 1)))
                 )
             case 2:
-                return replace(message, meaning=random.choice((0, 1, 2, *range(15, 22), *range(40, 47), 255)))
+                return replace(
+                    message,
+                    meaning=random.choice((0, 1, 2, *range(15, 22), *range(31, 34), *range(40, 47), 255)),
+                )
             case 3:
                 weights = (0.0, 5e-324, 1e-300, 1e-40, 1e-9, 0.5, 1.0, 3.0, 1e6, 1.1e6, 1e30, 1e300)
                 return replace(message, weight=random.choice(weights))

@@ -45,6 +45,7 @@ from peer.events import (
     Suspicion,
     Vouch,
 )
+from peer.graphs import KNOWN
 from peer.mesh import frames, graphs, membership
 from peer.mesh.contacts import Contact
 from peer.mesh.discovery import SERVICE_TYPE, beacon, read
@@ -269,7 +270,7 @@ def check_record(record: Record) -> None:
 
 def use_generation(found: Generation) -> None:
     """As mesh/generations.py does."""
-    for spec in graphs.KNOWN:
+    for spec in KNOWN:
         try:
             graphs.check_graph(spec, found.view, found.parents)
         except RemoteError:
@@ -590,7 +591,7 @@ class Trees(Decoder):
         if random.random() < 0.1:
             parents = parents[: random.randrange(n + 1)]
         view = [random.randrange(n) if random.random() < 0.05 else place for place in range(n)]
-        spec = random.choice(graphs.KNOWN) if random.random() < 0.3 else "spanning-tree"
+        spec = random.choice(KNOWN) if random.random() < 0.3 else "spanning-tree"
         return Case((json.dumps([spec, view, parents]).encode(),))
 
     def accepts(self, case: Case) -> bool:

@@ -1,5 +1,6 @@
 """A training script as a member: what its steps become, and what happens around them."""
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -12,13 +13,16 @@ from torch import Tensor, nn
 
 from learner.daemon_stand_in import StandIn, descriptor, signature_of
 from peer.algorithms.sparse_push import SparsePush
+from peer.compression import codec
+from peer.compression.bodies import Layout
 from peer.errors import DataError, DivergedError, StateError
-from peer.events import Closed, Found, Holds, Key, OpenRound, Ready
+from peer.events import Closed, Deadline, Found, HandOver, Holds, Key, LinkUp, OpenRound, Push, Pushed, Ready
 from peer.learner import attach, checkpoint, link
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
 from peer.learner.flat import FlatModel
 from peer.placing import Placing
+from peer.shared_buffer import SharedBuffer
 
 opened: list[tuple[StandIn, Swarm]] = []
 
@@ -537,6 +541,113 @@ def test_the_checkpoint_of_one_that_left_holds_the_model_it_had(tmp_path: Path) 
     found = CheckpointKeeper(tmp_path, daemon.session.id, FlatModel(script.model).signature).found
     assert found is not None
     assert found.model.tolist() == here
+
+
+WIDE = 1 << 18  # numbers: other tensors of this process are smaller
+
+
+class Wide(Script):
+    """As `Script`, with a model that stands out."""
+
+    def __init__(self, folder: Path, daemon: StandIn) -> None:
+        self.model = nn.ParameterList([torch.zeros(WIDE)])
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.125)
+        self.swarm = Swarm(
+            daemon.attachment(folder), self.model, self.optimizer, Terms(Path("unused"), "lockstep", 1)
+        )
+        opened.append((daemon, self.swarm))
+
+
+def models() -> int:
+    """Flat models that this process has."""
+    tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter)]
+    return len({tensor.data_ptr() for tensor in tensors if tensor.numel() == WIDE})
+
+
+def test_a_script_that_averages_whole_models_has_one_besides_its_own(tmp_path: Path) -> None:
+    """While a round waits that is the one sent, and afterwards the one that all steps are counted from."""
+    daemon = StandIn(descriptor(algorithm="d-psgd", topology="complete", local_steps=1), keep_open=False)
+    script = Wide(tmp_path, daemon)
+    script.swarm.begin()
+    assert models() == 2
+    daemon.client.send_event(LinkUp("b", "out", 1))
+    for t in range(2):
+        key = Key(round=t)
+        daemon.client.send_event(OpenRound(key, {"b": 0.5}, ("b",), 2, 1.0))
+        seen: list[int] = []
+
+        def look(seen: list[int] = seen, key: Key = key) -> None:
+            daemon.wait_for(lambda: any(isinstance(e, Pushed) and e.key == key for e in daemon.events))
+            seen.append(models())
+            daemon.client.send_event(Deadline(key))
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        for parameter in script.model.parameters():
+            parameter.data.sub_(0.125)
+        assert script.swarm.step()
+        looking.join()
+        assert seen == [2]
+        assert models() == 2
+        assert script.model[0][:2].tolist() == [-0.125 * (t + 1)] * 2
+    sent = [event.payload for event in daemon.events if isinstance(event, Push)]
+    values = [
+        codec.decode(one.view(), Layout((WIDE,))).body.dense()
+        for one in sent
+        if isinstance(one, SharedBuffer)
+    ]
+    assert [float(value[WIDE - 1]) for value in values] == [-0.125, -0.25]
+
+
+def test_who_rejoins_without_the_initial_model_begins_with_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the founder, too, whose first round was not over: its node knows of no checkpoint."""
+    session = descriptor(algorithm="d-psgd", topology="complete", local_steps=1)
+    first, second = StandIn(session, keep_open=False), StandIn(session)
+    answers = iter([second.attachment(tmp_path, life=2)])
+    monkeypatch.setattr(attach, "dial", lambda *_, **__: next(answers))
+    monkeypatch.setattr(link, "REDIAL_S", (0.0, 0.0))
+    script = Script(tmp_path, first)
+    FlatModel(script.model).write(torch.ones(4))
+    script.swarm.begin()
+    first.open_round(Key())
+    with script.swarm._link.met:
+        script.swarm._link.wait(script.swarm._link.is_open, 60)
+    first.close()
+    second.wait_for(lambda: any(isinstance(event, Holds) for event in second.events))
+    assert second.events[0] == Ready(2, -1, ())
+    while not script.step():
+        pass
+    assert script.x == [0.0] * 4, "where it began"
+    script.step()
+    assert script.x == [-0.125] * 4
+    script.swarm.close()
+    second.close()
+
+
+def test_the_checkpoint_of_one_that_left_in_the_middle_of_a_round_has_its_local_steps(tmp_path: Path) -> None:
+    session = descriptor(algorithm="d-psgd", topology="complete", local_steps=1)
+    daemon = StandIn(session, keep_open=False)
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    daemon.client.send_event(LinkUp("b", "out", 1))
+    daemon.client.send_event(OpenRound(Key(), {"b": 0.5}, ("b",), 2, 1.0))
+
+    def leave() -> None:
+        daemon.wait_for(lambda: any(isinstance(event, Pushed) for event in daemon.events))
+        daemon.client.send_event(HandOver("b"))
+        daemon.wait_for(lambda: daemon.events[-1] == Holds((), 0.0))
+        daemon.client.send({"op": "stop"})
+
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    assert not script.step()
+    leaving.join()
+    script.swarm.close()
+    found = CheckpointKeeper(tmp_path, session.id, FlatModel(script.model).signature).found
+    assert found is not None
+    assert found.model.tolist() == [-0.125] * 4
 
 
 def test_one_that_never_had_a_model_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:

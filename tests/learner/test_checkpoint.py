@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import struct
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,17 @@ def test_the_new_name_is_on_the_disk_before_the_old_generation_goes(
     monkeypatch.setattr(Path, "unlink", unlinked)
     folder.save(at(3))
     assert done == ["sync .tmp", "rename to ckpt-3.peerd", "sync folder", "unlink ckpt-1.peerd"]
+
+
+def test_saving_takes_the_memory_of_one_more_model_and_not_of_three(tmp_path: Path) -> None:
+    large = replace(at(1), model=torch.zeros(1 << 20))
+    tracemalloc.start()
+    try:
+        CheckpointFolder(tmp_path).save(large)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert large.model.nbytes <= most < 1.5 * large.model.nbytes
 
 
 def leave_everything_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,20 @@ def test_what_is_written_is_what_is_read() -> None:
     assert torch.equal(flat.read(), x)
 
 
+@pytest.mark.parametrize("gathered", [False, True])
+def test_the_pieces_are_what_is_read_and_the_modules_own_memory(gathered: bool) -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    flat = FlatModel(module)
+    if gathered:
+        flat.gather()
+    pieces = list(flat.pieces())
+    assert len(pieces) == (1 if gathered else 4)
+    assert torch.equal(torch.cat(pieces), flat.read())
+    assert pieces[0].data_ptr() == module[0].weight.data_ptr()
+    half = FlatModel(nn.Linear(2, 1, dtype=torch.float16))
+    assert [piece.dtype for piece in half.pieces()] == [torch.float32] * 2
+
+
 def test_float_buffers_travel_and_counters_do_not() -> None:
     flat = FlatModel(network())
     names = [name for name, _, _ in flat.signature]

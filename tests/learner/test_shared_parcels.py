@@ -85,7 +85,7 @@ def test_a_parcel_that_is_put_off_outlives_its_buffer() -> None:
         with SharedBuffer.of(encode(share, LAYOUT)) as buffer:
             answers += device.handle(Deliver("1", 1, number, key, buffer), 0.0)
     assert [a.number for a in answers if isinstance(a, Taken)] == [1]
-    assert buffers() == before + 1
+    assert buffers() == before + 2, "what waits to be mixed is not copied either"
     for round_ in (1, 2):
         answers += device.handle(OpenRound(Key(0, round_), {}, ("1",), 2, 1.0), 0.0)
         answers += device.submit(ZEROS.clone(), 0.1, 0.0)

@@ -134,6 +134,28 @@ def test_a_new_receiver_life_returns_the_parcel_and_starts_an_epoch() -> None:
     assert told(links.heard("b", "out", Opened(4, 2, 0), 0.0)) == [LinkUp("b", "out", 2)]
 
 
+def test_a_link_to_a_life_that_is_known_to_be_gone_begins_anew_before_the_next_has_answered() -> None:
+    """Else what is composed for it meanwhile is lost."""
+    links = sender()
+    assert links.lives({"b": 3, "c": 9}) == links.lives({"b": 0}) == [] and links.clear("b")
+    links.stream_down("b", "out")
+    assert told(links.lives({"b": 4})) == [LinkDown("b", "out")]
+    assert links.lives({"b": 4}) == []
+    assert frames(links.stream_up("b", "out")) == [Open(7, 2)]
+    assert told(links.heard("b", "out", Opened(4, 2, 0), 0.0)) == [LinkUp("b", "out", 2)]
+
+
+@pytest.mark.parametrize(("before", "settled"), [(None, Returned), (Farewell(3, 7, 1, 1), Acked)])
+def test_what_is_out_to_a_life_that_is_gone_stays_out_until_the_next_says_whether_it_counts(
+    before: Farewell | None, settled: type[ToLearner]
+) -> None:
+    links = sender()
+    push(links)
+    assert links.lives({"b": 4}) == [] and len(links.ledger()) == 1
+    effects = links.heard("b", "out", Opened(4, 1, 0, before=before), 0.0)
+    assert told(effects) == [settled("b", 1, 1), LinkDown("b", "out")] and frames(effects) == [Open(7, 2)]
+
+
 @pytest.mark.parametrize(("number", "settled"), [(0, Returned), (1, Returned), (2, Acked)])
 def test_refuse_names_the_first_number_that_is_not_applied(number: int, settled: type[ToLearner]) -> None:
     links = sender()

@@ -377,7 +377,7 @@ class Faults:
         direction: Direction = self.random.choice(("out", "in"))
         faults = [self.reconnect, self.push_and_break, self.cut, self.restart, self.reboot, self.leave]
         faults += [self.unwant, self.renew, self.write_off, self.goodbye, self.reject, self.duplicate]
-        faults += [self.reorder]
+        faults += [self.reorder, self.hear_of]
         match self.random.randrange(10 + self.calm):
             case 0:
                 self.random.choice(faults)(src, dst)
@@ -442,6 +442,8 @@ class Faults:
         self.random.choice(
             (self.write_off, self.restart, self.leave, self.reconnect, self.reboot, self.renew)
         )(dst, src)
+        if self.random.random() < 0.3:
+            self.hear_of(src, dst)
         if self.random.random() < 0.5:
             self.net.push_latest(src, dst)
         self.reconnect(src, dst)
@@ -473,6 +475,12 @@ class Faults:
 
     def renew(self, src: str, dst: str) -> None:
         self.net.perform(src, self.net.links[src].renew(dst))
+
+    def hear_of(self, me: str, peer: str) -> None:
+        """Its record says which life its learner is in."""
+        learner = self.net.learners[peer]
+        life = 0 if learner is None else learner.life
+        self.net.perform(me, self.net.links[me].lives({peer: life}))
 
     def write_off(self, me: str, peer: str) -> None:
         self.net.write_off(me, peer)

@@ -161,3 +161,20 @@ def test_who_stood_still_for_long_begins_anew_as_soon_as_somebody_has_looked(sec
     assert said(r, STARTS_OVER) == {"p2"}
     assert {d.node.rounds.view for d in r.alive()} == {("p0", "p1", "p2", "p3")}
     assert not any(d.node.reunions.estranged for d in r.alive())
+
+
+@pytest.mark.parametrize("seed", [6, 8, 12])
+def test_who_starts_over_has_a_model_at_once_whomever_it_asks(seed: int) -> None:
+    """It asks while links to the life that it has given up are still open."""
+    r, books = stories.home(KINDS[2], "complete", 6, seed=seed)
+    r._step_s = lambda peer: 0.35
+    stories.together(r, 4)
+    r.run(10.0)
+    r.pause("p2", 60.0)
+    r.run(60.0)
+    back = r.devices["p2"]
+    r.run(10.0, until=lambda: back.lives == 2)
+    assert back.lives == 2
+    r.run(1.0, until=lambda: back.node.phase == "training")
+    assert back.node.phase == "training"
+    books.check()

@@ -1,0 +1,258 @@
+"""All algorithms on like and unlike data: at equal rounds, and at equal bytes.
+
+    PYTHONPATH=bench python -P bench/algorithms.py DIR [--cell NAME]… [--column ALPHA]… [--seeds N]
+                                                   [--workers N] [--choose] [--list] [--markdown]
+
+Fashion-MNIST, MLP 784-128-10, 16 peers, batch 16, 600 local steps each at a constant rate without momentum,
+on a network of 20 Mbit/s and 30 ms, one peer three times slower. Each algorithm on a ring and on its own best
+topology; dirichlet 10, 0.1 and 0.01; three seeds (of the split, the initial model and the batches).
+
+    rounds    an exchange after every local step
+    bytes     as many local steps between two exchanges as it takes to send no more than BYTES in all
+
+`--choose` finds each cell's rate: the best of RATES by the mean peer with seed 0, on training examples held
+out for validation. What is chosen and found goes to results/algorithms.json, where cells that were not run
+again stay as they are. `make bench` runs one column again, of one seed, and prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rehearsals
+from rehearsals import RESULTS, all_of, read, write
+from rich.console import Console
+from rich.table import Table
+
+FOUND = RESULTS / "algorithms.json"
+SAME = "--task fashion-mnist --option model=mlp --peers 16 --batch 16 --momentum 0"
+NETWORK = "--bandwidth 20mbit --latency 30ms --slow 1:3x"
+STEPS, HELD_OUT, SEEDS = 600, 5000, 3
+ALPHAS = ("10", "0.1", "0.01")
+RATES = ("0.05", "0.1", "0.2", "0.4")
+BYTES = 50e6  # by each peer: what D-PSGD sends on a ring in 61 exchanges
+ALGORITHMS: dict[str, tuple[str, ...]] = {  # the ring where it can, and the best of its topologies
+    "difference-push": ("ring", "exponential"),
+    "sgp": ("ring", "exponential"),
+    "sparse-push": ("ring", "exponential"),
+    "relay-sum": ("chain", "binary-tree"),
+    "relay-sum-grad": ("chain", "binary-tree"),
+    "d-psgd": ("ring", "exponential"),
+    "qg-d-psgd": ("ring", "exponential"),
+    "d2": ("ring", "exponential"),
+    "dsgt": ("ring", "exponential"),
+    "detag": ("ring", "exponential"),
+    "choco-sgd": ("ring", "exponential"),
+    "power-gossip": ("ring", "exponential"),
+    "ad-psgd": ("ring", "exponential"),
+    "a2cid2": ("ring", "exponential"),
+    "all-reduce": ("complete",),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    algorithm: str
+    topology: str
+    alpha: str
+    equal: str = "rounds"
+
+    @property
+    def name(self) -> str:
+        return f"{self.algorithm} {self.topology} {self.alpha} {self.equal}"
+
+    def words(self, rate: str, local_steps: int) -> str:
+        how = f"--algorithm {self.algorithm} --topology {self.topology} --split dirichlet={self.alpha}"
+        return f"{SAME} {NETWORK} {how} --local-steps {local_steps} --steps {STEPS} --lr {rate}"
+
+    @property
+    def at_equal_rounds(self) -> Cell:
+        return Cell(self.algorithm, self.topology, self.alpha)
+
+
+def cells(equal: str) -> list[Cell]:
+    return [
+        Cell(algorithm, topology, alpha, equal)
+        for algorithm, topologies in ALGORITHMS.items()
+        for topology in topologies
+        for alpha in ALPHAS
+    ]
+
+
+def every() -> dict[str, Cell]:
+    return {cell.name: cell for equal in ("rounds", "bytes") for cell in cells(equal)}
+
+
+# --- running ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    cell: Cell
+    rate: str
+    local_steps: int
+    folder: str
+    seed: int = 0
+    validation: bool = False
+
+
+def rehearsed(job: Job) -> dict[str, Any]:
+    """The figures that count. Where training diverges they say so."""
+    from peer.errors import DivergedError
+
+    words = f"{job.cell.words(job.rate, job.local_steps)} --seed {job.seed}"
+    held_out = f" --option validation={HELD_OUT}" if job.validation else ""
+    try:
+        found = rehearsals.rehearsed(words + held_out, job.folder)
+    except DivergedError as error:
+        return {"words": words, "diverged": str(error), "mean": 0.0, "worst": 0.0, "averaged": 0.0}
+    metric = found["metric"]
+    return {
+        "words": words,
+        "mean": metric["mean"],
+        "worst": metric["worst"],
+        "averaged": metric["averaged_model"],
+        "sent_per_peer": found["bytes"]["sent_per_peer"],
+        "virtual_s": found["virtual_s"],
+        "cpu_s": found["cpu_s"],
+    }
+
+
+def local_steps(cell: Cell, known: dict[str, Any]) -> int | None:
+    """Between two exchanges. At equal bytes it takes figures at equal rounds; None while there are none."""
+    if cell.equal == "rounds":
+        return 1
+    of_rounds = known.get(cell.at_equal_rounds.name, {}).get("seeds", [])
+    sent = [one["sent_per_peer"] for one in of_rounds if "sent_per_peer" in one]
+    return max(1, math.ceil(max(sent) / BYTES)) if sent else None
+
+
+def choose(asked: Sequence[Cell], folder: str, workers: int) -> None:
+    known = read(FOUND)
+    jobs = [
+        Job(cell, rate, steps, folder, validation=True)
+        for cell in asked
+        if (steps := local_steps(cell, known)) is not None
+        for rate in RATES
+        if rate not in known.get(cell.name, {}).get("tried", {})
+    ]
+    for job, found in zip(jobs, all_of(rehearsed, jobs, workers, "choosing"), strict=True):
+        tried = known.setdefault(job.cell.name, {}).setdefault("tried", {})
+        tried[job.rate] = {"mean": found["mean"]}
+        if tried.keys() == set(RATES):
+            known[job.cell.name]["rate"] = max(tried, key=lambda rate, tried=tried: tried[rate]["mean"])
+        write(FOUND, known)
+
+
+def run(asked: Sequence[Cell], folder: str, seeds: int, workers: int) -> dict[str, Any]:
+    """Figures of these cells beside those known, which are written down as they come in."""
+    known = read(FOUND)
+    jobs = list(_jobs(asked, known, folder, seeds))
+    for job, found in zip(jobs, all_of(rehearsed, jobs, workers, "rehearsing"), strict=True):
+        about = known.setdefault(job.cell.name, {})
+        before = about.get("seeds", [])
+        about["seeds"] = [*before[: job.seed], found, *before[job.seed + 1 :]]
+        about["local_steps"] = job.local_steps
+        write(FOUND, known)
+    return known
+
+
+def _jobs(asked: Sequence[Cell], known: dict[str, Any], folder: str, seeds: int) -> Iterator[Job]:
+    for cell in asked:
+        steps, rate = local_steps(cell, known), known.get(cell.name, {}).get("rate")
+        if steps is not None and rate is not None:
+            yield from (Job(cell, rate, steps, folder, seed) for seed in range(seeds))
+
+
+# --- the tables ------------------------------------------------------------------------------------------
+
+
+def rows(known: dict[str, Any], equal: str) -> Iterator[list[str]]:
+    for algorithm, topologies in ALGORITHMS.items():
+        for topology in topologies:
+            found = [known.get(Cell(algorithm, topology, alpha, equal).name, {}) for alpha in ALPHAS]
+            if any(one.get("seeds") for one in found):
+                sent = [seed for one in found for seed in one.get("seeds", ()) if "sent_per_peer" in seed]
+                yield [
+                    algorithm,
+                    topology,
+                    *map(_accuracies, found),
+                    f"{statistics.fmean(one['sent_per_peer'] for one in sent) / 1e6:.3g}" if sent else "–",
+                    f"{statistics.fmean(one['virtual_s'] for one in sent):.0f}" if sent else "–",
+                ]
+
+
+def _accuracies(found: dict[str, Any]) -> str:
+    """Mean of the peers ± over seeds, the worst peer of all seeds, the averaged model; the rate."""
+    seeds = found.get("seeds", [])
+    if not seeds:
+        return "–"
+    if any("diverged" in one for one in seeds):
+        return f"diverged, lr {found['rate']}"
+    mean = [100 * one["mean"] for one in seeds]
+    spread = f" ± {statistics.stdev(mean):.1f}" if len(mean) > 1 else ""
+    worst, averaged = min(one["worst"] for one in seeds), statistics.fmean(one["averaged"] for one in seeds)
+    return (
+        f"{statistics.fmean(mean):.1f}{spread}, {100 * worst:.1f}, {100 * averaged:.1f}; lr {found['rate']}"
+    )
+
+
+HEAD = ("algorithm", "topology", *(f"dirichlet {alpha}" for alpha in ALPHAS), "MB sent", "virtual s")
+TITLES = {
+    "rounds": f"{STEPS} rounds of one local step",
+    "bytes": f"{STEPS} local steps, at most {BYTES / 1e6:.0f} MB by each peer",
+}
+
+
+def show(known: dict[str, Any], *, markdown: bool) -> None:
+    for equal, title in TITLES.items():
+        found = list(rows(known, equal))
+        if markdown:
+            lines = [HEAD, ("---",) * len(HEAD), *found]
+            print(f"\n**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+            continue
+        table = Table(*HEAD, title=f"{title}: accuracy in %, mean ± seeds, worst peer, averaged model")
+        for line in found:
+            table.add_row(*line)
+        Console(width=None if sys.stdout.isatty() else 190).print(table)
+
+
+def main() -> None:
+    known = every()
+    parser = argparse.ArgumentParser(description="All algorithms, at equal rounds and at equal bytes.")
+    parser.add_argument("folder", nargs="?", default=os.environ.get("FASHION_MNIST"), metavar="DIR")
+    parser.add_argument("--cell", action="append", choices=list(known), metavar="NAME", help="one of --list")
+    parser.add_argument("--column", action="append", choices=ALPHAS, help="all cells of this alpha")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--choose", action="store_true", help="rates, on examples held out")
+    parser.add_argument("--list", action="store_true", help="the cells there are")
+    parser.add_argument("--markdown", action="store_true", help="the tables as the docs have them")
+    asked = parser.parse_args()
+    if asked.list:
+        print("\n".join(known))
+        return
+    if asked.markdown:
+        show(read(FOUND), markdown=True)
+        return
+    if not asked.folder:
+        print("algorithms: name the folder of Fashion-MNIST in FASHION_MNIST to have these tables")
+        return
+    columns = asked.column or ([] if asked.cell else ALPHAS)
+    wanted = [known[name] for name in asked.cell or ()]
+    wanted += [cell for cell in known.values() if cell.alpha in columns]
+    if asked.choose:
+        choose(wanted, asked.folder, asked.workers)
+    else:
+        show(run(wanted, asked.folder, asked.seeds, asked.workers), markdown=False)
+
+
+if __name__ == "__main__":
+    main()
