@@ -22,7 +22,8 @@ are kept exactly only where all are equally fast. On a complete graph chi_1 = ch
 nothing.
 
 Nobody waits for anybody: a round is a gradient event, and closes at once. Where a final round is pushed with
-an exchange in doubt, that counts at one end. A new generation keeps x~, for which any start is sound.
+an exchange in doubt, that counts at one end. A new generation keeps x~, for which any start is sound; a life
+that begins from a checkpoint does not, for without the others' x~ its own is no momentum but a bias.
 """
 
 from __future__ import annotations
@@ -164,13 +165,6 @@ class A2CiD2(DPSGD):
     def begin(self, model: Tensor, weight: float) -> None:
         super().begin(model, weight)
         self._restart()
-
-    def own(self) -> dict[str, Tensor]:
-        return {"x~": self.x_tilde} if self.x_tilde is not None and self.x_tilde is not self.x else {}
-
-    def restore(self, own: Mapping[str, Tensor]) -> None:
-        if self.accelerates and "x~" in own:
-            self.x_tilde = own["x~"].to(self.dtype)
 
     # --- a round -----------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ Each device has one slot, which it takes or does without, so nobody waits for an
 
 The other one alone decides: it applies an exchange if it still holds it when COMMIT comes, and who asked does
 so on DONE and on nothing else. So each may give up what takes too long, in whatever state, and tell nobody:
-a late ACCEPT is answered with WITHDRAWN, a late COMMIT with ABORTED. Of two offers that cross the one from
+a late ACCEPT is answered with WITHDRAWN, a late COMMIT with ABORTED. They must: what an old snapshot and a
+new one differ by sets models apart. Of two offers that cross the one from
 the lower place on the graph lives; the other one's maker drops it, and accepts.
 
 The link delivers a message once and in order, or gives it back, and says so at both ends when it begins anew.
@@ -135,6 +136,7 @@ class Rendezvous:
         self._applied: dict[tuple[PeerId, int], Difference] = {}  # until DONE is acknowledged
         self._acknowledged: set[PeerId] = set()  # of those in doubt: whose COMMIT is
         self._unsettled: Counter[PeerId] = Counter()
+        self._given_up: tuple[type[Offered | Paired], PeerId, int, float] | None = None
         self._number = 0
 
     def may_ask(self, peer: PeerId) -> bool:
@@ -180,7 +182,8 @@ class Rendezvous:
 
     def _on_accept(self, src: PeerId, word: Word, ends: Ends, now: float) -> Word:
         slot = self.slot
-        if not isinstance(slot, Offered) or not self._is_about(src, word):
+        if not isinstance(slot, Offered) or self._is_late(slot, src, word, now):
+            self._learn_from(Offered, src, word, now)
             return Word(WITHDRAWN, word.number)
         if word.alpha > slot.alpha:
             raise RemoteError(
@@ -197,8 +200,9 @@ class Rendezvous:
 
     def _on_commit(self, src: PeerId, word: Word, ends: Ends, now: float) -> Word:
         slot = self.slot
-        if not isinstance(slot, Paired) or not self._is_about(src, word):
+        if not isinstance(slot, Paired) or self._is_late(slot, src, word, now):
             self.tally.late += 1
+            self._learn_from(Paired, src, word, now)
             return Word(ABORTED, word.number)
         assert word.body is not None
         ours, theirs = slot.own.dense(), word.body.dense()
@@ -234,12 +238,31 @@ class Rendezvous:
     def give_up(self, now: float) -> PeerId | None:
         """What has taken too long; who has not answered, if it is an offer."""
         slot = self.slot
-        patience = self.asking if isinstance(slot, Offered) else self.holding
-        if slot is None or now - slot.since <= patience.wait_s:
+        if slot is None or now - slot.since <= self._patience(slot).wait_s:
             return None
-        patience.missed()
+        self._patience(slot).missed()
+        self._given_up = type(slot), slot.peer, slot.number, slot.since
         self.drop()
         return slot.peer if isinstance(slot, Offered) else None
+
+    def _patience(self, slot: Offered | Paired) -> Patience:
+        return self.asking if isinstance(slot, Offered) else self.holding
+
+    def _is_late(self, slot: Offered | Paired, src: PeerId, word: Word, now: float) -> bool:
+        """Is this word not about what is in the slot, or has it taken too long?"""
+        if not self._is_about(src, word):
+            return True
+        late = now - slot.since > self._patience(slot).wait_s
+        if late:
+            self._patience(slot).came(now - slot.since)
+            self.drop()
+        return late
+
+    def _learn_from(self, kind: type[Offered | Paired], src: PeerId, word: Word, now: float) -> None:
+        """A word about what was given up last says how long it would have taken."""
+        if self._given_up is not None and self._given_up[:3] == (kind, src, word.number):
+            (self.asking if kind is Offered else self.holding).came(now - self._given_up[3])
+            self._given_up = None
 
     def drop(self) -> None:
         """Whatever is in the slot: it comes to nothing at both ends."""

@@ -74,17 +74,27 @@ class Rate:
 
 
 class Patience:
-    """How long an answer is waited for, s: four times what it usually takes; twice as long after one that did
-    not come in time."""
+    """How long an answer is waited for, s: four times what it usually takes, and twice as long after one that
+    did not come in time, but not for much longer than any has taken: models have moved on by then."""
 
     def __init__(self) -> None:
-        self.wait_s = FIRST_S
+        self._usual_s: float | None = None
+        self._misses = 0
+
+    @property
+    def wait_s(self) -> float:
+        if self._usual_s is None:
+            return min(MOST_S, FIRST_S * float(2**self._misses))
+        return max(LEAST_S, 4 * self._usual_s) * float(2 ** min(self._misses, 2))
 
     def came(self, after_s: float) -> None:
-        self.wait_s = max(LEAST_S, 0.875 * self.wait_s + 0.125 * 4 * after_s)  # gain: RFC 6298, section 2
+        """In time, or too late."""
+        before = after_s if self._usual_s is None else self._usual_s
+        self._usual_s = min(0.875 * before + 0.125 * after_s, MOST_S / 4)  # gain: RFC 6298, section 2
+        self._misses = 0
 
     def missed(self) -> None:
-        self.wait_s = min(MOST_S, 2 * self.wait_s)
+        self._misses += 1
 
 
 class Asking:
