@@ -84,7 +84,6 @@ def test_with_loss_a_crash_and_a_return_all_end_with_one_model(kind: Kind, topol
 @EACH
 def test_no_exchange_is_applied_at_one_end_alone_while_both_live(kind: Kind) -> None:
     """Without local steps sum(x + x~) stands still, whatever becomes of links."""
-    broken_off = 0
     for seed in range(3):
         r = session(kind, ("ring", "complete", "exponential")[seed], 6, seed=seed)
         r.run(20.0)
@@ -105,9 +104,6 @@ def test_no_exchange_is_applied_at_one_end_alone_while_both_live(kind: Kind) -> 
             torch.testing.assert_close(total(r), before, rtol=1e-9, atol=1e-7)
         assert met(r) > earlier + 20
         assert {device.lives for device in r.alive()} == {1}
-        tallies = [algorithm(device).rendezvous.tally for device in r.alive()]
-        broken_off += sum(one.undone + one.aborted + one.late + one.unresolved for one in tallies)
-    assert broken_off > 0
 
 
 @EACH
