@@ -113,6 +113,10 @@ _GUARD = {
     ),
 }
 
+_RATE = Option(
+    "1", "averagings that a device takes part in, for each round's local steps", least=0.01, most=16
+)
+
 
 class _Lossless(TypedDict):
     topologies: tuple[str, ...]
@@ -233,6 +237,26 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
             topologies=UNDIRECTED,
             presets={},
             graph="undirected",
+        ),
+        *(
+            AlgorithmEntry(
+                name,
+                about,
+                compression="none",
+                compressions=DENSE - {"auto"},
+                options={"rate": _RATE},
+                topologies=("exponential", "ring", "grid", "complete", "chain", "binary-tree"),
+                presets={},
+                graph="undirected",
+                paces=("lockstep", "overlap"),
+            )
+            for name, about in (
+                (
+                    "a2cid2",
+                    "two neighbors average at a time, nobody waits, with momentum (Nabli et al. 2023)",
+                ),
+                ("ad-psgd", "as a2cid2 without its momentum: a baseline (Lian et al. 2018)"),
+            )
         ),
         AlgorithmEntry(
             "power-gossip",

@@ -13,6 +13,8 @@ from functools import partial
 import torch
 
 from peer import catalogue
+from peer.algorithms.a2cid2 import A2CiD2
+from peer.algorithms.ad_psgd import ADPSGD
 from peer.algorithms.base import Algorithm
 from peer.algorithms.choco import ChocoSGD
 from peer.algorithms.d2 import D2
@@ -51,6 +53,8 @@ _KNOWN = {
     "relay-sum": ("fill", "lr-correction"),
     "relay-sum-grad": (),
     "d-psgd": (),
+    "a2cid2": ("rate",),
+    "ad-psgd": ("rate",),
     "power-gossip": ("rank", "iterations", "diffusion", "warm-start"),
     "all-reduce": (),
     "qg-d-psgd": ("beta",),
@@ -88,6 +92,8 @@ def make(
         "relay-sum": _relay_sum,
         "relay-sum-grad": _relay_grad,
         "d-psgd": _d_psgd,
+        "a2cid2": _a2cid2,
+        "ad-psgd": _ad_psgd,
         "power-gossip": _power_gossip,
         "all-reduce": _all_reduce,
         "qg-d-psgd": _quasi_global,
@@ -228,6 +234,18 @@ def _relay_grad(asked: _Request) -> Algorithm:
 
 def _d_psgd(asked: _Request) -> Algorithm:
     return DPSGD(asked.layout, asked.dtype, asked.Q, lockstep=asked.lockstep)
+
+
+def _a2cid2(asked: _Request) -> Algorithm:
+    return A2CiD2(asked.layout, asked.dtype, asked.Q, _rate(asked))
+
+
+def _ad_psgd(asked: _Request) -> Algorithm:
+    return ADPSGD(asked.layout, asked.dtype, asked.Q, _rate(asked))
+
+
+def _rate(asked: _Request) -> float:
+    return asked.number("rate", 1.0, 0.01, 16.0)
 
 
 def _power_gossip(asked: _Request) -> Algorithm:

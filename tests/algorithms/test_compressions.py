@@ -49,6 +49,7 @@ def test_each_algorithm_has_what_it_is_said_to_have() -> None:
     dense = {"none", "fp32", "fp16", "bf16", "int8", "int4", "auto"}
     for name in ("sgp", *WHOLE):
         assert found[name] == dense
+    assert found["a2cid2"] == found["ad-psgd"] == dense - {"auto"}
     assert found["difference-push"] == set(WORDS) - {"none"}
     assert found["sparse-push"] == set(WORDS) - dense - {"bits=1"}
 

@@ -43,6 +43,8 @@ ALGORITHMS: dict[str, tuple[str, dict[str, str], str, torch.dtype]] = {
     "relay-sum": ("relay-sum", {}, "", torch.float32),
     "relay-sum-grad": ("relay-sum-grad", {}, "int8", torch.float32),
     "d-psgd": ("d-psgd", {}, "fp16", torch.float64),
+    "a2cid2": ("a2cid2", {"rate": "2"}, "", torch.float32),
+    "ad-psgd": ("ad-psgd", {"rate": "2"}, "int8", torch.float64),
     "power-gossip": ("power-gossip", {"iterations": "2"}, "", torch.float32),
     "all-reduce": ("all-reduce", {}, "", torch.float32),
     "qg-d-psgd": ("qg-d-psgd", {}, "int8", torch.float32),
@@ -104,14 +106,16 @@ class Live:
             node.step(0.01 * self.random(), 0.1, links(self.name, i, key), 0.0)
             for i, node in enumerate(self.nodes)
         ]
-        for i, messages in enumerate(pushed):
-            for j, message in messages.items():
-                if j == "0":
-                    self.sent.append((NAMES[i], message))
-                if j != "0" or i < upto:
-                    heard = decode(encode(message, LAYOUT), LAYOUT, self.dtype)
-                    self.nodes[int(j)].receive(NAMES[i], heard, 0.0)
-                self.nodes[i].settled(j, message)
+        line = deque((i, j, message) for i, messages in enumerate(pushed) for j, message in messages.items())
+        while line:
+            i, j, message = line.popleft()
+            if j == "0":
+                self.sent.append((NAMES[i], message))
+            if j != "0" or i < upto:
+                heard = decode(encode(message, LAYOUT), LAYOUT, self.dtype)
+                replies = self.nodes[int(j)].receive(NAMES[i], heard, 0.0)
+                line.extend((int(j), dst, reply) for dst, reply in replies.items())
+            self.nodes[i].settled(j, message)
         if upto == len(NAMES):
             for node in self.nodes:
                 node.mix()
@@ -198,8 +202,9 @@ class Receiving(Decoder):
         except RemoteError:
             assert held(node) == self.before[state], "a refused message has changed something"
             return False
-        for reply in replies.values():
-            decode(encode(reply, LAYOUT), LAYOUT, self.dtype)
+        for dst, reply in replies.items():
+            assert decode(encode(reply, LAYOUT), LAYOUT, self.dtype).meaning == reply.meaning
+            node.settled(dst, reply)
         self._check(node)
         self.taken[state] += 1
         if self.taken[state] == (TAKEN_WHOLE if isinstance(node, WholeModel) else TAKEN):

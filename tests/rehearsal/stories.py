@@ -56,7 +56,16 @@ WHOLE = [  # of these nothing is conserved; RelaySum/Grad repairs nothing either
     Kind("d-psgd", topologies=("ring", "grid", "complete", "binary-tree"), conserves=False, start=FAR),
     Kind("relay-sum-grad", topologies=catalogue.TREES, conserves=False, repairs=False, rest=math.inf),
 ]
-EVERY = pytest.mark.parametrize("kind", [*KINDS, *WHOLE], ids=lambda kind: kind.algorithm)
+PAIRS = [  # nor of these, whose rounds wait for nobody
+    Kind(
+        name,
+        topologies=("ring", "exponential", "grid", "complete", "binary-tree"),
+        conserves=False,
+        start=FAR,
+    )
+    for name in ("a2cid2", "ad-psgd")
+]
+EVERY = pytest.mark.parametrize("kind", [*KINDS, *WHOLE, PAIRS[0]], ids=lambda kind: kind.algorithm)
 
 
 def name(i: int) -> str:

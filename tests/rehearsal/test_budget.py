@@ -118,6 +118,7 @@ ALONE = min(float((m - MINIMISERS[:3].mean(0)).norm()) for m in MINIMISERS[:3]) 
         ("sparse-push", "exponential", "topk=10%,fp16", 40_000, 1.1),
         ("d-psgd", "ring", "", 300_000, 0.6),
         ("relay-sum", "chain", "int8", 60_000, 0.6),
+        ("a2cid2", "ring", "", 700_000, 0.6),
     ],
 )
 def test_no_minute_takes_more_than_the_budget_and_models_come_together(
