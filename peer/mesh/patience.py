@@ -6,8 +6,10 @@ least twice as long as this node's own rounds take: where the graph changes from
 neighbor can be a round and more behind. It is at most LONG_S, or so many times as long: after trouble
 neighbors are some rounds apart, and who waits in vain for one that is further on makes itself late for
 others; what they learn from that must not feed on itself. Where all go to the round of whoever is further on,
-and a late message is lost, the wait may be longer. Each round closed without a neighbor halves the wait for
-it until it is heard again, so that one that hangs costs the others a vanishing share of their time.
+and a late message is lost, the wait may be longer, and is long at first: who closes the first rounds without
+messages that take many times as long as local steps hears none in time, and learns nothing. Each round closed
+without a neighbor halves the wait for it until it is heard again, so that one that hangs costs the others a
+vanishing share of their time.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Patience:
 
     def __init__(self, *, late_is_lost: bool = False) -> None:
         self._most = MOST_IF_LATE_IS_LOST if late_is_lost else MOST
+        self._first_s = LONG_S if late_is_lost else FLOOR_S  # at the least, before anything is learnt
         self._links: dict[PeerId, _Link] = {}
         self._round_s = 0.0
 
@@ -91,7 +94,7 @@ class Patience:
         """When to stop waiting for this neighbor's message of the round pushed at `pushed_at`."""
         link = self._links.get(src, _Link())
         if link.mean_s is None:
-            wait = min(FIRST_S, LEAST * self._round_s) if self._round_s else FIRST_S
+            wait = min(FIRST_S, max(self._first_s, LEAST * self._round_s)) if self._round_s else FIRST_S
         else:
             wait = max(LEAST * self._round_s, link.mean_s + 4 * link.deviation_s)
             wait = min(wait, max(LONG_S, self._most * self._round_s) if self._round_s else CAP_S)

@@ -357,8 +357,9 @@ class Network:
         begins = max(self._uplink_free.get(src, 0.0), now)
         ends = begins + 8 * (len(frame.payload) + FRAME_BYTES) / self.weather.bandwidth_bps
         self._uplink_free[src] = ends
-        for second in range(1, int((ends - begins) / PROGRESS_S) + 1):
-            self._timeline.at(begins - now + second * PROGRESS_S, self._progress, stream, src)
+        # streams share an uplink, so that what waits here for others moves a little there
+        for second in range(1, int((ends - now) / PROGRESS_S) + 1):
+            self._timeline.at(second * PROGRESS_S, self._progress, stream, src)
         return ends - now
 
     def _progress(self, stream: Stream, src: PeerId) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peer.mesh.patience import CAP_S, FIRST_S, FLOOR_S, LEAST, PROGRESS_S, STALL_S, Patience
+from peer.mesh.patience import CAP_S, FIRST_S, FLOOR_S, LEAST, LONG_S, PROGRESS_S, STALL_S, Patience
 
 
 def test_before_anything_is_learnt_it_waits_a_first_while() -> None:
@@ -13,6 +13,14 @@ def test_a_new_link_is_waited_for_as_long_as_own_rounds_suggest() -> None:
     patience = Patience()
     patience.worked(0.5)
     assert patience.until("a", 0.0) == LEAST * 0.5
+
+
+def test_where_late_is_lost_the_first_wait_is_long_however_short_own_rounds_are() -> None:
+    patience = Patience(late_is_lost=True)
+    patience.worked(0.05)
+    assert patience.until("a", 0.0) == LONG_S
+    patience.came("a", 2.5)
+    assert patience.until("a", 0.0) == LONG_S
 
 
 def test_lateness_is_learnt_link_by_link() -> None:

@@ -27,6 +27,7 @@ def home(
     *,
     rounds: int = 0,
     weather: Weather | None = None,
+    step_s: float = 1.0,
 ) -> Rehearsal:
     def make_exchange(peer: str, resume: tuple[Tensor, int] | None) -> Exchange:
         return Exchange(make(algorithm, {}, LAYOUT, torch.float64), LAYOUT, X0, resume=resume)
@@ -36,7 +37,8 @@ def home(
         return -0.05 * scale * (z - MINIMISERS[int(peer[1:])])
 
     graph = catalogue.algorithm(algorithm).graph
-    r = Rehearsal(Terms(topology, 0, rounds=rounds, graph=graph), make_exchange, train, weather=weather)
+    terms = Terms(topology, 0, rounds=rounds, graph=graph)
+    r = Rehearsal(terms, make_exchange, train, weather=weather, step_s=lambda _: step_s)
     return r
 
 
@@ -107,6 +109,28 @@ def test_gossip_stays_away_from_the_common_minimum() -> None:
     gossip = together(home("d-psgd", "ring"), 8)
     gossip.run(240.0)
     assert error(gossip, 8) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "topology", "bps"),
+    [
+        ("d-psgd", "complete", 4000.0),
+        ("all-reduce", "complete", 4000.0),
+        ("relay-sum", "binary-tree", 1600.0),
+    ],
+)
+def test_messages_that_take_forty_times_as_long_as_local_steps_are_heard(
+    algorithm: str, topology: str, bps: float
+) -> None:
+    r = home(algorithm, topology, step_s=0.05, weather=Weather(latency_s=(0.03, 0.03), bandwidth_bps=bps))
+    together(r, 8)
+    r.run(100.0)
+    alone = [device.node.rounds.alone_total for device in r.alive()]
+    rounds = [device.node.key.round for device in r.alive()]
+    assert max(alone) <= 2, f"{alone} of {rounds} rounds were closed with nobody heard"
+    assert min(rounds) > 20
+    without = [note for at, _, note in r.notes if note.text == "closes without" and at > 30]
+    assert not without, without[:3]
 
 
 def test_lost_messages_are_made_up_for_by_the_next_round() -> None:
