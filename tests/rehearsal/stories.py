@@ -200,6 +200,7 @@ class Story:
         self.r, self.books = home(kind, topology, dice.randint(3, 8), weather=weather, seed=seed)
         self.told: list[str] = []
         self.paused_until = 0.0
+        self.stood: dict[str, tuple[float, float]] = {}  # who stood still last: from when to when
         self.begun = 0  # elections so far
         self.far: list[Looked] = []
         self.is_slow = weather.bandwidth_bps > 0
@@ -247,7 +248,7 @@ class Story:
         least as far from it as the nearest mix of those before (the mean of unlike models may be nearer than
         each), and, where no message is lost, their mean as their mean was. Only who begins from an old
         checkpoint, since nobody else has a model, is nearer. What comes over a slow line, and a newcomer's
-        model over any, is as old as its way."""
+        model over any, is as old as its way, and where it has waited for one that stood still, older by that."""
         begun = sum(note.text == BEGINS for _, _, note in self.r.notes)
         ways = {
             (d.peer, d.node.life): d.exchange.estimate() - self.kind.start
@@ -262,14 +263,21 @@ class Story:
         points = torch.stack(list(ways.values()))
         looked = Looked(self.r.now, frozenset(ways), self.nearest_mix(points), float(points.mean(0).norm()))
         last = self.far[-1] if self.far else Looked(0.0, frozenset(), 0.0, 0.0)
-        old = [far.mix for far in self.far if far.when <= self.r.now - WAY_S]
         for life, way in ways.items():
+            since = self.mail_since(life[0])
+            old = [far.mix for far in self.far if far.when <= since]
             recent = life in last.lives and not self.is_slow
             away, mix = float(way.norm()), last.mix if recent else old[-1] if old else 0.0
             assert away >= NEARER * mix, f"{life}: {away} away, the nearest mix was {mix}"
         if looked.lives == last.lives and not self.loses:
             assert looked.mean >= NEARER * last.mean, f"mean model: from {last.mean} away to {looked.mean}"
         self.far.append(looked)
+
+    def mail_since(self, peer: str) -> float:
+        """From when on what it mixes now may have been sent."""
+        began, ended = self.stood.get(peer, (math.inf, -math.inf))
+        awake = ended < self.r.now - WAY_S
+        return (self.r.now if awake else began) - WAY_S
 
     def nearest_mix(self, ways: Tensor) -> float:
         """How far from the initial model the nearest mix of all models is. Two trees mix half of the
@@ -350,6 +358,7 @@ class Story:
     def pause(self) -> None:
         peer, seconds = self.some().peer, self.dice.uniform(1.0, 15.0)
         self.say(f"stop {peer} for {seconds:.1f} s")
+        self.stood[peer] = self.r.now, self.r.now + seconds
         self.r.pause(peer, seconds)
         self.paused_until = max(self.paused_until, self.r.now + seconds)
 
