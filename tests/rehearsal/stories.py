@@ -248,7 +248,8 @@ class Story:
         least as far from it as the nearest mix of those before (the mean of unlike models may be nearer than
         each), and, where no message is lost, their mean as their mean was. Only who begins from an old
         checkpoint, since nobody else has a model, is nearer. What comes over a slow line, and a newcomer's
-        model over any, is as old as its way, and where it has waited for one that stood still, older by that."""
+        model over any, is as old as its way; older by as long as it has waited for a sleeper.
+        """
         begun = sum(note.text == BEGINS for _, _, note in self.r.notes)
         ways = {
             (d.peer, d.node.life): d.exchange.estimate() - self.kind.start
