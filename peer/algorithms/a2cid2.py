@@ -21,9 +21,10 @@ third of it has no momentum; alpha~ is 4 at the most. dt is in this device's own
 are kept exactly only where all are equally fast. On a complete graph chi_1 = chi_2: the momentum gains
 nothing.
 
-Nobody waits for anybody: a round is a gradient event, and closes at once. Where a final round is pushed with
-an exchange in doubt, that counts at one end. A new generation keeps x~, for which any start is sound; a life
-that begins from a checkpoint does not, for without the others' x~ its own is no momentum but a bias.
+Nobody waits for anybody: a round is a gradient event, and closes at once. Final rounds average (x + x~) / 2;
+where one is pushed with an exchange in doubt, that counts at one end, before the average. A new generation
+keeps x~, for which any start is sound; a life that begins from a checkpoint does not, for without the others'
+x~ its own is no momentum but a bias.
 """
 
 from __future__ import annotations
@@ -184,6 +185,7 @@ class A2CiD2(DPSGD):
     def step(self, u: Tensor, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
         self.open(links)
         if self.is_final:
+            self.rendezvous.forget()  # what is averaged now stays as it is
             return super().step(u, lr, links, now)
         pairs, before = self.rendezvous, self._met
         self.clock.step(now)
@@ -209,6 +211,11 @@ class A2CiD2(DPSGD):
 
     def ready(self) -> bool:
         return super().ready() if self.is_final else True
+
+    def stepped(self, x: Tensor, u: Tensor) -> Tensor:
+        """In a final round half of each: only sum(x + x~) is kept whatever the devices' clocks."""
+        half = x if self.x_tilde is None or not self.is_final else (x + self.x_tilde) / 2
+        return half + u
 
     def average(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         mean = super().average(x, y, heard)
@@ -258,7 +265,7 @@ class A2CiD2(DPSGD):
     def returned(self, dst: PeerId, message: Message) -> None:
         if message.meaning in MEANINGS:
             undone = self.rendezvous.returned(dst, message.meaning, number_of(message))
-            if undone is not None:
+            if undone is not None and self.x is not None:
                 self._add(ALPHA * undone.m, undone.alpha * undone.m)
             return
         super().returned(dst, message)

@@ -165,6 +165,10 @@ class Algorithm(ABC):
     @abstractmethod
     def returned(self, dst: PeerId, message: Message) -> None: ...
 
+    def is_stale(self, message: Message) -> bool:
+        """Has nobody any use for this message, which has waited for its link, since another round is open?"""
+        return False
+
     def settled(self, dst: PeerId, message: Message) -> None:  # noqa: B027 - most keep nothing for it
         """The message is acknowledged: what was kept to un-apply it can go."""
 

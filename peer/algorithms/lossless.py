@@ -165,6 +165,9 @@ class Lossless(DPSGD):
             line.popleft()
         return line[0] if line and _place(line[0]) == here else None
 
+    def is_stale(self, message: Message) -> bool:
+        return message.meaning == self.EXCHANGE and message.key.generation < self.key.generation
+
     def returned(self, dst: PeerId, message: Message) -> None:
         """It goes there again, unless it is of another generation."""
         if message.meaning != self.EXCHANGE:

@@ -116,11 +116,10 @@ class PowerGossip(DPSGD):
         self.salt = self.held.names[0]
 
     def open(self, links: Links) -> None:
-        before = self.key
-        anew = links.key.generation != before.generation
+        anew = links.key.generation != self.key.generation
+        if links.key != self.key:
+            self._add_local_steps()  # of a round that closes as it is
         if links.key.phase == FINAL:
-            if before.phase != FINAL:
-                self._add_local_steps()
             if anew:
                 self.edges = {}
             super().open(links)
@@ -246,6 +245,9 @@ class PowerGossip(DPSGD):
         before = outputs if self.warm and it else None
         edge.inputs = factors.begun(self.tensors, edge.draws, edge.it, before)
         edge.check = factors.check_of(edge.inputs)
+
+    def is_stale(self, message: Message) -> bool:
+        return message.meaning == self.PRODUCTS and message.key.generation < self.key.generation
 
     def settled(self, dst: PeerId, message: Message) -> None:
         self._halves.pop(_name(dst, message), None)

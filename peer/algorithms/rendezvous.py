@@ -15,7 +15,7 @@ Each device has one slot, which it takes or does without, so nobody waits for an
     free --OFFER heard: ACCEPT sent--> paired --COMMIT--> free
 
 The other one alone decides: it applies an exchange if it still holds it when COMMIT comes, and who asked does
-so on DONE and on nothing else. So each may give up what takes too long, in whatever state, and tell nobody:
+so on DONE and on nothing else. So each may give up what takes too long, but for a doubt, and tell nobody:
 a late ACCEPT is answered with WITHDRAWN, a late COMMIT with ABORTED. They must: what an old snapshot and a
 new one differ by sets models apart. Of two offers that cross the one from
 the lower place on the graph lives; the other one's maker drops it, and accepts.
@@ -269,6 +269,14 @@ class Rendezvous:
         if isinstance(self.slot, Offered):
             self._refused()
         self.slot = None
+
+    def forget(self) -> None:
+        """All of it: no exchange changes this end's model any more."""
+        self.drop()
+        self.tally.unresolved += len(self._acknowledged)
+        self.doubt.clear()
+        self._acknowledged.clear()
+        self._applied.clear()
 
     def returned(self, dst: PeerId, meaning: int, number: int) -> Difference | None:
         """This word was never heard. What is to be undone, if anything is."""

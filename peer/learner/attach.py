@@ -36,7 +36,7 @@ from peer import algorithms, catalogue
 from peer.algorithms.base import LocalSteps
 from peer.compression.bodies import Layout, peak_of
 from peer.compression.self_check import check_codecs
-from peer.errors import DivergedError
+from peer.errors import DivergedError, UsageError
 from peer.event_frames import to_frame
 from peer.events import Looked
 from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
@@ -65,7 +65,7 @@ def attach(
     optimizer: torch.optim.Optimizer,
     *,
     socket: str | Path | None = None,
-    pace: Pace = "free",
+    pace: Pace | None = None,
     local_steps: int | None = None,
 ) -> Swarm:
     """Train `model` with the other devices of `session`, which this device's daemon has created or joined.
@@ -75,19 +75,21 @@ def attach(
     and call its `step()` after each `optimizer.step()`.
 
     socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others, and is
-    what a script gets whatever the session's own pace is; "lockstep" waits in every exchange,
-    "overlap" for the last one before it hands over to the next.
+    what a script gets whatever the session's own pace is, where the algorithm can run so; "lockstep", which
+    it gets elsewhere, waits in every exchange, "overlap" for the last one before it hands over to the next.
     local_steps: calls of `step()` per exchange; None: the session's, which in a session with an end may place
     its exchanges by its learning rate (peer/placing.py).
-    Raises NoDaemonError, UnknownSessionError, DataError when the model does not fit the session, or
-    CodecCheckError when this machine's libraries are not to be trusted with messages.
+    Raises NoDaemonError, UnknownSessionError, DataError when the model does not fit the session, UsageError
+    for a pace that its algorithm cannot run in, or CodecCheckError when this machine's libraries are not to
+    be trusted with messages.
     """
     check_codecs()
     path = Path(socket) if socket is not None else default_socket(None, os.environ)
     attached = dial(path, session, child=False)
-    swarm = Swarm(
-        attached, model, optimizer, Terms(path, pace, local_steps or attached.descriptor.local_steps)
-    )
+    descriptor = attached.descriptor
+    if pace is None:
+        pace = "free" if "free" in catalogue.algorithm(descriptor.algorithm).paces else "lockstep"
+    swarm = Swarm(attached, model, optimizer, Terms(path, pace, local_steps or descriptor.local_steps))
     swarm.begin()
     return swarm
 
@@ -114,6 +116,11 @@ class Swarm:
         self, attached: Attachment, model: nn.Module, optimizer: torch.optim.Optimizer, terms: Terms
     ) -> None:
         self.descriptor, self.options, self.terms = attached.descriptor, attached.options, terms
+        try:
+            catalogue.check_pace(self.descriptor.algorithm, terms.pace)
+        except UsageError:
+            attached.client.close()
+            raise
         self._flat, self._optimizer = FlatModel(model), optimizer
         self._rate = ScaledRate(optimizer)
         self._keeper = CheckpointKeeper(attached.folder, self.descriptor.id, self._flat.signature)

@@ -7,10 +7,10 @@ closed. The daemon's node sits behind the local socket for `attach`, or in the s
     seeking --Found, or any mass--> training --HandOver--> left
                                        |--Finish--> finished
 
-Two things keep neighbors at one pace without a clock. A round is not pushed while a parcel to one of its
-out-neighbors is unacknowledged (`Held`): its share would stay home, and the neighbor would wait for nothing.
-And what one neighbor sends too far ahead is put off (incoming.py). What goes out in a round that may not take
-as many bytes as it would is for sending.py to say.
+Two things keep neighbors at one pace without a clock, unless messages are of no round. A round is not pushed
+while a parcel to one of its out-neighbors is unacknowledged (`Held`): its share would stay home, and the
+neighbor would wait for nothing. And what one neighbor sends too far ahead is put off (incoming.py). What goes
+out in a round that may not take as many bytes as it would is for sending.py to say.
 
 Nothing here reads a clock or draws a random number.
 """
@@ -259,7 +259,11 @@ class Exchange:
             return []
         self._round, self.key = command, command.key
         self._pushed = False
+        was_still = self.algorithm.still
         self.algorithm.open(self._sending.links(command))
+        self._drop_stale()
+        if was_still and not self.algorithm.still:
+            self._held = None  # it was of a round without local steps
         self.open = self._held is None and not self.algorithm.still
         if self.open and self._owes and self._mixed is None:
             self._mixed = self.algorithm.estimate()  # a new graph: that exchange has come to nothing
@@ -388,6 +392,12 @@ class Exchange:
         """What has waited to follow it does not go out any more."""
         for message in self.outgoing.never_sent(dst):
             self.algorithm.returned(dst, message)
+
+    def _drop_stale(self) -> None:
+        """Another generation: what has waited for a link since the one before has no reader."""
+        for dst in self.outgoing.waited_for:
+            for message in self.outgoing.never_sent(dst, self.algorithm.is_stale):
+                self.algorithm.returned(dst, message)
 
     def _on_link(self, change: LinkUp | LinkDown, now: float) -> Sequence[FromLearner]:
         # what was put off builds on the state that goes now

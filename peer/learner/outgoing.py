@@ -15,6 +15,8 @@ from peer.compression import codec
 from peer.compression.bodies import Layout
 from peer.events import Delivery, LinkUp, Payload, PeerId, Push
 
+Which = Callable[[Message], bool]
+
 
 class Outgoing:
     """Of one learner."""
@@ -99,9 +101,13 @@ class Outgoing:
             del self._waiting[dst]
         return [self.push(dst, message)]
 
-    def never_sent(self, dst: PeerId) -> Iterable[Message]:
-        """What has waited for this link, and is not to go over it any more."""
-        return self._waiting.pop(dst, ())
+    def never_sent(self, dst: PeerId, which: Which = lambda message: True) -> list[Message]:
+        """What has waited for this link, and is not to go over it any more, of those of which it is said."""
+        line = self._waiting.pop(dst, deque())
+        kept = deque(message for message in line if not which(message))
+        if kept:
+            self._waiting[dst] = kept
+        return [message for message in line if which(message)]
 
     @property
     def waited_for(self) -> tuple[PeerId, ...]:

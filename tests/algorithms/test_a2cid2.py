@@ -15,11 +15,12 @@ from torch import Tensor
 
 from algorithms.pairs import F64, Calm, consensus, links_of, nodes_of, stacked, tilde, total
 from peer.algorithms.a2cid2 import PLAIN, chi, constants, constants_of
+from peer.algorithms.base import Links
 from peer.algorithms.pair_words import COMMIT, DONE, MAX_ALPHA_TILDE
 from peer.algorithms.tempo import MOST_GAPS, Asking, Clock, Rate, poisson
 from peer.compression.bodies import Layout
 from peer.events import FINAL, Key
-from peer.graphs import adjacency
+from peer.graphs import Graph, adjacency
 from reference import a2cid2 as reference
 
 FOUND: dict[str, Any] = json.loads(Path(__file__).with_name("a2cid2.json").read_text())
@@ -375,3 +376,14 @@ def test_nothing_that_was_given_is_changed_in_place() -> None:
     calm.step(0, torch.ones(1, dtype=F64), 1.0)
     calm.deliver(1, 0, calm.deliver(0, 1, commit, 1.0), 1.0)  # type: ignore[arg-type]
     assert all(map(torch.equal, models, copies))
+
+
+def test_a_final_round_averages_half_of_each_which_is_what_gossip_keeps() -> None:
+    [node] = nodes_of("a2cid2", [torch.zeros(3, dtype=F64)])
+    node.x_tilde = torch.full((node.d,), 4.0, dtype=F64)
+    [message] = node.step(torch.zeros(node.d, dtype=F64), 0.0, last_of_two(), 0.0).values()
+    assert torch.equal(message.body.dense(), torch.full((node.d,), 2.0, dtype=F64))
+
+
+def last_of_two() -> Links:
+    return Links(Key(1, 9, FINAL), {"1": 0.5}, frozenset("1"), 2, graph=Graph("complete", 2, 0))

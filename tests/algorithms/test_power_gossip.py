@@ -11,6 +11,7 @@ from torch import Tensor
 
 from algorithms.edges import F64, Edges
 from peer.algorithms import factors, make
+from peer.algorithms.base import Links
 from peer.algorithms.factors import Draws, Tensors, change, orthonormal
 from peer.algorithms.power_gossip import PowerGossip, best_diffusion
 from peer.compression.bodies import Dense, Empty, Layout, Portion
@@ -336,3 +337,14 @@ def test_its_options_are_taken() -> None:
     node = make("power-gossip", {"diffusion": "1.3"}, LAYOUT, F64)
     assert isinstance(node, PowerGossip)
     assert (node.g, node.s, node.warm) == (1.3, 1, True)
+
+
+def test_a_round_that_closes_under_a_later_one_keeps_its_local_steps() -> None:
+    node = swarm(2).nodes[0]
+    start, one = node.estimate().clone(), torch.ones(LAYOUT.d, dtype=F64)
+    for round_ in (1, 2, 3):
+        links = Links(
+            Key(1, round_), {"1": 0.5}, frozenset("1"), 2, clear=frozenset("1"), graph=Graph("ring", 2, 0)
+        )
+        node.step(one, 0.1, links, 0.0)
+    torch.testing.assert_close(node.mix(), start + 3 * one, rtol=0, atol=1e-14)

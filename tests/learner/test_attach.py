@@ -15,7 +15,7 @@ from learner.daemon_stand_in import StandIn, descriptor, signature_of
 from peer.algorithms.sparse_push import SparsePush
 from peer.compression import codec
 from peer.compression.bodies import Layout
-from peer.errors import DataError, DivergedError, StateError
+from peer.errors import DataError, DivergedError, StateError, UsageError
 from peer.events import Closed, Deadline, Found, HandOver, Holds, Key, LinkUp, OpenRound, Push, Pushed, Ready
 from peer.learner import attach, checkpoint, link
 from peer.learner.attach import Pace, Swarm, Terms
@@ -667,3 +667,24 @@ def test_one_that_never_had_a_model_leaves_the_checkpoint_as_it_is(tmp_path: Pat
     found = CheckpointKeeper(tmp_path, daemon.session.id, FlatModel(again.model).signature).found
     assert found is not None
     assert found.model.tolist() == here
+
+
+@pytest.mark.parametrize("algorithm", ["detag", "d2", "relay-sum-grad"])
+def test_a_pace_that_the_algorithm_is_not_sound_in_is_refused(tmp_path: Path, algorithm: str) -> None:
+    daemon = StandIn(descriptor(algorithm=algorithm))
+    wrong: Pace = "free" if algorithm == "relay-sum-grad" else "overlap"
+    with pytest.raises(UsageError, match=f"{algorithm} cannot run in the pace '{wrong}'; it can in lockstep"):
+        Script(tmp_path, daemon, wrong)
+    daemon.close()
+
+
+@pytest.mark.parametrize(("algorithm", "pace"), [("detag", "lockstep"), ("sgp", "free")])
+def test_a_script_that_names_no_pace_gets_one_that_its_sessions_algorithm_is_sound_in(
+    tmp_path: Path, algorithm: str, pace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = StandIn(descriptor(algorithm=algorithm))
+    monkeypatch.setattr(attach, "dial", lambda path, session, child: daemon.attachment(tmp_path))
+    model = nn.Linear(3, 1)
+    swarm = attach.attach("home", model, torch.optim.SGD(model.parameters(), lr=0.1), socket=tmp_path)
+    opened.append((daemon, swarm))
+    assert swarm.terms.pace == pace
