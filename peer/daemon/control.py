@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 16
 ACCEPT_AGAIN_S = 1.0  # after one that failed; guess
 HELLO_S = 10.0  # for a client's first frame
+UNBROKEN = frozenset({"leave"})  # requests that are done and answered before the daemon ends
+UNBROKEN_S = 15.0  # and for no longer than this: a leave gives up on its hand-over after 10 s
 MAX_UNSENT_LOG = 1 << 20  # bytes of log lines a follower may be behind
 
 Answer = tuple[Frame, int | None]
@@ -45,6 +47,7 @@ class ControlServer:
         self._listener: socket.socket | None = None
         self._inode = 0
         self._clients: dict[asyncio.Task[None], Connection] = {}
+        self._unbroken: set[asyncio.Future[None]] = set()
         self._requests: dict[str, Callable[[Frame, Connection], Awaitable[Answer]]] = {
             "create": self._create,
             "join": self._join,
@@ -80,11 +83,15 @@ class ControlServer:
         self._loop.add_reader(listener, self._accept)
 
     async def stop(self) -> None:
-        """Stop listening, end every connection, remove the socket (if still ours). Safe to call twice."""
+        """Stop listening, end every connection, remove the socket (if still ours). Safe to call twice.
+
+        Who leaves the last session ends a daemon in the foreground, and is to be told that it is done."""
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
             self._listener.close()
             self._listener = None
+        if self._unbroken:
+            await asyncio.wait(self._unbroken, timeout=UNBROKEN_S)
         for task, connection in list(self._clients.items()):
             connection.close()
             task.cancel()
@@ -142,7 +149,9 @@ class ControlServer:
             await _flush(connection)
 
     async def _answer(self, request: Frame, connection: Connection) -> None:
-        fd = None
+        fd, answered = None, self._loop.create_future()
+        if request["op"] in UNBROKEN:
+            self._unbroken.add(answered)
         try:
             handle = self._requests.get(request["op"])
             if handle is None:
@@ -152,6 +161,8 @@ class ControlServer:
         except PeerdError as error:
             connection.send(error_frame(error))
         finally:
+            self._unbroken.discard(answered)
+            answered.set_result(None)
             if fd is not None:
                 os.close(fd)
 

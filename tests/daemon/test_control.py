@@ -145,3 +145,18 @@ async def test_a_role_nobody_knows_is_refused(home: Make) -> None:
     a = home("a")
     with pytest.raises(PeerdError, match="CLI or a learner"):
         await dial(a.socket, "intruder")
+
+
+async def test_whoever_leaves_the_last_session_is_told_and_it_is_forgotten_though_the_daemon_ends_with_it(
+    home: Make,
+) -> None:
+    a = home("a")
+    await a.daemon.create(session("last"), here())
+    [driver] = a.daemon.sessions.values()
+    leaving = asyncio.create_task(ask(a.socket, "leave", name="last", forget=True))
+    async with asyncio.timeout(PATIENCE_S):
+        await driver.ended.wait()
+        await a.control.stop()  # as a daemon in the foreground does now
+        frame, _ = await leaving
+    assert frame["op"] == "done"
+    assert not driver.folder.path.exists()
