@@ -174,14 +174,17 @@ class CheckpointKeeper:
             self.round = checkpoint.round
 
     def restore(self, optimizer: torch.optim.Optimizer) -> str:
-        """Put optimizer and random state back as they were in `found`. A sentence when the former cannot
-        be."""
+        """Put optimizer and random state back as they were in `found`, but for what the optimizer is made
+        with, its learning rate above all. A sentence when the former cannot be."""
         assert self.found is not None
         torch.set_rng_state(self.found.rng)
+        made_with = [{**group} for group in optimizer.param_groups]
         try:
             optimizer.load_state_dict(load_plain(self.found.optimizer, "the optimizer's state"))
         except (DataError, ValueError, KeyError) as error:
             return f"the optimizer starts anew: {error}"
+        for group, mine in zip(optimizer.param_groups, made_with, strict=True):
+            group.update(mine)
         return ""
 
 

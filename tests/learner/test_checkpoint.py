@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from peer.errors import DataError, StateError
-from peer.learner.checkpoint import Checkpoint, CheckpointFolder, CheckpointKeeper, load_plain, pack, unpack
+from peer.learner.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    CheckpointKeeper,
+    load_plain,
+    pack,
+    save_plain,
+    unpack,
+)
 
 SIGNATURE = [("w", [4], "float32")]
 
@@ -280,8 +288,6 @@ def test_a_checkpoint_of_another_model_is_not_used(tmp_path: Path) -> None:
 
 
 def test_optimizer_and_random_state_come_back(tmp_path: Path) -> None:
-    from peer.learner.checkpoint import save_plain
-
     w = torch.ones(4, requires_grad=True)
     optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
     w.sum().backward()
@@ -299,3 +305,16 @@ def test_an_optimizer_state_that_does_not_load_is_a_sentence(tmp_path: Path) -> 
     CheckpointFolder(tmp_path).save(at(1))
     optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
     assert "the optimizer starts anew" in CheckpointKeeper(tmp_path, "s", list(SIGNATURE)).restore(optimizer)
+
+
+def test_a_restored_optimizer_keeps_what_it_is_made_with(tmp_path: Path) -> None:
+    w = torch.ones(4, requires_grad=True)
+    before = torch.optim.SGD([w], lr=0.5, momentum=0.9)
+    w.sum().backward()
+    before.step()
+    saved = Checkpoint("s", "sgp", 1, 1.0, list(SIGNATURE), w.detach(), save_plain(before.state_dict()))
+    CheckpointFolder(tmp_path).save(saved)
+    after = torch.optim.SGD([w], lr=0.01, momentum=0.5)
+    assert CheckpointKeeper(tmp_path, "s", list(SIGNATURE)).restore(after) == ""
+    assert (after.param_groups[0]["lr"], after.param_groups[0]["momentum"]) == (0.01, 0.5)
+    assert torch.equal(after.state[w]["momentum_buffer"], torch.ones(4))
