@@ -168,12 +168,17 @@ def rehearsed(job: Job) -> dict[str, Any]:
 
 
 def choose(asked: Sequence[Row], folder: str, workers: int) -> None:
-    """By the mean peer on examples held out."""
-    to_run = [(row, setting) for row in asked for setting in row.settings if len(row.settings) > 1]
+    """By the mean peer on examples held out. What was tried before is not again."""
+    known = read(CHOSEN)
+    to_run = [
+        (row, setting)
+        for row in asked
+        for setting in row.settings
+        if len(row.settings) > 1 and setting not in known.get(row.name, {}).get("tried", {})
+    ]
     jobs = [
         Job(f"{row.common} {setting} --option validation={_held_out(row)}", folder) for row, setting in to_run
     ]
-    known = read(CHOSEN)
     for (row, setting), found in zip(to_run, all_of(rehearsed, jobs, workers, "choosing"), strict=True):
         tried = known.setdefault(row.name, {"tried": {}})["tried"]
         tried[setting] = {key: found[key] for key in ("mean", "worst", "sent_per_peer")}
