@@ -114,6 +114,7 @@ class Exchange:
         self._leaving = False  # nothing is put off any more
         self._round: OpenRound | None = None
         self._mixed: Tensor | None = None
+        self._idle = False  # what is held, if anything is, is of a round without local steps
         self._owes = False  # what the training thread handed over last has not been answered with a model
         self._look: Look | None = None
         self._heir: PeerId | None = None
@@ -133,7 +134,7 @@ class Exchange:
             return []  # the session ended under this local step: its change is not part of it
         if not self.open:
             raise AssertionError(f"submit() with no round open (last key {self.key})")
-        self._owes = True
+        self._owes, self._idle = True, False
         return self._exchange(u, lr, now)
 
     def take(self) -> Tensor | None:
@@ -259,11 +260,10 @@ class Exchange:
             return []
         self._round, self.key = command, command.key
         self._pushed = False
-        was_still = self.algorithm.still
         self.algorithm.open(self._sending.links(command))
         self._drop_stale()
-        if was_still and not self.algorithm.still:
-            self._held = None  # it was of a round without local steps
+        if self._idle and not self.algorithm.still:
+            self._held = None  # this one is to have local steps, which that had none of
         self.open = self._held is None and not self.algorithm.still
         if self.open and self._owes and self._mixed is None:
             self._mixed = self.algorithm.estimate()  # a new graph: that exchange has come to nothing
@@ -272,6 +272,7 @@ class Exchange:
             return [*answers, *self._exchange(*self._held, now)]
         self._final = self._final or command.key.phase == FINAL
         if self._final or self.algorithm.still:
+            self._idle = not self._final
             nothing = torch.zeros(self.layout.d, dtype=self.dtype)
             return [*answers, *self._exchange(nothing, 0.0, now)]
         return answers

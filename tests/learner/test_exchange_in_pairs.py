@@ -121,3 +121,17 @@ def test_for_a_link_that_does_not_come_up_no_more_than_one_generation_waits(algo
     waiting = one.outgoing.never_sent("1")
     assert all(message.key.generation == sent.generation for message in waiting)
     assert len(waiting) <= 2
+
+
+def test_a_new_graph_begins_with_local_steps_though_a_round_without_any_is_held() -> None:
+    one = learner("detag")
+    one.handle(LinkUp("1", "out", 1), 0.0)
+    one.handle(OpenRound(Key(1, 1), {"1": 0.5}, ("1",), 2, 1.0, graph="ring", place=0), 0.0)
+    one.submit(torch.ones(4, dtype=F64), 0.1, 0.0)  # not acknowledged
+    one.handle(Deadline(Key(1, 1)), 1.0)
+    held = one.handle(OpenRound(Key(1, 2), {"1": 0.5}, ("1",), 2, 1.0, graph="ring", place=0), 2.0)
+    assert [type(answer).__name__ for answer in held] == ["Held"]
+    assert not one.open
+    one.handle(OpenRound(Key(2, 3), {"1": 0.5}, ("1",), 2, 1.0, graph="ring", place=0), 3.0)
+    assert one.open
+    assert one.take() is not None, "the training thread is told to go on"
