@@ -33,7 +33,6 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,10 +40,11 @@ from peer.algorithms import factors
 from peer.algorithms.base import Links, Message, refuse_overflow
 from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.factors import Change, Doubles, Draws, Tensors
+from peer.algorithms.spectrum import eigenvalues
 from peer.compression.bodies import Body, Empty, Layout, Portion
 from peer.errors import RemoteError, UnknownBaseError
 from peer.events import FINAL, Key, LinkDown, LinkUp, PeerId
-from peer.graphs import Graph, metropolis
+from peer.graphs import Graph
 
 _BASE = struct.Struct(f"<QQ{factors.CHECK_BYTES}s")
 MAX_COUNT = 1 << 62  # of numbers and iterations, whatever a neighbor says
@@ -327,10 +327,8 @@ class PowerGossip(DPSGD):
 def best_diffusion(graph: Graph) -> float:
     """2 / ((1 - lambda_2) + (1 - lambda_n)) of the graph's Metropolis weights: of all g the one that leaves
     least of the worst disagreement, if products were exact. To six digits, so that all have the same."""
-    rows = metropolis(graph.adjacency)
-    W = np.array([[row.get(place, 0.0) for place in range(len(rows))] for row in rows])
-    values = np.linalg.eigvalsh(W)[:-1]
-    return round(2 / (2 - float(values[0]) - float(values[-1])), 6) if len(values) else 1.0
+    values = eigenvalues(graph.adjacency)[:-1]
+    return round(2 / (2 - values[0] - values[-1]), 6) if values else 1.0
 
 
 def _numbers(body: Body) -> Tensor:
