@@ -82,16 +82,18 @@ def home_status(home: Home) -> dict[str, object]:
 async def test_an_algorithm_that_would_lose_what_is_held_back_takes_no_budget(home: Make) -> None:
     a, b = home("a"), home("b")
     asked = session(algorithm="relay-sum-grad", topology="chain", compression="none")
-    with pytest.raises(UsageError, match=r"relay-sum-grad loses for good.*--budget none.*relay-sum, d-psgd"):
+    with pytest.raises(
+        UsageError, match=r"relay-sum-grad cannot do without.*--budget none.*relay-sum, d-psgd"
+    ):
         await a.daemon.create(asked, here(budget="20kB/min"))
     assert not a.daemon.sessions
     key = await a.daemon.create(asked, here())
-    with pytest.raises(UsageError, match="loses for good"):
+    with pytest.raises(UsageError, match="cannot do without what a budget holds back"):
         async with asyncio.timeout(PATIENCE_S):
             await b.daemon.join("home", key, here(peers=(port(a),), budget="20kB/min"), quiet)
-    with pytest.raises(UsageError, match="loses for good"):
+    with pytest.raises(UsageError, match="cannot do without what a budget holds back"):
         driver(a).set_budget(here(budget="20kB/min"))
     assert driver(a).spending.bytes_per_min is None
     await a.daemon.leave("home", forget=False)
-    with pytest.raises(UsageError, match="loses for good"):
+    with pytest.raises(UsageError, match="cannot do without what a budget holds back"):
         await a.daemon.join("home", key, here(budget="20kB/min"), quiet)
