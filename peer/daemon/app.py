@@ -24,6 +24,7 @@ from peer.daemon.exporting import from_checkpoint
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
+from peer.daemon.network import network
 from peer.daemon.notify import notify
 from peer.daemon.session import SessionDriver, ThisDevice
 from peer.daemon.store import SessionFolder, Store
@@ -212,6 +213,11 @@ class Daemon:
             health=tuple(dict.fromkeys([*health.of_device(self.store.folder), *sentences])),
             sessions=tuple(sessions),
         )
+
+    def network(self) -> Frame:
+        """What `peerd doctor` asks for."""
+        drivers = [driver for _, driver in sorted(self.sessions.items())]
+        return network(self.device.key.id, self.store.folder, drivers, self._loop.time())
 
     async def known_and_seen(self) -> list[Frame]:
         """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known
