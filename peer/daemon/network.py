@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ def disk(folder: Path) -> Frame:
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     facts: Frame = {"folder": str(folder), "exists": there == folder, "problem": None}
     try:
-        os.access(folder.parent, os.X_OK) or os.stat(folder)
+        with suppress(FileNotFoundError):  # it is still to be made
+            folder.stat()
         found = os.statvfs(there)
     except OSError as error:
         return {**facts, "problem": error.strerror}
