@@ -196,8 +196,9 @@ class Daemon:
         finished_ones = []
         if name is None:
             sentences += [folder.problem for folder in self._spoilt.values() if folder.path.exists()]
-            kept = [folder for folder in self.store.sessions() if folder.note.name not in self.sessions]
-            finished_ones = [over(folder) for folder in kept if folder.note.finished]
+            with suppress(OSError):  # the disk is gone, which `health.of_device` says
+                kept = [folder for folder in self.store.sessions() if folder.note.name not in self.sessions]
+                finished_ones = [over(folder) for folder in kept if folder.note.finished]
         for driver in chosen:
             sentences += health.of_session(driver, now)
         return self._of_device(sentences, [*(driver.status() for driver in chosen), *finished_ones])

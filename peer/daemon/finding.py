@@ -85,6 +85,7 @@ class Finder:
             task.add_done_callback(lambda _: self._hellos.pop(peer, None))
 
     async def _say_hello(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        problem = ""
         for address in addresses:
             try:
                 await self._greeter.hello(address)
@@ -94,11 +95,12 @@ class Finder:
                 return
             except PeerdError as error:
                 log.info("seen and not met: %s", error, extra={"peer": peer, "address": address})
-                self._not_met(peer, f"{address}: {error}")
+                problem = problem or f"{address}: {error}"
             else:
                 self.unmet.pop(peer, None)
                 self.other_versions.pop(peer, None)
                 return
+        self._not_met(peer, problem)
 
     def _not_met(self, peer: PeerId, problem: str) -> None:
         if peer not in self.unmet and len(self.unmet) >= MAX_FOREIGN:

@@ -23,7 +23,10 @@ Frame = dict[str, Any]
 
 def network(peer: str, state: Path, drivers: Iterable[SessionDriver], now: float) -> Frame:
     """peer: this device's id. state: its state folder. now: of the event loop's clock."""
-    return {"peer": peer, "disk": disk(state), "sessions": [of_session(driver, now) for driver in drivers]}
+    there = disk(state)
+    if not there["exists"] and there["problem"] is None:
+        there["problem"] = "it is gone"
+    return {"peer": peer, "disk": there, "sessions": [of_session(driver, now) for driver in drivers]}
 
 
 def disk(folder: Path) -> Frame:

@@ -10,7 +10,7 @@ import grp
 import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +40,28 @@ class Reached:
 @dataclass(slots=True)
 class _Asked:
     path: Path
-    hello_s: float = CONNECT_S
+    hello_s: float
     status: dict[str, Any] | None = None
     network: dict[str, Any] | None = None
-    too_old: str = field(default="")
+    refused: str = ""
 
     def ask(self) -> None:
-        """Raises PeerdError."""
-        with connect(self.path, timeout_s=self.hello_s) as client:
+        """Raises PeerdError. A request that fails for itself goes into `refused`."""
+        self.status = self._one({"op": "status", "name": None})
+        self.network = self._one({"op": "network"})
+
+    def _one(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        with connect(self.path, timeout_s=self.hello_s) as client:  # an error may end a connection
             try:
-                self.status = client.ask({"op": "status", "name": None}, ANSWER_S)[0]["status"]
-                self.network = client.ask({"op": "network"}, ANSWER_S)[0]["network"]
+                answer: dict[str, Any] = client.ask(request, ANSWER_S)[0][request["op"]]
             except TimeoutError as error:
                 raise HungDaemonError(self.path) from error
+            except NoDaemonError:
+                raise
             except PeerdError as error:
-                if self.status is None or isinstance(error, NoDaemonError):
-                    raise
-                self.too_old = str(error)
+                self.refused = str(error)
+                return None
+            return answer
 
 
 def reach(socket: str | None, state: str | None, env: Mapping[str, str]) -> Reached:
@@ -66,7 +71,7 @@ def reach(socket: str | None, state: str | None, env: Mapping[str, str]) -> Reac
     except PeerdError as error:
         return Reached((_refused("which socket the daemon has is not known", error),))
     closed = _closed_system_socket() if not socket and not env.get("PEERD_SOCKET") else None
-    asked = _Asked(path)
+    asked = _Asked(path, CONNECT_S)
     tried = {"socket": str(path), "system_socket_closed": closed is not None}
     try:
         asked.ask()
@@ -80,18 +85,21 @@ def reach(socket: str | None, state: str | None, env: Mapping[str, str]) -> Reac
         return Reached((_nobody(path, tried),))
     except PeerdError as error:
         return Reached((_refused(f"the daemon on {path} cannot be asked", error, tried),))
-    return Reached((_answers(asked, tried), *_second(asked, state, env)), asked.status, asked.network)
+    second = _second(asked, state, env) if asked.status is not None else ()
+    return Reached((_answers(asked, tried), *second), asked.status, asked.network)
 
 
 def _answers(asked: _Asked, tried: dict[str, Any]) -> Finding:
-    assert asked.status is not None
-    version, pid = asked.status.get("version"), asked.status.get("pid")
-    data = {**tried, "pid": pid, "version": version, "peer": asked.status.get("peer")}
-    seen = f"peerd {version} (pid {pid}) answers on {asked.path}"
-    if asked.too_old or version != VERSION:
+    told = asked.status or {}
+    version, pid = told.get("version"), told.get("pid")
+    data = {**tried, "pid": pid, "version": version, "peer": told.get("peer")}
+    if asked.status is None or (asked.refused and version == VERSION):
+        seen = f"the daemon on {asked.path} cannot tell all it knows: {asked.refused}"
+        return Finding("daemon", "problem", seen, "restart it; 'peerd logs' says more", data)
+    if version != VERSION:
         seen = f"the daemon (pid {pid}) is peerd {version} and this is peerd {VERSION}"
         return Finding("daemon", "warning", seen, "after an upgrade restart the daemon", data)
-    return Finding("daemon", "ok", seen, "", data)
+    return Finding("daemon", "ok", f"peerd {version} (pid {pid}) answers on {asked.path}", "", data)
 
 
 def _nobody(path: Path, tried: dict[str, Any]) -> Finding:
@@ -155,7 +163,8 @@ def _second(first: _Asked, state: str | None, env: Mapping[str, str]) -> tuple[F
             other.ask()
         except PeerdError:
             continue  # it is not the one that this user's commands ask
-        findings.append(_two(first, other))
+        if other.status is not None:
+            findings.append(_two(first, other))
     return tuple(findings)
 
 
