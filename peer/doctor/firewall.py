@@ -23,7 +23,6 @@ from peer.mesh.interfaces import MDNS_GROUP
 
 READ_S = 3.0
 NFT = ("nft", "/usr/sbin/nft", "/sbin/nft")  # not on the path of a user
-MDNS = ("udp", 5353)
 MAX_DEPTH = 16  # chains within chains: nftables' own limit
 Rules = list[dict[str, Any]]
 
@@ -34,6 +33,9 @@ class Packet:
 
     protocol: str  # "udp" or "tcp"
     port: int
+
+
+MDNS = Packet("udp", 5353)
 
 
 class UnreadableError(Exception):
@@ -182,7 +184,7 @@ class _Walk:
                 there = ipaddress.ip_network(right)
         except (ValueError, KeyError, TypeError):
             return None  # a set, or a name
-        if (self._packet.protocol, self._packet.port) == MDNS:
+        if self._packet == MDNS:
             return ipaddress.ip_address(MDNS_GROUP) in there
         return False if there.is_multicast else None
 
@@ -207,14 +209,16 @@ def _any(found: Iterable[bool | None]) -> bool | None:
     return True if True in every else None if None in every else False
 
 
-def how_to_allow(protocol: str, port: int) -> str:
-    """The command that lets this in, of the firewall that is installed here."""
+def how_to_allow(*packets: Packet) -> str:
+    """The commands that let these in, of the firewall that is installed here."""
+    ports = [f"{packet.port}/{packet.protocol}" for packet in packets]
     if shutil.which("ufw") or shutil.which("/usr/sbin/ufw"):
-        return f"'sudo ufw allow {port}/{protocol}'"
+        return ", ".join(f"'sudo ufw allow {port}'" for port in ports)
     if shutil.which("firewall-cmd"):
-        return f"'sudo firewall-cmd --permanent --add-port={port}/{protocol} && sudo firewall-cmd --reload'"
-    rule = f"inet filter input {protocol} dport {port} accept"
-    return f"'sudo nft insert rule {rule}' (or as your firewall has it)"
+        added = " ".join(f"--add-port={port}" for port in ports)
+        return f"'sudo firewall-cmd --permanent {added}', then 'sudo firewall-cmd --reload'"
+    rules = [f"inet filter input {packet.protocol} dport {packet.port} accept" for packet in packets]
+    return ", ".join(f"'sudo nft insert rule {rule}'" for rule in rules) + " (or as your firewall has it)"
 
 
 def judge(rules: Rules | str, ports: Mapping[str, int], unreachable: bool) -> Finding:
@@ -223,7 +227,7 @@ def judge(rules: Rules | str, ports: Mapping[str, int], unreachable: bool) -> Fi
     if isinstance(rules, str):
         seen = f"the firewall's rules are not read: {rules}"
         return Finding("firewall", "ok", seen, "", {"read": False, "lets_in": {}})
-    wanted = {"mDNS": Packet(*MDNS), **{name: Packet("tcp", port) for name, port in ports.items()}}
+    wanted = {"mDNS": MDNS, **{name: Packet("tcp", port) for name, port in ports.items()}}
     found = {name: lets_in(rules, packet) for name, packet in wanted.items()}
     data = {
         "read": True,
@@ -238,7 +242,7 @@ def judge(rules: Rules | str, ports: Mapping[str, int], unreachable: bool) -> Fi
         seen = "the firewall of this device keeps out " + ", ".join(
             f"{p.protocol.upper()} port {p.port} ({n})" for n, p in zip(shut, packets, strict=True)
         )
-        advice = f"allow it: {'; '.join(how_to_allow(p.protocol, p.port) for p in packets)}"
+        advice = f"allow it: {how_to_allow(*packets)}"
         if any(p.protocol == "tcp" for p in packets):
             advice += "; a port that stays the same is had with 'peerd join NAME --listen 0.0.0.0:PORT'"
         worst = "mDNS" in shut or unreachable

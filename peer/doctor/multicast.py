@@ -56,6 +56,11 @@ class Heard:
     sightings: list[Sighting]
 
     @property
+    def deaf(self) -> bool:
+        """Is no interface fit to hear anybody, by this device's own doing?"""
+        return all(ear.problem or not ear.own for ear in self.ears)
+
+    @property
     def others(self) -> set[str]:
         return {address for ear in self.ears for address in ear.others}
 

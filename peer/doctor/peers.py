@@ -24,14 +24,15 @@ Session = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """sightings: who announces peerd now. dialed: by their nonce, why no connection could be opened to them,
-    "" where one could; None where that was not tried. own: every address of this device. me: its id, "" "
-    "if unknown."""
+    """sightings: who announces peerd now. dialed: by their nonce, why no connection could be opened to them, ""
+    where one could. own: every address of this device. me: its id, "" if unknown. deaf: multicast does not work
+    here, by this device's own doing."""
 
     sightings: Sequence[Sighting] = ()
     dialed: Mapping[str, str] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
     me: str = ""
+    deaf: bool = False
 
     @property
     def others(self) -> list[Sighting]:
@@ -103,7 +104,7 @@ def _peers(network: Mapping[str, Any] | None, around: Around) -> Iterator[Findin
             tried = "".join(
                 f"; --peer {address}: {why}" for address, why in session.get("unanswered", {}).items()
             )
-            advice = "see 'key'" if _is_refused(session) else _ON
+            advice = "see 'key'" if _is_refused(session) else "see 'multicast'" if around.deaf else _ON
             yield Finding("peers", "problem", f"'{name}' has met nobody; {heard}{tried}", advice, mine)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from peer.doctor import firewall
-from peer.doctor.firewall import Packet, Rules, UnreadableError, judge, lets_in, read
+from peer.doctor.firewall import MDNS, Packet, Rules, UnreadableError, judge, lets_in, read
 
-MDNS = Packet("udp", 5353)
 HERE = {"family": "inet", "table": "filter"}
 
 
@@ -143,6 +142,21 @@ def test_a_port_that_is_shut_is_named_with_the_command_that_opens_it(monkeypatch
     deaf = judge(ruleset(port("tcp", 7001)), {"home": 7001}, False)
     assert (deaf.verdict, deaf.data["lets_in"]["mDNS"]["lets_in"]) == ("problem", False)
     assert "'sudo ufw allow 5353/udp'" in deaf.advice
+
+
+@pytest.mark.parametrize(
+    ("installed", "command"),
+    [
+        ("ufw", "'sudo ufw allow 5353/udp', 'sudo ufw allow 7001/tcp'"),
+        ("firewall-cmd", "--add-port=5353/udp --add-port=7001/tcp"),
+        ("", "'sudo nft insert rule inet filter input tcp dport 7001 accept'"),
+    ],
+)
+def test_the_command_is_of_the_firewall_that_is_there(
+    installed: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firewall.shutil, "which", lambda name: name if name == installed else None)
+    assert command in firewall.how_to_allow(MDNS, Packet("tcp", 7001))
 
 
 def test_an_open_firewall_is_ok() -> None:

@@ -117,6 +117,7 @@ def test_what_is_heard_is_judged(ears: list[Ear], waits: bool, verdict: str, see
     assert bool(finding.advice) == (verdict != "ok")
     if "own question" in seen:
         assert "ufw" in finding.advice
+    assert Heard(ears, []).deaf == (seen.startswith(("no interface", "own", "Network")))
 
 
 async def test_whoever_cannot_be_dialed_is_told_from_who_can() -> None:

@@ -67,6 +67,11 @@ def test_nobody_met_and_nobody_heard_is_a_problem_that_names_peer() -> None:
     assert "--peer HOST:PORT" in alone.advice
 
 
+def test_a_device_that_hears_nothing_is_sent_to_what_makes_it_deaf() -> None:
+    [lonely, *_] = peers.judge(network(session()), Around(own=OWN, me=ME, deaf=True))
+    assert (lonely.check, lonely.advice) == ("peers", "see 'multicast'")
+
+
 def test_without_daemon_or_session_it_is_only_told_who_is_there() -> None:
     assert found(None)["peers"].verdict == "warning"
     assert found(None, sighting())["peers"].verdict == "ok"
