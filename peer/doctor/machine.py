@@ -137,8 +137,15 @@ def _throttles(trips: Mapping[str, float], celsius: float) -> bool:
 
 
 def _calm(host: Host) -> str:
+    """Less than the most may be what a user has set, so that it is no warning."""
     hottest = max((zone.celsius for zone in host.zones), default=None)
-    return "the processor is not held back" + (f", {hottest:.0f} °C" if hottest is not None else "")
+    slower = [f for f in host.frequencies if f.allowed < f.most]
+    allowed = sorted({f"{f.allowed // 1000} of {f.most // 1000} MHz" for f in slower})
+    return (
+        "the processor is not held back"
+        + (f", {hottest:.0f} °C" if hottest is not None else "")
+        + (f"; it may run at {', '.join(allowed)}" if allowed else "")
+    )
 
 
 def _mb(size: int) -> str:

@@ -24,9 +24,9 @@ Session = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """sightings: who announces peerd now. dialed: by their nonce, why no connection could be opened to them, ""
-    where one could. own: every address of this device. me: its id, "" if unknown. deaf: multicast does not work
-    here, by this device's own doing."""
+    """sightings: who announces peerd now. dialed: by their nonce, why no connection could be opened to them,
+    "" where one could. own: every address of this device. me: its id, "" if unknown. deaf: multicast does not
+    work here, by this device's own doing."""
 
     sightings: Sequence[Sighting] = ()
     dialed: Mapping[str, str] = field(default_factory=dict)

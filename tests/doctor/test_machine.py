@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from peer.available import available_bytes
+from peer.daemon import clocks
 from peer.daemon.host import look
 from peer.daemon.network import disk
 from peer.doctor import machine
@@ -24,8 +25,9 @@ print(json.dumps(disk(pathlib.Path(sys.argv[1]))))
 """
 
 
-def test_a_clock_before_the_build_is_unset() -> None:
-    unset = machine.clock(0.0)
+def test_a_clock_before_the_build_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks.time, "time", lambda: 3600.0)  # a Pi without a network has just started
+    unset = machine.clock(clocks.shown_s())
     assert unset.verdict == "warning"
     assert "1970-01-01" in unset.seen
     assert "set-ntp" in unset.advice
@@ -143,6 +145,14 @@ async def test_one_that_is_cool_is_fine_and_a_fan_is_no_brake(tmp_path: Path) ->
     assert (found.verdict, found.advice) == ("ok", "")
     assert "55 °C" in found.seen
     assert found.data["celsius"] == {"cpu-thermal": 55.0}
+
+
+async def test_a_limit_that_a_user_may_have_set_is_told_and_no_warning(tmp_path: Path) -> None:
+    policy = "sys/devices/system/cpu/cpufreq/policy0"
+    slow = {"scaling_cur_freq": "600000", "scaling_max_freq": "1200000", "cpuinfo_max_freq": "1500000"}
+    files = {**COOL, **{f"{policy}/{name}": khz for name, khz in slow.items()}}
+    found = machine.throttling(await look(tree(tmp_path, files), "no-such-program"))
+    assert (found.verdict, "it may run at 1200 of 1500 MHz" in found.seen) == ("ok", True)
 
 
 async def test_vcgencmd_is_asked_where_no_file_has_the_firmwares_word(

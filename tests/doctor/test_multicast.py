@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,13 @@ def test_those_left_out_are_named_with_the_reason() -> None:
     assert "wlan0 not: it has no address" in finding.seen
     inside = interfaces.judge(wires, True)
     assert (inside.verdict, "--network host" in inside.advice) == ("warning", True)
+
+
+def test_a_container_is_told_by_its_mark_and_its_only_interface(tmp_path: Path) -> None:
+    wired = tmp_path / "sys/class/net"
+    (wired / "eth0").mkdir(parents=True)
+    assert not interfaces.in_container(tmp_path)
+    (tmp_path / ".dockerenv").touch()
+    assert interfaces.in_container(tmp_path)
+    (wired / "wlan0").mkdir()
+    assert not interfaces.in_container(tmp_path), "it has the host's network"
