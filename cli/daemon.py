@@ -9,7 +9,14 @@ from cli.talk import become_daemon
 
 
 @click.command(name="daemon", short_help="Run the daemon in the foreground.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    help="Of what goes to standard error: lines, or one JSON object each. Also PEERD_LOG_FORMAT. By default "
+    "text, and entries with fields where systemd's journal takes it.",
+)
 @at_place
-def command(place: Place) -> None:
+def command(place: Place, log_format: str | None) -> None:
     """Run this user's daemon here, until Ctrl-C. It takes up the sessions it knows."""
-    become_daemon(place)
+    options = {"--log-format": log_format}
+    become_daemon(place, options=[f"{name}={value}" for name, value in options.items() if value is not None])

@@ -1,4 +1,6 @@
-"""The daemon's entry: `python -m peer [--socket PATH] [--state FOLDER] [--request-fd N]`.
+"""The daemon's entry:
+
+    python -m peer [--socket PATH] [--state FOLDER] [--request-fd N] [--log-format F]
 
 SIGTERM, SIGHUP (a closed terminal) or Ctrl-C pauses every session politely and ends with 0; a second one ends
 at once with 130.
@@ -40,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--socket", help="control socket to listen on")
     parser.add_argument("--state", help="state folder")
     parser.add_argument("--request-fd", type=int, help="descriptor with one create or join request")
+    parser.add_argument("--log-format", choices=("text", "json"), help="of what goes to standard error")
     asked = parser.parse_args(arguments)
     try:
         importlib.import_module("peer.daemon.app")  # grpc takes a while, in which Ctrl-C is no traceback
@@ -63,7 +66,7 @@ def _say(text: str, code: int) -> int:
 
 async def serve(asked: argparse.Namespace) -> None:
     """Open the store, listen, take up the sessions, and run until told to end."""
-    from peer.daemon import foreground, logs
+    from peer.daemon import foreground, logs, structured
     from peer.daemon.app import Daemon
     from peer.daemon.control import ControlServer
     from peer.daemon.notify import notify
@@ -74,7 +77,8 @@ async def serve(asked: argparse.Namespace) -> None:
     request = foreground.read_request(asked.request_fd) if asked.request_fd is not None else None
     store = Store(state_folder(asked.state, os.environ))
     store.lock(path)
-    recent = logs.start(store.folder / "log", stderr=request is None)
+    stderr = structured.to_stderr(asked.log_format, os.environ) if request is None else None
+    recent = logs.start(store.folder / "log", stderr=stderr)
     daemon = Daemon(store, path, recent)
     control = ControlServer(daemon)
     control.start()
