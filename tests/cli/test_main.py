@@ -187,9 +187,9 @@ def test_daemon_hands_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatch) 
         raise SystemExit(0)
 
     monkeypatch.setattr("os.execve", become)
-    run("--state", "/s", "daemon", "--log-format", "json")
+    run("--state", "/s", "daemon", "--metrics", "0.0.0.0:9790", "--log-format", "json")
     run("daemon")
-    assert became == [["peer", "--log-format=json", "--state", "/s"], ["peer"]]
+    assert became == [["peer", "--metrics=0.0.0.0:9790", "--log-format=json", "--state", "/s"], ["peer"]]
     refused = run("daemon", "--log-format", "xml")
     assert refused.exit_code == 2
     assert "--log-format" in refused.output
