@@ -85,6 +85,13 @@ def test_a_query_names_metrics_and_labels_that_exist(where: str, expression: str
     assert grouped(expression) <= set().union(*(KNOWN[selector.name] for selector in read))
 
 
+def test_the_reference_lists_what_is_served() -> None:
+    page = (DEPLOY.parent / "docs/reference/metrics.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| ([\w, ]*) \| (.*) \|$", page, re.MULTILINE)
+    families = list(metrics.Snapshot(FULL).collect())
+    assert listed == [(f.samples[0].name, ", ".join(f.samples[0].labels), f.documentation) for f in families]
+
+
 @pytest.mark.parametrize("state", ["waiting", "training", "alone", "paused", "stopped", "failed"])
 def test_the_board_shows_every_state(state: str) -> None:
     assert any(f'state="{state}"' in expression for _, expression in queries())
