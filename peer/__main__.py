@@ -80,6 +80,7 @@ async def serve(asked: argparse.Namespace) -> None:
     control.start()
     _on_signals(daemon)
     try:
+        await daemon.pacing.start()
         await daemon.resume()
         notify("READY=1", f"STATUS={len(daemon.sessions)} session(s)")
         log.info("ready on %s, state in %s", path, store.folder, extra={"peer": daemon.device.key.id})
@@ -89,6 +90,7 @@ async def serve(asked: argparse.Namespace) -> None:
             await daemon.stopping.wait()
     finally:
         notify("STOPPING=1")
+        await daemon.pacing.stop()
         await daemon.stop()
         await control.stop()
 

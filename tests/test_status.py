@@ -39,6 +39,9 @@ SESSION = [
     "links_without_replica",
     "replica_mb",
     "budget",
+    "pace_share",
+    "pace_reason",
+    "pace_until",
 ]
 BUDGET = ["bytes_per_min", "spent_last_min", "forecast_day", "rounds_held_back"]
 LINK = [

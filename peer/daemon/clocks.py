@@ -1,6 +1,7 @@
 """What the clocks of this machine say about each other. An edge: it reads them.
 
-Nothing in peerd is decided by wall time. Here it is only looked at, to tell a user that it is wrong."""
+Of what devices do with each other nothing is decided by wall time. Here it is looked at, to tell a user
+that it is wrong, and for the quiet hours that he has set by it."""
 
 from __future__ import annotations
 
@@ -30,6 +31,15 @@ class SuspendWatch:
         before, self._seen = self._seen, self._asleep()
         gap = self._seen - before
         return gap if gap > SUSPENDED_S else 0.0
+
+
+def minute_of_day() -> int | None:
+    """What a clock on the wall shows here, in minutes; None while the clock is unset."""
+    if is_unset():
+        return None
+    time.tzset()  # the time zone may have been set anew
+    shown = time.localtime()
+    return 60 * shown.tm_hour + shown.tm_min
 
 
 def is_unset(wall_s: float | None = None) -> bool:
