@@ -15,6 +15,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextvars import copy_context
 from pathlib import Path
 from typing import Protocol
 
@@ -89,7 +90,7 @@ class Pacing:
         waiting = self._waiting(self.host.pressure, own_s)
         self.strain.take(self.host, waiting, asyncio.get_running_loop().time())
         for session in list(self._sessions()):
-            session.pace(self.verdict(session.options))
+            copy_context().run(session.pace, self.verdict(session.options))  # its log lines have its name
 
     def verdict(self, options: JoinOptions) -> Verdict:
         """For a session with these options, by what was seen last."""

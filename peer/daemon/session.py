@@ -477,6 +477,7 @@ class SessionDriver:
     def pace(self, now: Verdict) -> None:
         """Train so much from now on. A pause is told to the others as any that somebody has asked for, and
         this device stays with them; a script is slowed if it has asked for that, and never paused."""
+        session_name.set(self.name)
         before, self.verdict = self.verdict, now
         if before.share != now.share:
             log.info("trains for %.3g %% of the time: %s", 100 * now.share, now.reason or "all is well")
