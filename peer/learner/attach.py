@@ -55,6 +55,7 @@ from peer.placing import Placing
 log = logging.getLogger("peerd.learner")
 Pace = Literal["lockstep", "overlap", "free"]
 PATIENCE = 3  # losses in a row that are not finite before training counts as diverged (guess)
+LONGER = 4.0  # times as long a round of this device may take at the most, for manners (guess)
 LEAVE_S = 12.0  # for the hand-over of a script that ends: its node gives up on it after 10 s
 SIGNATURE_MAX = 256 * 1024  # bytes of the list that devices show each other; of a longer one only the digest
 
@@ -223,7 +224,8 @@ class Swarm:
 
     def _rest(self, step_s: float) -> None:
         """After a local step that took so long, rest as long as makes that the share of the time that this
-        device has for them. Together with `_wanted` rounds take as long as without: nobody waits for it."""
+        device has for them. Together with `_wanted` rounds take as long as without, and nobody waits for it;
+        only where they have a step or two they take longer, up to LONGER times."""
         link, share = self._link, self._share
         if share < 1.0 and not (link.over or link.final):
             with link.met:
@@ -231,7 +233,7 @@ class Swarm:
 
     @property
     def _share(self) -> float:
-        return self._link.share if self.terms.manners else 1.0
+        return max(self._link.share, 1 / (LONGER * self._whole)) if self.terms.manners else 1.0
 
     def _meet_lockstep(self) -> bool:
         link = self._link
@@ -362,9 +364,13 @@ class Swarm:
 
     def _wanted(self) -> int:
         """Local steps of the round that is worked on."""
+        return math.ceil(self._share * self._whole)
+
+    @property
+    def _whole(self) -> int:
+        """Local steps that this round has for a device at full pace."""
         own = self.terms.local_steps
-        full = self._placing.steps(self._position) if own == self._placing.local_steps else own
-        return math.ceil(self._share * full)
+        return self._placing.steps(self._position) if own == self._placing.local_steps else own
 
     @property
     def _position(self) -> int:

@@ -175,6 +175,18 @@ def test_for_a_share_of_the_time_rounds_have_fewer_local_steps_and_take_as_long(
     assert len(rests) == 8
 
 
+def test_a_round_of_one_local_step_takes_four_times_as_long_and_no_longer(
+    tmp_path: Path, rests: list[float]
+) -> None:
+    """Others may have to wait for it, and some algorithms cannot go on without."""
+    daemon = StandIn(descriptor(local_steps=1))
+    script = Script(tmp_path, daemon, manners=True)
+    script.swarm.begin()
+    told(daemon, script, 1 / 16)
+    assert script.steps(2) == [True, True]
+    assert rests == [3 * 2.0] * 2
+
+
 def test_a_script_that_has_not_asked_for_it_is_not_held(tmp_path: Path, rests: list[float]) -> None:
     daemon = StandIn(descriptor(local_steps=2))
     script = Script(tmp_path, daemon)
