@@ -49,6 +49,7 @@ from peer.learner.look import mixes
 from peer.learner.memory import with_memory
 from peer.learner.pulse import Pulse
 from peer.learner.rate import ScaledRate
+from peer.learner.sketching import Sketching
 from peer.local import default_socket
 from peer.placing import Placing
 
@@ -132,6 +133,7 @@ class Swarm:
         self._bad = 0
         self.loss_now: Callable[[], float] | None = None  # of the module as it is, on a batch of this device
         self._pulse = Pulse()
+        self._sketching = Sketching(self.descriptor.id, signature_bytes(self._flat.signature))
         found = self._keeper.found
         self._link = Link(attached, Duties(
             self._exchange, self._export, self._redial, self._introduction(), terms.child
@@ -375,6 +377,8 @@ class Swarm:
             self._checkpoint()
         if self._pulse.due():
             self._tell()
+        if self._sketching.is_due(self.round):
+            self._link.post({"op": "report", **self._sketching.made(self._base, self.round)})
 
     def _tell(self) -> None:
         kept = {"checkpoint_round": self._keeper.round, "checkpoint_problem": self._keeper.problem}

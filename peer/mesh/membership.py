@@ -50,6 +50,7 @@ class Membership:
         self.awareness = Awareness()
         self.contested = 0  # how often others said about this node what it had not
         self.yields = False  # is this device a copy of one that runs already?
+        self.blocked: frozenset[PeerId] = frozenset()  # taken neither for living nor for lost
         self._copies = Copies()
         self._weight = me.weight
         self._records: dict[PeerId, Record] = {}  # of the others
@@ -107,6 +108,11 @@ class Membership:
             return suspicion.confirm(by)
         self._suspicions[peer] = Suspicion(incarnation, by, len(self.alive()), now)
         return True
+
+    def block(self, peers: Iterable[PeerId]) -> None:
+        """Leave these out of everything, and nobody else any more. What they and others say is kept."""
+        self.blocked = frozenset(peers)
+        self.version += 1
 
     def refute(self, incarnation: int, now: float) -> bool:
         """Others suspect this node's record of that incarnation. True if it speaks up with a higher one."""
@@ -308,7 +314,7 @@ class Membership:
         return self._expects(peer) and peer in self._heard and peer not in self._dead
 
     def _expects(self, peer: PeerId) -> bool:
-        return self._records[peer].state == "alive"
+        return self._records[peer].state == "alive" and peer not in self.blocked
 
     def _seen_as(self, record: Record) -> MemberState:
         if record.peer == self.me.peer or record.state != "alive":
