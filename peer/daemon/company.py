@@ -52,7 +52,8 @@ def verdict(
 
 def trainers(node: Node) -> dict[PeerId, int]:
     """The lives of those whose models are mixed with this one's, itself left out."""
-    alive = (record for record in node.members.alive() if record.peer != node.me)
+    none = {node.me, *node.members.blocked}
+    alive = (record for record in node.members.alive() if record.peer not in none)
     return {record.peer: record.life for record in alive if record.phase == "training"}
 
 

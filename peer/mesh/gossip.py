@@ -44,7 +44,6 @@ class Gossip:
         self.members = Membership(me)
         self.sketches = Sketches(me.peer)
         self._me = me.peer
-        self._blocked: frozenset[PeerId] = frozenset()
         self._probing = Probing(self.members)
         self._told: dict[PeerId, dict[PeerId, Mark]] = {}  # what each member was told, or told itself
         self._differs: dict[PeerId, float] = {}  # members whose view is another, since when
@@ -113,20 +112,13 @@ class Gossip:
 
     def absent(self, peer: PeerId, now: float) -> bool:
         """Is nothing to be expected of this member for now? It does not answer, or others say so too."""
-        if peer in self._blocked:
+        if peer in self.members.blocked:
             return True
         return self._probing.unanswered(peer, now) or self.members.suspicion(peer) is not None
 
     def cut_off(self, peer: PeerId, now: float) -> bool:
         """Is there no way from here to this member, even if it lives?"""
-        return peer in self._blocked or self._probing.cut_off(peer, now)
-
-    def block(self, peers: frozenset[PeerId], *, leave_out: bool) -> None:
-        """From these nothing comes, and nothing gets to them. leave_out: they are no members here, either;
-        where all agree on a graph one that the others see is on it."""
-        self._blocked = peers
-        if leave_out:
-            self.members.block(peers)
+        return peer in self.members.blocked or self._probing.cut_off(peer, now)
 
     def merge(self, records: Iterable[Record], now: float) -> list[Effect]:
         self._merge(records, now)

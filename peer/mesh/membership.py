@@ -50,7 +50,7 @@ class Membership:
         self.awareness = Awareness()
         self.contested = 0  # how often others said about this node what it had not
         self.yields = False  # is this device a copy of one that runs already?
-        self.blocked: frozenset[PeerId] = frozenset()  # taken neither for living nor for lost
+        self.blocked: frozenset[PeerId] = frozenset()  # members as others see them, out of reach of this node
         self._copies = Copies()
         self._weight = me.weight
         self._records: dict[PeerId, Record] = {}  # of the others
@@ -108,11 +108,6 @@ class Membership:
             return suspicion.confirm(by)
         self._suspicions[peer] = Suspicion(incarnation, by, len(self.alive()), now)
         return True
-
-    def block(self, peers: Iterable[PeerId]) -> None:
-        """Leave these out of everything, and nobody else any more. What they and others say is kept."""
-        self.blocked = frozenset(peers)
-        self.version += 1
 
     def refute(self, incarnation: int, now: float) -> bool:
         """Others suspect this node's record of that incarnation. True if it speaks up with a higher one."""
@@ -314,7 +309,7 @@ class Membership:
         return self._expects(peer) and peer in self._heard and peer not in self._dead
 
     def _expects(self, peer: PeerId) -> bool:
-        return self._records[peer].state == "alive" and peer not in self.blocked
+        return self._records[peer].state == "alive"
 
     def _seen_as(self, record: Record) -> MemberState:
         if record.peer == self.me.peer or record.state != "alive":

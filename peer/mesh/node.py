@@ -565,7 +565,7 @@ class Node:
                 self.gossip.sketches.limit(self.spending.bytes_per_min)
                 self.gossip.sketches.took(Sketch(self.life, round_, layout, body), now)
             case Block(peers):
-                self.gossip.block(peers, leave_out=self.agreement is None)
+                self.members.blocked = peers
 
     def _alive(self, peer: PeerId, now: float) -> None:
         self.seats.heard(peer, now)
@@ -607,7 +607,7 @@ class Node:
         self._absorb(self.links.lives({r.peer: r.life for r in alive}), now)
         lives = {r.peer: r.life for r in alive if r.phase == "training"}
         self.gossip.sketches.watch(lives)
-        self.reunions.watch(lives | self._blocked_trainers(), now)
+        self.reunions.watch(lives, now)
         if self.phase == "training":
             self.giving.train(lives)
         if self.phase in ("idle", "seeking"):
@@ -616,11 +616,6 @@ class Node:
         self.company = self.company or len(view) > 1
         self._absorb(self.rounds.watch(view, self.reunions.estranged, now), now)
         self._open_next(now)
-
-    def _blocked_trainers(self) -> dict[PeerId, int]:
-        """They train on with the others: when one is not blocked any more, its model is no strange one."""
-        blocked = self.members.blocked
-        return {r.peer: r.life for r in self.members.records() if r.peer in blocked and r.phase == "training"}
 
     # --- links -----------------------------------------------------------------------------------
 

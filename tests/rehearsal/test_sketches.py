@@ -15,7 +15,7 @@ from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Device, Rehearsal, Witness, quadratics
 from peer.sketch import STANDARD_ERROR
 
-D, EVERY, PEERS = 4096, 4, 8
+D, EVERY, PEERS = 2048, 4, 6
 
 
 class Models(Witness):
@@ -49,7 +49,7 @@ def test_every_device_knows_how_far_apart_the_models_are(algorithm: str, topolog
     for i in range(PEERS):
         r.add(f"p{i}", founder=i == 0)
         r.run(0.3)
-    r.run(90.0)
+    r.run(60.0)
     incarnations = [d.node.members.me.incarnation & 0xFFFFF for d in r.alive()]
     assert max(incarnations) < 60, "records do not change for the sake of sketches"
     for device in r.alive():
