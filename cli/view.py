@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -128,10 +129,11 @@ def link_rows(links: Sequence[LinkStatus], apart: Mapping[str, float | None] | N
     """One row per directed link, under `_LINK_HEAD`. apart: how far each peer's model is, as a part of the
     norm of this device's."""
     far = apart or {}
+    bearers = Counter(device for device, _ in {(link.device, link.peer) for link in links})
     return [
         (
             _ARROWS.get(link.direction, "?"),
-            clean(link.device or link.peer[:10]),
+            _called(link, alone=bearers[link.device] < 2),
             clean((link.verdict or link.state) if link.state == "alive" else link.state),
             clean(link.address or UNKNOWN),
             size(link.bytes_sent),
@@ -144,6 +146,13 @@ def link_rows(links: Sequence[LinkStatus], apart: Mapping[str, float | None] | N
         )
         for link in sorted(links, key=lambda link: (link.direction != "out", link.device or "", link.peer))
     ]
+
+
+def _called(link: LinkStatus, *, alone: bool) -> str:
+    """The device's name; with the beginning of its id where another one has that name, too."""
+    if not link.device:
+        return clean(link.peer[:10])
+    return clean(link.device) if alone else f"{clean(link.device)} {clean(link.peer[:8])}"
 
 
 def columns(rows: Sequence[Row]) -> list[str]:

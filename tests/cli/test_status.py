@@ -163,6 +163,12 @@ def test_how_far_apart_the_models_are_is_said_of_all_and_of_each(
     assert "and 9 more" in " ".join(seen.split())
 
 
+def test_two_devices_of_one_name_are_told_apart_by_their_ids() -> None:
+    rows = view.link_rows([*LINKS, replace(LINKS[0], peer="p-cccccccccc")])
+    assert [row[1] for row in rows] == ["pi-2 p-bbbb", "pi-2 p-bbbb", "pi-2 p-cccccc"]
+    assert {row[1] for row in view.link_rows(LINKS)} == {"pi-2"}
+
+
 def test_columns_of_which_nothing_is_known_are_not_there() -> None:
     head, *_ = view.link_table(HOME)
     assert not {"behind", "apart"} & set(head)
