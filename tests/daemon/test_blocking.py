@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from daemon.conftest import PATIENCE_S, Home
 from daemon.puppet import ask
 from daemon.test_sessions import pair, port, until
+from peer.daemon import health
 from peer.daemon.blocking import MAX_BLOCKED, BlockList, meant
 from peer.errors import NobodyFoundError, RemoteError, StateError, UsageError
+from peer.events import Generation, Record
+from peer.mesh.node import Node
+from peer.mesh.terms import Terms
 
 Make = Callable[[str], Home]
 
@@ -128,3 +134,16 @@ def test_a_damaged_list_lets_nobody_in(tmp_path: Path, damaged: bytes) -> None:
     (tmp_path / "blocked.json").write_bytes(damaged)
     with pytest.raises(StateError, match="delete it, and block them again"):
         BlockList(tmp_path)
+
+
+def test_where_all_agree_on_a_graph_status_says_what_a_block_costs_there() -> None:
+    peer = an_id("b")
+    node = Node(Record(an_id("a"), 1, 1 << 20), Terms("ring", 0, graph="undirected"))
+    session: Any = SimpleNamespace(name="home", failure=None, blocked=frozenset({peer}), node=node)
+    assert list(health._blocked(session)) == []
+    assert node.generations is not None
+    node.generations.current = Generation(1, an_id("a"), (an_id("a"), peer))
+    node.members.merge([Record(peer, 1, 1 << 20, device="pi-2")], 0.0)
+    [sentence] = health._blocked(session)
+    assert sentence.startswith("pi-2 is blocked here, and on the graph that all members agree on")
+    assert "peerd rekey home" in sentence
