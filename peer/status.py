@@ -99,10 +99,12 @@ class SessionStatus:
     """One session of this device. members: how many are alive, this device included. links_without_replica:
     for want of memory at one of their ends; replica_mb: what this device has for them. Both None where the
     algorithm needs none. budget: None is without one. rounds_closed, of which rounds_alone without a
-    neighbor, and learner_restarts: since this daemon takes part. consensus_distance: root mean square, over
-    the members that train, of the distance from the mean of their models, estimated by sketches (standard
-    error at the most 9 %); consensus_relative: to the norm of this device's model. mean_weight: of the
-    push-sum weights. peers: the other members."""
+    neighbor, and learner_restarts: since this daemon takes part. pace_share: of the time in which this device
+    may train, 0.0 where manners or quiet hours pause it; pace_reason: why not all of it; pace_until: "07:00",
+    local time, where it is known when that ends. consensus_distance: root mean square, over the
+    members that train, of the distance from the mean of their models, estimated by sketches (standard error
+    at the most 9 %); consensus_relative: to the norm of this device's model. mean_weight: of the push-sum
+    weights. peers: the other members."""
 
     name: str
     id: str | None = None
@@ -134,6 +136,9 @@ class SessionStatus:
     budget: BudgetStatus | None = None
     rounds_closed: int | None = None
     learner_restarts: int | None = None
+    pace_share: float | None = None
+    pace_reason: str | None = None
+    pace_until: str | None = None
     consensus_relative: float | None = None
     mean_weight: float | None = None
     peers: tuple[MemberStatus, ...] = ()

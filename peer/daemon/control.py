@@ -188,8 +188,11 @@ class ControlServer:
 
         name = _text(request, "name")
         driver = await self._daemon.join(name, str(key) if key is not None else None, options, say)
-        waiting = not driver.linked.is_set()  # the daemon was told to end meanwhile
-        return {"name": driver.name, "first_link_s": driver.first_link_s, "waiting": waiting}, None
+        status = driver.status()
+        paused = status.pace_reason if status.state == "paused" else None
+        waiting = not driver.linked.is_set() and paused is None  # the daemon was told to end meanwhile
+        first = driver.first_link_s
+        return {"name": driver.name, "first_link_s": first, "waiting": waiting, "paused": paused}, None
 
     async def _leave(self, request: Frame, connection: Connection) -> Answer:
         await self._daemon.leave(_text(request, "name"), bool(request.get("forget")))

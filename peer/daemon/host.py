@@ -245,13 +245,24 @@ def _why(error: Exception) -> str:
 def _beside(top: Path, parts: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
     """The pressure of all control groups that we are in no part of, from the root down to our own: their
     tasks are all of the others' that are not in a group with us. Those in the root group have all there are
-    beside them."""
+    beside them. A group that has a quota waits for that, however idle the device is, and tells nothing."""
     here = top
     for part in parts or ("",):
-        for path in sorted(here.glob("*/cpu.pressure")):
-            if path.parent.name != part:
-                yield str(path.parent.relative_to(top)), path
+        for group in sorted(path.parent for path in here.glob("*/cpu.pressure")):
+            if group.name == part or _has_quota(group):
+                continue
+            inside = sorted(path.parent for path in group.glob("*/cpu.max"))
+            free = [child for child in inside if not _has_quota(child)]
+            for each in [group] if free == inside else free:
+                yield str(each.relative_to(top)), each / "cpu.pressure"
         here = here / part
+
+
+def _has_quota(group: Path) -> bool:
+    try:
+        return not (group / "cpu.max").read_text(encoding="utf-8").startswith("max")
+    except OSError:  # groups come and go, and without the controller there is no quota
+        return False
 
 
 def used_s(root: Path, pids: Iterable[int]) -> float:

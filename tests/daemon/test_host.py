@@ -180,6 +180,26 @@ def test_who_is_in_the_root_group_shares_it_with_everybody(tmp_path: Path) -> No
     assert read(tree(tmp_path, in_group("/"))).pressure == Pressure(96.0, 90.0, "system.slice", 96.0, 7.0)
 
 
+def test_a_group_with_a_quota_waits_for_that_and_not_for_us(tmp_path: Path) -> None:
+    files = in_group("/user.slice/session-1.scope")
+    slice_ = "sys/fs/cgroup/system.slice"
+    for name in ("camera.service", "peerd.service", "docker-1.scope"):
+        files[f"{slice_}/{name}/cpu.max"] = "max 100000"
+    files[f"{slice_}/docker-1.scope/cpu.pressure"] = pressed(88.0)
+    files[f"{slice_}/peerd.service/cpu.pressure"] = pressed(30.0)
+    found = read(tree(tmp_path, files)).pressure
+    assert found is not None
+    assert (found.others, found.who) == (90.0, "system.slice"), "nobody has one: the slice as a whole"
+    tree(tmp_path, {f"{slice_}/docker-1.scope/cpu.max": "50000 100000"})
+    found = read(tmp_path).pressure
+    assert found is not None
+    assert (found.others, found.who) == (31.0, "system.slice/camera.service")
+    tree(tmp_path, {f"{slice_}/cpu.max": "50000 100000"})
+    found = read(tmp_path).pressure
+    assert found is not None
+    assert (found.others, found.who) == (0.0, "init.scope")
+
+
 def test_processes_have_used_what_they_and_their_dead_children_have(tmp_path: Path) -> None:
     fields = f"S {' '.join(['0'] * 10)} {TICKS} {TICKS} {TICKS} {2 * TICKS} 20"
     root = tree(tmp_path, {"proc/7/stat": f"7 (a) b ) {fields}", "proc/8/stat": f"8 (x) {fields}"})
