@@ -1,5 +1,7 @@
 """The daemon's entry: `python -m peer [--socket PATH] [--state FOLDER] [--request-fd N]`.
 
+A script that finds no daemon starts one with --owner-fd and --awaits (peer/learner/own_daemon.py).
+
 SIGTERM, SIGHUP (a closed terminal) or Ctrl-C pauses every session politely and ends with 0; a second one ends
 at once with 130.
 """
@@ -40,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--socket", help="control socket to listen on")
     parser.add_argument("--state", help="state folder")
     parser.add_argument("--request-fd", type=int, help="descriptor with one create or join request")
+    parser.add_argument("--owner-fd", type=int, help="socket to the script that this daemon ends with")
+    parser.add_argument("--awaits", metavar="NAME", help="session in which that script is to train")
     asked = parser.parse_args(arguments)
     try:
         importlib.import_module("peer.daemon.app")  # grpc takes a while, in which Ctrl-C is no traceback
@@ -67,15 +71,17 @@ async def serve(asked: argparse.Namespace) -> None:
     from peer.daemon.app import Daemon
     from peer.daemon.control import ControlServer
     from peer.daemon.notify import notify
+    from peer.daemon.owner import Owner
     from peer.daemon.store import Store
 
     _allow_open_files()
     path = own_socket(asked.socket, os.environ, asked.state)
+    owner = Owner(asked.owner_fd) if asked.owner_fd is not None else None
     request = foreground.read_request(asked.request_fd) if asked.request_fd is not None else None
     store = Store(state_folder(asked.state, os.environ))
     store.lock(path)
-    recent = logs.start(store.folder / "log", stderr=request is None)
-    daemon = Daemon(store, path, recent)
+    recent = logs.start(store.folder / "log", stderr=request is None and owner is None)
+    daemon = Daemon(store, path, recent, asked.awaits)
     control = ControlServer(daemon)
     control.start()
     _on_signals(daemon)
@@ -85,6 +91,8 @@ async def serve(asked: argparse.Namespace) -> None:
         log.info("ready on %s, state in %s", path, store.folder, extra={"peer": daemon.device.key.id})
         if request is not None:
             await foreground.run(daemon, request)
+        elif owner is not None:
+            await owner.serve(daemon)
         else:
             await daemon.stopping.wait()
     finally:

@@ -56,16 +56,23 @@ Say = Callable[[str], None]
 
 
 class Daemon:
-    """socket: where learners find it. `stopping` is set when it is to end; `sessions` are those that run,
-    by name."""
+    """socket: where learners find it. awaited: the session of the script that has started this daemon; no
+    child is to train in it. `stopping` is set when it is to end, `no_script` while no script is attached;
+    `sessions` are those that run, by name."""
 
-    def __init__(self, store: Store, socket: Path, recent: Recent) -> None:
+    def __init__(self, store: Store, socket: Path, recent: Recent, awaited: str | None = None) -> None:
         self.store, self.socket, self.recent = store, socket, recent
+        self._awaited = awaited
+        self._scripts = 0  # attached now, in all sessions
+        self.no_script = asyncio.Event()
+        self.no_script.set()
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
         key, boot = Device.load_or_create(store.folder), store.next_boot()
         instance = min(boot, MAX_BOOT) << INSTANCE_BITS | secrets.randbits(INSTANCE_BITS)
         self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads, instance=instance)
+        self._taken_up = asyncio.Event()  # clear while sessions are
+        self._taken_up.set()
         self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start
         self._lives = 0
         self._loop = asyncio.get_running_loop()
@@ -73,6 +80,13 @@ class Daemon:
 
     async def resume(self) -> None:
         """Take up every session that was not left."""
+        self._taken_up.clear()
+        try:
+            await self._take_up()
+        finally:
+            self._taken_up.set()
+
+    async def _take_up(self) -> None:
         for folder in self.store.sessions():
             if folder.problem:
                 self._spoilt[folder.path] = folder
@@ -261,18 +275,32 @@ class Daemon:
     async def attach(self, connection: Connection, request: Frame) -> None:
         """Serve a learner of one of the sessions until it is gone."""
         name = str(request.get("session"))
+        if name not in self.sessions:
+            await self._taken_up.wait()  # it may be about to be
         driver = self.sessions.get(name)
         if driver is None:
             raise unknown(name)
         self._lives += 1
         life = (self.device.boot << 20) + self._lives
         pid, _ = connection.credentials()
-        await driver.attach(connection, LearnerEnd(connection, life, bool(request.get("child")), pid))
+        end = LearnerEnd(connection, life, bool(request.get("child")), pid)
+        if end.child:
+            await driver.attach(connection, end)
+            return
+        self._scripts += 1
+        self.no_script.clear()
+        try:
+            await driver.attach(connection, end)
+        finally:
+            self._scripts -= 1
+            if not self._scripts:
+                self.no_script.set()
 
     # --- inside ------------------------------------------------------------------------------------------
 
     def _driver(self, folder: SessionFolder) -> SessionDriver:
         driver = SessionDriver(folder, self.device)
+        driver.learning.scripted = driver.name == self._awaited
         self.sessions[driver.name] = driver
         return driver
 

@@ -234,7 +234,7 @@ class SessionDriver:
         me = replace(self._me, incarnation=self._me.incarnation + 1)
         self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it
         self.node = Node(me, terms, self._farewells(), self.spending)
-        self.learning.supervisor.start()
+        self.learning.begin(has_task=descriptor.task != catalogue.SCRIPT)
 
     def _consider(self, met: Met) -> None:
         """A member has said Hello. Take its descriptor if there is none here yet."""
@@ -276,6 +276,8 @@ class SessionDriver:
         self.feed(event)
         if isinstance(event, Met):
             self.learning.check_model()
+            if self.descriptor is not None and self.learning.scripted and self.learning.end is None:
+                self._linked()  # more comes of it when the script is there
 
     def _on_moved(self, addresses: tuple[str, ...]) -> None:
         self._me = replace(self._me, addresses=addresses)
@@ -451,8 +453,7 @@ class SessionDriver:
         if self._attaching.locked():
             return  # a script is about to train here
         if self.descriptor is not None and self.failure is None and self.learning.end is None:
-            self.learning.scripted = False
-            self.learning.supervisor.start()
+            self.learning.take_up()
 
     async def attach(self, connection: Connection, end: LearnerEnd) -> None:
         """Serve a learner until its connection ends. Raises UsageError when there is nothing to learn."""
