@@ -167,6 +167,11 @@ class Swarm:
         return self._link.round
 
     @property
+    def rounds_with_others(self) -> int:
+        """Exchanges of this script that closed with what a neighbor sent; the others were closed alone."""
+        return self._link.rounds_heard
+
+    @property
     def steps(self) -> int:
         """Local steps of the session so far, those before this device joined included."""
         return self._placing.first(self._position) + self._since

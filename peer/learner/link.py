@@ -75,6 +75,7 @@ class Link:
         self.round = -1  # the last round closed or joined at
         self.weight = 0.0
         self.heard: Sequence[str] = ()
+        self.rounds_heard = 0  # so many closed in which a neighbor was heard
         self.connected = True
         self.stopping = False  # the daemon, a signal or the owner says: no more steps
         self.dismissed = False  # the daemon says so: what this learner held is handed over
@@ -322,6 +323,7 @@ class Link:
         for answer in answers:
             if isinstance(answer, Closed):
                 self.round, self.heard, self.weight = answer.key.round, answer.heard, answer.weight
+                self.rounds_heard += bool(answer.heard)
         mixed = self._exchange.take()
         if mixed is not None:
             self._last, self._resume = Resume(mixed, self.round), None
