@@ -20,7 +20,7 @@ from pathlib import Path
 from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
 from peer.daemon import health
-from peer.daemon.exporting import from_checkpoint
+from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
@@ -256,17 +256,25 @@ class Daemon:
             })  # fmt: skip
         return rows
 
-    async def export(self, name: str) -> SharedBuffer:
-        """The model as a safetensors file, of the learner or else of the newest checkpoint; the buffer is
-        the caller's. Raises UnknownSessionError, or DataError when there is no model."""
+    async def export(self, name: str, *, onnx: bool = False) -> SharedBuffer:
+        """The model as a safetensors file, of the learner or else of the newest checkpoint, or as ONNX; the
+        buffer is the caller's. Raises UnknownSessionError, DataError when there is no model, or UsageError
+        when ONNX is not to be had here."""
         folder, driver = self._folder(name), self.sessions.get(name)
         end = driver.learning.end if driver is not None else None
+        known = provenance(folder, driver.members if end is not None and driver is not None else [])
+        model = None
         if end is not None:
             try:
-                return await end.export(EXPORT_S)
+                model = await end.export(known, EXPORT_S)
             except (TimeoutError, NoDaemonError) as error:
                 log.info("the learner wrote no model, its checkpoint is exported: %s", error)
-        return await from_checkpoint(name, folder.path)
+        if model is None:
+            model = await from_checkpoint(name, folder.path, known)
+        if not onnx:
+            return model
+        with model:
+            return await as_onnx(name, folder.path, model)
 
     def check_known(self, name: str) -> None:
         """Raises UnknownSessionError unless a session of that name is on disk."""

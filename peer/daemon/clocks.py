@@ -1,6 +1,7 @@
 """What the clocks of this machine say about each other. An edge: it reads them.
 
-Nothing in peerd is decided by wall time. Here it is only looked at, to tell a user that it is wrong."""
+Nothing in peerd is decided by wall time. Here it is only looked at, to tell a user that it is wrong,
+and when a model was exported."""
 
 from __future__ import annotations
 
@@ -30,6 +31,11 @@ class SuspendWatch:
         before, self._seen = self._seen, self._asleep()
         gap = self._seen - before
         return gap if gap > SUSPENDED_S else 0.0
+
+
+def written() -> str | None:
+    """Now, in UTC, for a file's own note of when it was made; None where the clock shows no real time."""
+    return None if is_unset() else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def is_unset(wall_s: float | None = None) -> bool:

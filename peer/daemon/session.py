@@ -402,10 +402,12 @@ class SessionDriver:
             self._signal(self.ended)
 
     def _keep_farewells(self) -> None:
-        """For a neighbor that did not hear the goodbye. On a full disk it takes its last parcel back."""
+        """For a neighbor that did not hear the goodbye; on a full disk it takes its last parcel back. And
+        who was here, for an export later on."""
         assert self.node is not None
         try:
             self.folder.save_farewells(self.node.farewells())
+            self.folder.save_members(self.members)
         except StateError as error:
             log.warning("%s", error)
 
@@ -488,6 +490,11 @@ class SessionDriver:
 
     def _longest_parcel(self) -> int:
         return 16 * (self.figures.parameters or 0) + PARCEL_SLACK
+
+    @property
+    def members(self) -> list[PeerId]:
+        """Who is in the session now, as far as is known here; this device included."""
+        return sorted(record.peer for record in self.node.members.alive()) if self.node is not None else []
 
     # --- questions ---------------------------------------------------------------------------------------
 

@@ -493,8 +493,9 @@ class Swarm:
         )
         return Exchange(algorithm, layout, initial, lockstep=lockstep, resume=resume)
 
-    def _export(self, model: Tensor, round_: int) -> bytes:
-        return exported(model, self._flat.signature, self.descriptor.name, round_, self.descriptor.algorithm)
+    def _export(self, model: Tensor, round_: int, known: dict[str, str]) -> tuple[bytes, memoryview]:
+        origin = {**known, "algorithm": self.descriptor.algorithm, "round": str(round_)}
+        return exported(model, self._flat.signature, origin)
 
     def _redial(self) -> Attachment:
         def again() -> Attachment:

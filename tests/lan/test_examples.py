@@ -64,7 +64,7 @@ def test_lightning(pair: Pair) -> None:
 
 
 def test_of_a_frozen_model_only_what_is_trained_travels(pair: Pair) -> None:
-    steps = ("--steps", "320")
+    steps = ("--steps", "240")
     said = run(pair, "huggingface_finetune.py", "tuning", ("--part", "0", *steps), ("--part", "1", *steps))
     for out in said:
         assert percent(out, "accuracy over all kinds") > 60, out
