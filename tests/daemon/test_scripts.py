@@ -9,7 +9,7 @@ from collections.abc import Callable
 from daemon.conftest import PATIENCE_S, Home, here, session
 from daemon.puppet import Puppet
 from daemon.test_making_way import starts
-from daemon.test_sessions import newcomer
+from daemon.test_sessions import port
 from peer.catalogue import SCRIPT
 from peer.daemon.owner import READY, Owner
 
@@ -21,7 +21,7 @@ async def test_in_a_session_for_scripts_no_child_is_started_and_a_member_met_is_
         a, b = home("a"), home("b")
         key = await a.daemon.create(session(task=SCRIPT), here())
         said: list[str] = []
-        driver = await b.daemon.join("home", key, newcomer(a), said.append)
+        driver = await b.daemon.join("home", key, here(peers=(port(a),)), said.append)
         assert driver.linked.is_set()
         await b.daemon.join(
             "home", None, here(), said.append
@@ -53,9 +53,10 @@ async def test_a_daemon_ends_with_the_last_script_and_not_with_its_owner_alone(h
         serving = asyncio.create_task(Owner(end.detach()).serve(a.daemon))
         assert await asyncio.to_thread(script.recv, 64) == READY
         other = await Puppet.attach(a.socket, "home", child=False)
-        await other.until(2)
+        await other.training.wait()
         script.close()
-        await other.until(other.rounds + 3)
+        for _ in range(50):
+            await asyncio.sleep(0)
         assert not serving.done()
         await other.leave()
         await serving
@@ -72,4 +73,4 @@ async def test_a_script_that_dials_while_sessions_are_taken_up_waits_for_its_own
         a.daemon.sessions["home"] = driver
         a.daemon._taken_up.set()
         script = await dialing
-        await script.until(1)
+        await script.training.wait()
