@@ -29,11 +29,13 @@ class Script:
     process: subprocess.Popen[str]
 
     @classmethod
-    def start(cls, network: Network, device: Device, example: str, *arguments: str) -> Script:
+    def start(
+        cls, network: Network, device: Device, example: str, *arguments: str, **environment: str
+    ) -> Script:
         command = [sys.executable, str(EXAMPLES / example), *arguments]
         process = subprocess.Popen(
             network.namespace.command(command),
-            env=device.environment(),  # PEERD_SOCKET says which daemon
+            env={**device.environment(), **environment},  # PEERD_SOCKET says which daemon
             cwd=network.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ import torch
 
 from lan.conftest import open_network
 from lan.device import Device, Network
-from lan.examples import Script, apart, kept, percent, rounds, share
+from lan.examples import HERE, Script, apart, kept, percent, rounds, share
 
 pytestmark = [pytest.mark.lan]
 
@@ -93,13 +93,17 @@ def test_personal_layers_stay_at_home(pair: Pair) -> None:
 
 
 def test_a_stream_without_daemons_ends_politely_with_ctrl_c(pair: Pair) -> None:
-    """Each script brings a daemon of its own, which finds the other's, and ends with it."""
+    """Each script brings a daemon of its own, which finds the other's, and ends with it. The second device
+    has never heard of the session: its script has the key."""
     network, one, other = pair
-    share("hum", one, other, "--task", "script")
+    one.ok("create", "hum", "--task", "script", *HERE)
+    key = {"PEERD_KEY": one.ok("key", "hum").out.strip()}
     assert [device.stop() for device in (one, other)] == [0, 0]
     scripts = [
-        Script.start(network, device, "sensor_stream.py", "hum", "--pace", "lockstep", "--hertz", hertz)
-        for device, hertz in ((one, "50"), (other, "60"))
+        Script.start(
+            network, device, "sensor_stream.py", "hum", "--pace", "lockstep", "--hertz", hertz, **more
+        )
+        for device, hertz, more in ((one, "50", {}), (other, "60", key))
     ]
     for script in scripts:
         assert script.line() == "reading; Ctrl-C ends it\n"
