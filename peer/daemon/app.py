@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
-from peer.daemon import health
+from peer.daemon import clocks, health
 from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
@@ -45,6 +46,9 @@ from peer.shared_buffer import SharedBuffer
 from peer.status import DeviceStatus, SessionStatus
 from peer.version import VERSION
 
+if TYPE_CHECKING:
+    from peer.daemon.metrics_server import MetricsServer
+
 log = logging.getLogger(__name__)
 
 LOOK_AROUND_S = 2.0  # a browser hears the others within 0.1 to 1.2 s (platform measurement)
@@ -58,7 +62,7 @@ Say = Callable[[str], None]
 class Daemon:
     """socket: where learners find it. awaited: the session of the script that has started this daemon; no
     child is to train in it. `stopping` is set when it is to end, `no_script` while no script is attached;
-    `sessions` are those that run, by name."""
+    `sessions` are those that run, by name; `metrics`: who serves them, if anybody."""
 
     def __init__(self, store: Store, socket: Path, recent: Recent, awaited: str | None = None) -> None:
         self.store, self.socket, self.recent = store, socket, recent
@@ -68,6 +72,7 @@ class Daemon:
         self.no_script.set()
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
+        self.metrics: MetricsServer | None = None
         key, boot = Device.load_or_create(store.folder), store.next_boot()
         instance = min(boot, MAX_BOOT) << INSTANCE_BITS | secrets.randbits(INSTANCE_BITS)
         self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads, instance=instance)
@@ -223,9 +228,16 @@ class Daemon:
             pid=os.getpid(),
             uptime_s=self._loop.time() - self._started_at,
             rss_mb=rss_mb(),
-            health=tuple(dict.fromkeys([*health.of_device(self.store.folder), *sentences])),
+            health=tuple(
+                dict.fromkeys([*health.of_device(self.store.folder), *self._of_metrics(), *sentences])
+            ),
             sessions=tuple(sessions),
+            state_free_mb=free_mb(self.store.folder),
+            clock_set=not clocks.is_unset(),
         )
+
+    def _of_metrics(self) -> Iterable[str]:
+        return () if self.metrics is None else self.metrics.sentences()
 
     async def known_and_seen(self) -> list[Frame]:
         """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known
@@ -506,6 +518,15 @@ def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
     plain = JoinOptions(timeout_s=options.timeout_s, budget=options.budget)
     kept = options if folder.descriptor is None or options != plain else folder.options
     return replace(kept, budget=budget)
+
+
+def free_mb(folder: Path) -> float | None:
+    """Free for this user on its disk; None where that cannot be looked at, of which `health` says more."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize / 1e6
 
 
 def rss_mb() -> float:

@@ -177,3 +177,19 @@ def test_daemon_and_demo_become_other_programs(run: Run, monkeypatch: pytest.Mon
     assert demo_words[:3] == ["-P", "-m", "peer.demo"]
     assert demo_words[demo_words.index("--devices") + 1] == "3"
     assert demo_words[demo_words.index("--json") + 1] == "x.json"
+
+
+def test_daemon_hands_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+
+    def become(program: str, arguments: list[str], environment: dict[str, str]) -> None:
+        became.append(arguments[3:])
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execve", become)
+    run("--state", "/s", "daemon", "--metrics", "0.0.0.0:9790", "--log-format", "json")
+    run("daemon")
+    assert became == [["peer", "--metrics=0.0.0.0:9790", "--log-format=json", "--state", "/s"], ["peer"]]
+    refused = run("daemon", "--log-format", "xml")
+    assert refused.exit_code == 2
+    assert "--log-format" in refused.output
