@@ -47,7 +47,7 @@ def run(pair: Pair, example: str, name: str, first: tuple[str, ...], second: tup
 
 
 def test_lightning(pair: Pair) -> None:
-    steps = ("--steps", "320")
+    steps = ("--steps", "240")
     said = run(
         pair,
         "lightning_digits.py",
@@ -64,7 +64,7 @@ def test_lightning(pair: Pair) -> None:
 
 
 def test_of_a_frozen_model_only_what_is_trained_travels(pair: Pair) -> None:
-    steps = ("--steps", "240")
+    steps = ("--steps", "160")
     said = run(pair, "huggingface_finetune.py", "tuning", ("--part", "0", *steps), ("--part", "1", *steps))
     for out in said:
         assert percent(out, "accuracy over all kinds") > 60, out
@@ -79,7 +79,7 @@ def test_of_a_frozen_model_only_what_is_trained_travels(pair: Pair) -> None:
 
 def test_personal_layers_stay_at_home(pair: Pair) -> None:
     network, one, other = pair
-    steps = ("--steps", "320")
+    steps = ("--steps", "240")
     files = [network.folder / f"{device.name}.head" for device in (one, other)]
     owns = [("--names", names, "--head", str(file), *steps)
             for names, file in zip(("0123456789", "9876543210"), files, strict=True)]  # fmt: skip
