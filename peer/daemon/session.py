@@ -496,8 +496,12 @@ class SessionDriver:
 
     @property
     def members(self) -> list[PeerId]:
-        """Who is in the session now, as far as is known here; this device included."""
-        return sorted(record.peer for record in self.node.members.alive()) if self.node is not None else []
+        """Who is in the session, as far as is known here, or has seen it through; this device included."""
+        if self.node is None:
+            return []
+        known = self.node.members
+        through = (record.peer for record in known.records() if record.phase == "finished")
+        return sorted({known.me.peer, *through, *(record.peer for record in known.alive())})
 
     # --- questions ---------------------------------------------------------------------------------------
 

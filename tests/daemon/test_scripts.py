@@ -1,4 +1,5 @@
-"""Sessions in which only scripts train, and a daemon that ends with the script that started it."""
+"""Sessions in which only scripts train, a daemon that ends with the script that started it, and what an
+export is told."""
 
 from __future__ import annotations
 
@@ -6,12 +7,18 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+import pytest
+
 from daemon.conftest import PATIENCE_S, Home, here, session
-from daemon.puppet import Puppet
+from daemon.puppet import Puppet, ask
 from daemon.test_making_way import starts
-from daemon.test_sessions import port
+from daemon.test_sessions import pair, port
 from peer.catalogue import SCRIPT
+from peer.daemon.exporting import provenance
 from peer.daemon.owner import READY, Owner
+from peer.daemon.store import SessionFolder
+from peer.errors import DataError
+from peer.version import VERSION
 
 Make = Callable[[str], Home]
 
@@ -74,3 +81,35 @@ async def test_a_script_that_dials_while_sessions_are_taken_up_waits_for_its_own
         a.daemon._taken_up.set()
         script = await dialing
         await script.training.wait()
+
+
+async def test_onnx_is_made_by_a_process_that_is_given_the_model_and_the_session(home: Make) -> None:
+    """Which says that of a script's model nobody but the script knows the layers."""
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(task=SCRIPT), here())
+        script = await Puppet.attach(a.socket, "home", child=False)
+        await script.training.wait()
+        with pytest.raises(
+            DataError, match=r"^the model of 'home' cannot be exported as ONNX: only a script"
+        ):
+            await ask(a.socket, "export", name="home", onnx=True)
+
+
+async def test_an_export_says_where_the_model_comes_from_also_when_nobody_is_there_any_more(
+    home: Make,
+) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, b, first, second = await pair(home)
+        await asyncio.gather(first.until(3), second.until(3))
+        both = sorted(each.daemon.device.key.id for each in (a, b))
+        driver = a.daemon.sessions["home"]
+        here_now = provenance(driver.folder, driver.members)
+        assert here_now["members"].split(",") == both
+        assert (here_now["session"], here_now["session_id"]) == ("home", session().id)
+        assert (here_now["task"], here_now["peerd"]) == ("quadratic", VERSION)
+        assert here_now["written"].endswith("Z")
+        assert "task_digest" not in here_now, "the task is built in"
+        await a.daemon.leave("home", False)
+        later = provenance(SessionFolder(driver.folder.path), [])
+        assert later["members"].split(",") == both

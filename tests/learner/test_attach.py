@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -395,6 +396,37 @@ def test_a_script_goes_on_alone_and_rejoins_as_a_new_life(
     assert "training goes on alone" in caplog.text
     script.swarm.close()
     second.close()
+
+
+def test_a_script_whose_own_daemon_is_gone_has_it_back_before_it_rejoins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = descriptor(algorithm="sgp")
+    first, second = StandIn(session), StandIn(session, resume=True)
+    said: list[str] = []
+
+    class Own:
+        runs = True
+
+        def reach(self, ask: Callable[[], object]) -> object:
+            said.append("reached")
+            return ask()
+
+        def close(self) -> None:
+            said.append("closed")
+
+    monkeypatch.setattr(attach, "dial", lambda *_, **__: second.attachment(tmp_path, life=2))
+    monkeypatch.setattr(link, "REDIAL_S", (0.0, 0.0))
+    script = Script(tmp_path, first)
+    script.swarm.terms = replace(script.swarm.terms, daemon=Own())  # type: ignore[arg-type]
+    script.swarm.begin()
+    script.steps(2)
+    first.close()
+    second.wait_for(lambda: any(isinstance(event, Holds) for event in second.events))
+    assert said == ["reached"]
+    script.swarm.close()
+    second.close()
+    assert said == ["reached", "closed"]
 
 
 def test_an_error_of_the_daemon_reaches_the_script(tmp_path: Path) -> None:

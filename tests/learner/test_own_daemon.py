@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,10 +61,13 @@ def test_scripts_that_start_at_once_start_one_daemon_and_it_ends_with_them(
         UnknownSessionError, match=r"'peerd create home --task script', or give attach the key"
     ):
         attach_to(owned[0], "home", None)
+    os.kill(found[0], signal.SIGKILL)
+    again = starter.reach(lambda: pid_of(where))
+    assert again != found[0]
     process = starter._process
     assert process is not None
     starter.close()
-    assert (process.pid, process.returncode) == (found[0], 0)
+    assert (process.pid, process.returncode) == (again, 0)
     with pytest.raises(NoDaemonError):
         pid_of(where)
 
