@@ -28,7 +28,7 @@ else:
             try:
                 return importlib.import_module(name).Callback
             except ModuleNotFoundError as error:
-                if error.name not in ("lightning", "pytorch_lightning"):
+                if error.name not in ("lightning", *names):
                     raise
         raise ImportError(
             "peer.adapters.lightning needs PyTorch Lightning; install it with "

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from peer.config import JoinOptions
-from peer.errors import NoDaemonError, UnknownSessionError, by_exit_code
+from peer.errors import NoDaemonError, UnknownSessionError, UsageError, by_exit_code
 from peer.files import cannot_write
 from peer.keys import format_key, parse_key
 from peer.learner.dial import Attachment, dial
@@ -164,6 +164,9 @@ def attach_to(own: OwnDaemon, session: str, key: str | None) -> Attachment:
                     f"{error}; make it here with 'peerd create {session} --task script', or give attach the "
                     "key that 'peerd key' shows on a member: attach(…, key=…), or PEERD_KEY"
                 ) from error
+        except UsageError:  # it may be known and have met nobody yet; what else it is, is said again
+            if given is None:
+                raise
         join(own.where.socket, session, given)
         return dial(own.where.socket, session, child=False)
 

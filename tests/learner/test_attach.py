@@ -18,7 +18,7 @@ from peer.compression import codec
 from peer.compression.bodies import Layout
 from peer.errors import DataError, DivergedError, StateError, UsageError
 from peer.events import Closed, Deadline, Found, HandOver, Holds, Key, LinkUp, OpenRound, Push, Pushed, Ready
-from peer.learner import attach, checkpoint, link
+from peer.learner import attach, checkpoint, link, own_daemon
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
 from peer.learner.flat import FlatModel
@@ -715,7 +715,7 @@ def test_a_script_that_names_no_pace_gets_one_that_its_sessions_algorithm_is_sou
     tmp_path: Path, algorithm: str, pace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = StandIn(descriptor(algorithm=algorithm))
-    monkeypatch.setattr(attach, "dial", lambda path, session, child: daemon.attachment(tmp_path))
+    monkeypatch.setattr(own_daemon, "dial", lambda path, session, child: daemon.attachment(tmp_path))
     model = nn.Linear(3, 1)
     swarm = attach.attach("home", model, torch.optim.SGD(model.parameters(), lr=0.1), socket=tmp_path)
     opened.append((daemon, swarm))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from peer import local, places
-from peer.errors import NoDaemonError, PeerdError, StateError, UnknownSessionError
+from peer.errors import NoDaemonError, PeerdError, StateError, UnknownSessionError, UsageError
+from peer.keys import format_key
 from peer.learner import own_daemon
 from peer.learner.own_daemon import OwnDaemon, Where, attach_to
 from peer.local import ForbiddenSocketError, connect
@@ -140,3 +141,26 @@ def test_a_socket_that_may_not_be_used_is_no_missing_daemon(
     with pytest.raises(ForbiddenSocketError, match="may not be used by you"):
         own.reach(lambda: pid_of(where))
     assert not own.runs
+
+
+def test_with_a_key_a_session_that_has_met_nobody_yet_is_joined_and_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first run may have come too early; the second looks again."""
+    happened: list[str] = []
+
+    def dialed(socket: Path, session: str, *, child: bool) -> str:
+        happened.append("dial")
+        if happened == ["dial"]:
+            raise UsageError("session 'home' waits for a first member; 'peerd join home' takes it up")
+        return "attached"
+
+    monkeypatch.delenv("PEERD_KEY", raising=False)
+    monkeypatch.setattr(own_daemon, "dial", dialed)
+    monkeypatch.setattr(own_daemon, "join", lambda path, session, key: happened.append(key))
+    key, own = format_key(bytes(16)), OwnDaemon(Where(tmp_path / "s", tmp_path), "home")
+    assert str(attach_to(own, "home", key)) == "attached"
+    assert happened == ["dial", key, "dial"]
+    happened.clear()
+    with pytest.raises(UsageError, match="waits for a first member"):
+        attach_to(own, "home", None)
