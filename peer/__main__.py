@@ -97,6 +97,7 @@ async def serve(asked: argparse.Namespace) -> None:
         if metrics_at is not None:
             daemon.metrics = MetricsServer(metrics_at, lambda: daemon.status(None))
             await daemon.metrics.start()
+        await daemon.pacing.start()
         await daemon.resume()
         notify("READY=1", f"STATUS={len(daemon.sessions)} session(s)")
         log.info("ready on %s, state in %s", path, store.folder, extra={"peer": daemon.device.key.id})
@@ -108,6 +109,7 @@ async def serve(asked: argparse.Namespace) -> None:
             await daemon.stopping.wait()
     finally:
         notify("STOPPING=1")
+        await daemon.pacing.stop()
         await daemon.stop()
         if daemon.metrics is not None:
             await daemon.metrics.stop()

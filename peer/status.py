@@ -67,7 +67,9 @@ class SessionStatus:
     """One session of this device. members: how many are alive, this device included. links_without_replica:
     for want of memory at one of their ends; replica_mb: what this device has for them. Both None where the
     algorithm needs none. budget: None is without one. rounds_closed, of which rounds_alone without a
-    neighbor, and learner_restarts: since this daemon takes part."""
+    neighbor, and learner_restarts: since this daemon takes part. pace_share: of the time in which this device
+    may train, 0.0 where manners or quiet hours pause it; pace_reason: why not all of it; pace_until: "07:00",
+    local time, where it is known when that ends."""
 
     name: str
     id: str | None = None
@@ -99,6 +101,9 @@ class SessionStatus:
     budget: BudgetStatus | None = None
     rounds_closed: int | None = None
     learner_restarts: int | None = None
+    pace_share: float | None = None
+    pace_reason: str | None = None
+    pace_until: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {

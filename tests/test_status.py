@@ -52,6 +52,9 @@ SESSION = [
     "budget",
     "rounds_closed",
     "learner_restarts",
+    "pace_share",
+    "pace_reason",
+    "pace_until",
 ]
 BUDGET = ["bytes_per_min", "spent_last_min", "forecast_day", "rounds_held_back"]
 LINK = [

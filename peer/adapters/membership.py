@@ -29,6 +29,7 @@ class AttachOptions(TypedDict, total=False):
     start_daemon: bool
     pace: Pace | None
     local_steps: int | None
+    manners: bool
 
 
 class Membership:

@@ -67,17 +67,9 @@ class Learning:
         self._loop = asyncio.get_running_loop()
 
     def begin(self, *, has_task: bool) -> None:
-        """The session is known: start a child, unless a script is to train in its place."""
+        """The session is known, and with it whether a child could train in it."""
         self._has_task = has_task
         self.scripted = self.scripted or not has_task
-        if not self.scripted:
-            self.supervisor.start()
-
-    def take_up(self) -> None:
-        """Train with a child again, now that no script does."""
-        if self._has_task:
-            self.scripted = False
-            self.supervisor.start()
 
     @property
     def needs_script(self) -> bool:
@@ -105,6 +97,18 @@ class Learning:
         await self.supervisor.stop()
         if end is not None:
             end.close()
+
+    async def rest(self) -> None:
+        """End our own learner until the supervisor is started again. One that trains hands its mass over
+        first."""
+        old = self.end
+        if old is not None:
+            await self._owner.hand_over()
+            old.ask_to_stop()
+        await self.supervisor.stop()
+        if old is not None and self.end is old:
+            old.close()
+            self._lost("this device pauses")
 
     async def make_way(self, end: LearnerEnd) -> None:
         """End the learner that is attached, if there is one. One that trains hands its mass over first."""
@@ -157,6 +161,8 @@ class Learning:
         self._figures.report(frame, self._loop.time())
         if self.end is not None and self.end.child and (threads := self._threads()) is not None:
             self.end.use_threads(threads)  # learners come and go
+        if self.end is not None and isinstance(minds := frame.get("manners"), bool):
+            self.end.minds = minds
         digest, text = frame.get("signature"), frame.get("signature_list")
         if isinstance(digest, bytes) and len(digest) == 32:
             self.signature = Signature(digest, text if isinstance(text, bytes) else b"")

@@ -84,6 +84,11 @@ SESSION = (
         lambda s: s.learner_restarts,
     ),
     Figure(
+        "peerd_session_pace_ratio",
+        "Share of the time in which manners let it train; 0 while they pause it.",
+        lambda s: s.pace_share,
+    ),
+    Figure(
         "peerd_session_message_bytes_total",
         "Sent to carry models; the rest is control.",
         lambda s: s.message_bytes_sent,

@@ -21,7 +21,9 @@ RTT_GAIN = 0.125  # of the newest sample, RFC 6298 section 2.3
 @dataclass(slots=True)
 class Contact:
     """leaf_pem: pinned by the last Hello, None before it and after a failed handshake. Bytes: of messages,
-    and of those that are frames of links. listed: by its own record, as last heard."""
+    and of those that are frames of links. listed: by its own record, as last heard. calls: it has opened a
+    connection to this device. unreached: why none could be opened to it, last time; other_session: the id of
+    the one it has of this key, where that is not ours."""
 
     peer: PeerId
     addresses: list[str] = field(default_factory=list)
@@ -35,6 +37,10 @@ class Contact:
     rejected: int = 0
     last_rejection: str = ""
     blocked: bool = False
+    met_at: float | None = None
+    calls: bool = False
+    unreached: str = ""
+    other_session: str = ""
 
     def learn(self, addresses: Iterable[str], proven: bool = False) -> None:
         """Candidates by number. A proven one (it has answered with the right key) moves to the front for

@@ -38,7 +38,7 @@ LINKS = (
 )
 TRAINING = SessionStatus(
     "home", "s-1", "sgp", "ring", "quadratic", "training", 17, 4, 2, 0.5, {"accuracy": 0.9}, 2, 900, 700, 800,
-    9000, 3000, 10.0, 0.5, 0.01, 3, 0.1, 0.4, 60.0, LINKS, 1, 2.5, BUDGET, 18, 6,
+    9000, 3000, 10.0, 0.5, 0.01, 3, 0.1, 0.4, 60.0, LINKS, 1, 2.5, BUDGET, 18, 6, 0.5,
 )  # fmt: skip
 FULL = DeviceStatus(
     "p-a", 'pi "1"\\', "0.1", 7, 60.0, 50.0, ("the clock is unset", "no space left"), (TRAINING,), 12.5, False
