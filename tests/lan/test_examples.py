@@ -47,7 +47,7 @@ def run(pair: Pair, example: str, name: str, first: tuple[str, ...], second: tup
 
 
 def test_lightning(pair: Pair) -> None:
-    steps = ("--steps", "240")
+    steps = ("--steps", "400")
     said = run(
         pair,
         "lightning_digits.py",
@@ -56,7 +56,7 @@ def test_lightning(pair: Pair) -> None:
         ("--speaker", "jackson", *steps),
     )
     for out in said:
-        assert percent(out, "accuracy over all speakers") > 60, out
+        assert percent(out, "accuracy over all speakers") > 55, out  # alone 52 at the most
     _, one, other = pair
     shown = [device.session("digits")["metrics"]["accuracy"] for device in (one, other)]
     assert min(shown) > 0.3, "what Lightning validates is shown in status"
