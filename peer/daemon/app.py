@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
-from peer.daemon import clocks, health
+from peer.daemon import clocks, health, rekeying
+from peer.daemon.blocking import BlockList
 from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
@@ -64,7 +65,8 @@ Say = Callable[[str], None]
 class Daemon:
     """socket: where learners find it. awaited: the session of the script that has started this daemon; no
     child is to train in it. `stopping` is set when it is to end, `no_script` while no script is attached;
-    `sessions` are those that run, by name; `metrics`: who serves them, if anybody."""
+    `sessions` are those that run, by name, and `changing` those that are between two keys; `metrics`: who
+    serves them, if anybody."""
 
     def __init__(self, store: Store, socket: Path, recent: Recent, awaited: str | None = None) -> None:
         self.store, self.socket, self.recent = store, socket, recent
@@ -74,6 +76,8 @@ class Daemon:
         self.no_script.set()
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
+        self.changing: set[str] = set()
+        self.blocked = BlockList(store.folder)
         self.metrics: MetricsServer | None = None
         key, boot = Device.load_or_create(store.folder), store.next_boot()
         instance = min(boot, MAX_BOOT) << INSTANCE_BITS | secrets.randbits(INSTANCE_BITS)
@@ -145,6 +149,7 @@ class Daemon:
         """Take part in a session; returns at the first link. Raises NobodyFoundError or WrongKeyError when
         `options.timeout_s` is over (the session stays and waits), DataError when the model does not fit."""
         check_name(name)
+        self._refuse_changing(name)
         is_new = key is not None and self.store.known(parse_key(key)) is None
         folder = await self._folder_to_join(name, key)
         if folder.note.finished:
@@ -204,6 +209,36 @@ class Daemon:
 
     def key(self, name: str) -> str:
         return format_key(self._folder(name).key)
+
+    async def rekey(self, name: str, key: str | None) -> tuple[str, bool]:
+        """Leave the session as it is, and begin it with another key: the one that another device has made, or
+        a new one. Gives that key, and whether a checkpoint is carried over."""
+        self._refuse_changing(name)
+        folder, driver = self._folder(name), self.sessions.get(name)
+        raw = parse_key(key) if key is not None else new_key()
+        rekeying.check(self.store, folder, raw)
+        if driver is not None and driver.learning.end is not None and not driver.learning.end.child:
+            pid = driver.learning.end.pid
+            raise UsageError(
+                f"a script (pid {pid}) trains in '{name}'; end it first, and attach it again then"
+            )
+        self.changing.add(name)
+        try:
+            if driver is not None:
+                folder.mark(over=True)
+                await driver.leave(pause=False)
+                self.sessions.pop(name, None)
+            new, kept = await asyncio.to_thread(
+                rekeying.carry_over, self.store, folder, raw, first=key is None
+            )
+            await self._start(new)
+        finally:
+            self.changing.discard(name)
+        return format_key(raw), kept
+
+    def _refuse_changing(self, name: str) -> None:
+        if name in self.changing:
+            raise UsageError(f"session '{name}' is being given another key; ask again in a moment")
 
     def status(self, name: str | None) -> DeviceStatus:
         """The whole of `peerd status --json`."""
@@ -332,7 +367,7 @@ class Daemon:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _driver(self, folder: SessionFolder) -> SessionDriver:
-        driver = SessionDriver(folder, self.device)
+        driver = SessionDriver(folder, self.device, self.blocked.ids)
         driver.learning.scripted = driver.name == self._awaited
         driver.verdict = self.pacing.verdict(folder.options)
         self.sessions[driver.name] = driver
@@ -399,7 +434,8 @@ class Daemon:
                 if not known.is_empty:
                     raise UsageError(
                         f"this device knows another session '{name}', with another key; forget it first with "
-                        f"'peerd leave {name} --forget'"
+                        f"'peerd leave {name} --forget', or if 'peerd rekey' has made that key for it, run "
+                        f"'peerd rekey {name}' with it here, too"
                     )
                 if name in self.sessions:
                     await self._drop(self.sessions[name])

@@ -65,7 +65,7 @@ async def run(daemon: Daemon, request: Request) -> None:
         view.say("Ctrl-C hands over and ends")
     watching = asyncio.create_task(view.watch(daemon, driver))
     try:
-        while running(daemon) and not daemon.stopping.is_set():
+        while (running(daemon) or daemon.changing) and not daemon.stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S):
                     await daemon.stopping.wait()

@@ -51,6 +51,7 @@ def of_session(session: SessionDriver, now: float) -> Iterator[str]:
         *_finding(session, now),
         *_others(session),
         *_copies(session),
+        *_blocked(session),
         *_learner(session),
         *_stuck(session, now),
         *_memory(session),
@@ -124,6 +125,23 @@ def _copies(session: SessionDriver) -> Iterator[str]:
         return
     for _, (earlier, later) in sorted(session.node.members.copies.items()):
         yield copied(earlier, later)
+
+
+def _blocked(session: SessionDriver) -> Iterator[str]:
+    """On a graph that all agree on, the others count on a device that is blocked here."""
+    node = session.node
+    if node is None or node.agreement is None or session.failure is not None:
+        return
+    current = node.agreement.generations.current
+    seated = sorted(session.blocked.intersection(current.view)) if current is not None else []
+    for peer in seated:
+        record = node.members.record(peer)
+        who = (record.device if record is not None else "") or peer
+        yield (
+            f"{who} is blocked here, and on the graph that all members agree on: rounds do not wait for it, "
+            "and where the two are neighbors nothing passes between them; 'peerd rekey "
+            f"{session.name}' keeps it out for everybody"
+        )
 
 
 def copied(earlier: Record, later: Record) -> str:

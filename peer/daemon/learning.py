@@ -17,11 +17,13 @@ from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.signatures import first_difference
 from peer.daemon.supervisor import HOPELESS, Supervisor
 from peer.errors import DataError, PeerdError, UsageError, by_exit_code
-from peer.events import Closed, FromLearner, Leave, PeerId, Push, Pushed, Ready
+from peer.events import Closed, FromLearner, Leave, PeerId, Push, Pushed, Ready, Sketched
 from peer.local import Connection, Frame
+from peer.mesh.frames import ROUNDS
 from peer.mesh.greeting import Signature
 from peer.mesh.node import Node, NodeEvent
 from peer.mesh.transport import Transport
+from peer.sketch import TAG_BYTES, is_body
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +168,8 @@ class Learning:
         digest, text = frame.get("signature"), frame.get("signature_list")
         if isinstance(digest, bytes) and len(digest) == 32:
             self.signature = Signature(digest, text if isinstance(text, bytes) else b"")
+        if (sketched := sketch_of(frame)) is not None:
+            self._owner.feed(sketched)
 
     def on_learner_leaves(self) -> None:
         """A script ends politely: its mass goes to a neighbor, the session stays."""
@@ -214,3 +218,15 @@ class Learning:
                 self._owner.fail(DataError(first_difference(self.signature.text, said.signature.text)))
                 return False
         return True
+
+
+def sketch_of(frame: Frame) -> Sketched | None:
+    """The sketch in a learner's report, if there is one; what is none is left out."""
+    round_, layout, body = (frame.get(name) for name in ("sketch_round", "sketch_layout", "sketch"))
+    if not isinstance(round_, int) or not 0 <= round_ < ROUNDS:
+        return None
+    if not isinstance(layout, bytes) or len(layout) != TAG_BYTES:
+        return None
+    if not isinstance(body, bytes) or not is_body(body):
+        return None
+    return Sketched(round_, layout, body)

@@ -35,6 +35,7 @@ from peer.daemon.store import SessionFolder, check_task
 from peer.daemon.supervisor import Supervisor
 from peer.errors import ConfigError, PeerdError, StateError, UsageError
 from peer.events import (
+    Block,
     Dispose,
     Farewell,
     ForLearner,
@@ -98,7 +99,9 @@ class SessionDriver:
     `linked` and `ended` are events to wait on: both ends of a first link are up (or it trains already);
     nothing runs any more. `changed` is set with each of them, and with `failure`."""
 
-    def __init__(self, folder: SessionFolder, device: ThisDevice) -> None:
+    def __init__(
+        self, folder: SessionFolder, device: ThisDevice, blocked: frozenset[PeerId] = frozenset()
+    ) -> None:
         self.folder, self.name, self.options = folder, folder.note.name, folder.options
         self.descriptor: Descriptor | None = None
         self.node: Node | None = None
@@ -133,6 +136,8 @@ class SessionDriver:
         self._went = asyncio.Event()  # the node has said goodbye
         self._gone: Gone | None = None
         self._leaving: Leave | None = None
+        self.blocked: frozenset[PeerId] = frozenset()
+        self.block(blocked)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life --------------------------------------------------------------------------------------------
@@ -238,6 +243,7 @@ class SessionDriver:
         self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it
         self.node = Node(me, terms, self._farewells(), self.spending)
         self.learning.begin(has_task=descriptor.task != catalogue.SCRIPT)
+        self.feed(Block(self.blocked))
         self._start_learner()
 
     def _consider(self, met: Met) -> None:
@@ -452,8 +458,19 @@ class SessionDriver:
         others = [record for record in self.node.members.alive() if record.peer != me.peer]
         terms = replace(self.node.terms, founder=self.folder.note.founder)
         self.node = Node(self._me, terms, farewells, self.spending)
+        self.feed(Block(self.blocked))
         for record in others:
             self.feed(Met(record))
+
+    def block(self, peers: frozenset[PeerId]) -> None:
+        """Have nothing to do with these devices from now on, and with all others again."""
+        session_name.set(self.name)
+        before, self.blocked = self.blocked, peers
+        self.feed(Block(peers))
+        for peer in peers - before:
+            self.transport.block(peer)
+        for peer in before - peers:
+            self.transport.unblock(peer)
 
     # --- the learner -------------------------------------------------------------------------------------
 
@@ -561,7 +578,9 @@ class SessionDriver:
     # --- questions ---------------------------------------------------------------------------------------
 
     def _knows(self, peer: PeerId) -> bool:
-        """Is this peer a member that is alive?"""
+        """Is this peer a member that is alive, or one that is not to be dialed?"""
+        if peer in self.blocked:
+            return True
         return self.node is not None and any(r.peer == peer for r in self.node.members.alive())
 
     def has_met(self) -> bool:

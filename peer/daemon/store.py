@@ -3,6 +3,7 @@
     STATE/                      0700
       lock                      held by the daemon that uses this folder; its pid and socket
       boot                      how often a daemon has started here
+      blocked.json              devices this one wants nothing to do with (blocking.py)
       device.pem                the device's own key (peer/mesh/identity.py)
       log/peerd.log             peer/daemon/logs.py
       sessions/FINGERPRINT/     one per session key
@@ -100,8 +101,12 @@ class Store:
 
     def known(self, key: bytes) -> SessionFolder | None:
         """The folder of the session with this key, if there is one."""
-        folder = SessionFolder(self._place(key))
+        folder = self.folder_of(key)
         return folder if folder.is_whole() else None
+
+    def folder_of(self, key: bytes) -> SessionFolder:
+        """Where the session with this key is kept, or would be."""
+        return SessionFolder(self._place(key))
 
     def session(self, key: bytes, name: str) -> SessionFolder:
         """The folder of the session with this key, made if need be."""

@@ -49,6 +49,7 @@ from peer.learner.memory import with_memory
 from peer.learner.own_daemon import OwnDaemon, Where, attach_to
 from peer.learner.pulse import Pulse
 from peer.learner.rate import ScaledRate
+from peer.learner.sketching import Sketching
 from peer.placing import Placing
 
 log = logging.getLogger("peerd.learner")
@@ -157,6 +158,8 @@ class Swarm:
         self._bad = 0
         self.loss_now: Callable[[], float] | None = None  # of the module as it is, on a batch of this device
         self._pulse = Pulse()
+        self._sketching = Sketching(self.descriptor.id, signature_bytes(self._flat.signature))
+        self._sketch: dict[str, Any] = {}  # to be told with the next report
         found = self._keeper.found
         self._link = Link(attached, Duties(
             self._exchange, self._export, self._redial, self._introduction(), terms.child
@@ -352,6 +355,8 @@ class Swarm:
         else:
             self._flat.write(self._flat.read().add_(z - self._base))
         self._base, self._mass = z, True
+        if (not anew or self.finished) and self._sketching.is_due(self.round):
+            self._sketch = self._sketching.made(z, self.round)
         return True
 
     def _look(self) -> None:
@@ -422,13 +427,14 @@ class Swarm:
             torch.set_num_threads(threads)
         if self._keeper.due():
             self._checkpoint()
-        if self._pulse.due():
+        if self._pulse.due() or self._sketch:
             self._tell()
 
     def _tell(self) -> None:
         kept = {"checkpoint_round": self._keeper.round, "checkpoint_problem": self._keeper.problem}
         memory = {} if self._replica_mb is None else self._memory(self._replica_mb)
-        self._link.post({"op": "report", **self._pulse.report(), **kept, **memory})
+        self._link.post({"op": "report", **self._pulse.report(), **kept, **memory, **self._sketch})
+        self._sketch = {}
 
     def _memory(self, replica_mb: float) -> dict[str, Any]:
         return {"replica_mb": replica_mb, "links_without_replica": len(self._link.lacking())}

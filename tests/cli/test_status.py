@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import pty
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +20,7 @@ from rich.console import Console
 from cli import view
 from cli.text import clean, size, span
 from peer.errors import UnknownSessionError
-from peer.status import BudgetStatus, DeviceStatus, LinkStatus, SessionStatus
+from peer.status import BudgetStatus, DeviceStatus, LinkStatus, MemberStatus, SessionStatus
 
 Run = Callable[..., Result]
 
@@ -152,6 +158,107 @@ def test_colors_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch
     assert "\x1b[32m" in drawn(STATUS, force_terminal=True, color_system="standard")
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[32m" not in drawn(STATUS, force_terminal=True, color_system="standard")
+
+
+@pytest.mark.parametrize("picture", [view.plain, drawn])
+def test_how_far_apart_the_models_are_is_said_of_all_and_of_each(
+    picture: Callable[[DeviceStatus], str],
+) -> None:
+    links = (
+        replace(LINKS[0], round=39, behind=1, verdict="late"),
+        replace(LINKS[1], state="blocked", verdict="blocked"),
+    )
+    members = (
+        MemberStatus("p-bbbb", "pi-2", distance=0.05, distance_relative=0.0123, distance_age_s=8.0),
+        MemberStatus("p-cccc", "pi-3", "suspect", distance_relative=0.2),
+        *(MemberStatus(f"p-d{i}", f"pi-1{i}") for i in range(20)),
+    )
+    home = replace(
+        HOME, links=links, peers=members, weight=0.5, mean_weight=0.9821,
+        consensus_distance=0.04321, consensus_relative=0.00987,
+    )  # fmt: skip
+    seen = picture(replace(STATUS, sessions=(home,)))
+    assert "weight 0.5 (mean 0.982)" in seen
+    assert "consensus distance 0.0432, 0.99 % of the norm (by sketches, give or take 9 %)" in seen
+    back, out = sorted((line for line in seen.splitlines() if "10.0.0.2:7" in line), key=lambda r: "→" in r)
+    for word in ("late", "1 round", "1.2 %"):
+        assert word in back
+    assert "blocked" in out
+    assert "without a link now: pi-3 (suspect, 20 % apart), pi-10, pi-11" in " ".join(seen.split())
+    assert "and 9 more" in " ".join(seen.split())
+
+
+def test_two_devices_of_one_name_are_told_apart_by_their_ids() -> None:
+    rows = view.link_rows([*LINKS, replace(LINKS[0], peer="p-cccccccccc")])
+    assert [row[1] for row in rows] == ["pi-2 p-bbbb", "pi-2 p-bbbb", "pi-2 p-cccccc"]
+    assert {row[1] for row in view.link_rows(LINKS)} == {"pi-2"}
+
+
+def test_columns_of_which_nothing_is_known_are_not_there() -> None:
+    head, *_ = view.link_table(HOME)
+    assert not {"behind", "apart"} & set(head)
+    known = replace(HOME, peers=(MemberStatus("p-bbbb", distance_relative=0.01),))
+    assert "apart" in view.link_table(known)[0]
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_watching_refreshes_in_place_and_gives_the_terminal_back(told: Any, how: int, code: int) -> None:
+    """On a terminal of its own: an alternate screen is entered once, each picture begins at the top, and
+    however it ends the screen of before and the cursor are there again."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-P", "-m", "cli.main", "status", "--watch"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+    watching = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    os.close(theirs)
+    try:
+        shown = b""
+        while shown.count(b"pi-1") < 2:
+            shown += os.read(ours, 65536)
+        watching.send_signal(how)
+        _, said = watching.communicate(timeout=60)
+        shown += drained(ours)
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(ours)
+    assert watching.returncode == code, said
+    assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") == 1
+    assert shown.rindex(b"\x1b[?1049l") > shown.rindex(b"pi-1"), "nothing is left on the screen of before"
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    assert shown.count(b"\x1b[H") >= 2, "each from the top: nothing scrolls"
+
+
+def drained(terminal: int) -> bytes:
+    """What is still there to be read, to the end."""
+    found = b""
+    while select.select([terminal], [], [], 0)[0]:
+        try:
+            found += os.read(terminal, 65536)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the other end is closed
+                raise
+            break
+    return found
+
+
+def test_watching_into_a_pipe_prints_one_picture_after_the_other(
+    run: Run, daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([STATUS.to_dict(), STATUS.to_dict()])
+
+    def status(_: dict[str, Any]) -> Any:
+        found = next(answers, None)
+        if found is None:
+            raise UnknownSessionError("no session 'home' on this device any more")
+        return [{"op": "done", "status": found}]
+
+    daemon.answers["status"] = status
+    monkeypatch.setattr("cli.status.WATCH_S", 0.0)
+    done = run("status", "home", "--watch")
+    assert done.exit_code == 66
+    pictures = done.stdout.split("\n\n! ")
+    assert len(pictures) == 2
+    assert "\x1b" not in done.stdout
 
 
 def test_no_session_says_how_to_get_one() -> None:

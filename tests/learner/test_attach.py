@@ -21,10 +21,12 @@ from peer.events import Closed, Deadline, Found, HandOver, Holds, Key, LinkUp, O
 from peer.learner import attach, checkpoint, link, own_daemon
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
-from peer.learner.flat import FlatModel
+from peer.learner.flat import FlatModel, signature_bytes
+from peer.learner.projection import project, tag_of
 from peer.learner.pulse import Pulse
 from peer.placing import Placing
 from peer.shared_buffer import SharedBuffer
+from peer.sketch import pack
 
 opened: list[tuple[StandIn, Swarm]] = []
 
@@ -74,6 +76,22 @@ class Script:
 
 def closed(daemon: StandIn) -> list[int]:
     return [event.key.round for event in daemon.events if isinstance(event, Closed)]
+
+
+@pytest.mark.parametrize("pace", ["lockstep", "free", "overlap"])
+def test_a_sketch_of_the_mixed_model_is_reported_with_its_round(tmp_path: Path, pace: Pace) -> None:
+    daemon = StandIn(descriptor(local_steps=1))
+    script = Script(tmp_path, daemon, pace)
+    script.swarm.begin()
+    while not script.step():
+        daemon.wait_for(lambda: script.swarm._link.is_open() or script.swarm._link.has_mixed())
+    daemon.wait_for(lambda: any("sketch" in frame for frame in daemon.reports()))
+    report = next(frame for frame in daemon.reports() if "sketch" in frame)
+    assert report["sketch_round"] == 0
+    mixed = torch.tensor([-0.125] * 4)
+    session, signature = daemon.session.id, signature_bytes(FlatModel(script.model).signature)
+    assert report["sketch"] == pack(project(mixed, session))
+    assert report["sketch_layout"] == tag_of(session, signature)
 
 
 def test_one_exchange_every_local_steps(tmp_path: Path) -> None:
