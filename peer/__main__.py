@@ -2,6 +2,8 @@
 
     python -m peer [--socket PATH] [--state FOLDER] [--request-fd N] [--metrics [HOST:]PORT] [--log-format F]
 
+A script that finds no daemon starts one with --owner-fd and --awaits (peer/learner/own_daemon.py).
+
 SIGTERM, SIGHUP (a closed terminal) or Ctrl-C pauses every session politely and ends with 0; a second one ends
 at once with 130.
 """
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--socket", help="control socket to listen on")
     parser.add_argument("--state", help="state folder")
     parser.add_argument("--request-fd", type=int, help="descriptor with one create or join request")
+    parser.add_argument("--owner-fd", type=int, help="socket to the script that this daemon ends with")
+    parser.add_argument("--awaits", metavar="NAME", help="session in which that script is to train")
     parser.add_argument("--metrics", metavar="[HOST:]PORT", help="serve Prometheus there")
     parser.add_argument("--log-format", choices=("text", "json"), help="of what goes to standard error")
     asked = parser.parse_args(arguments)
@@ -72,17 +76,20 @@ async def serve(asked: argparse.Namespace) -> None:
     from peer.daemon.control import ControlServer
     from peer.daemon.metrics_server import MetricsServer, address
     from peer.daemon.notify import notify
+    from peer.daemon.owner import Owner
     from peer.daemon.store import Store
 
     _allow_open_files()
     metrics_at = address(asked.metrics, os.environ)
     path = own_socket(asked.socket, os.environ, asked.state)
+    owner = Owner(asked.owner_fd) if asked.owner_fd is not None else None
     request = foreground.read_request(asked.request_fd) if asked.request_fd is not None else None
     store = Store(state_folder(asked.state, os.environ))
     store.lock(path)
-    stderr = structured.to_stderr(asked.log_format, os.environ) if request is None else None
+    quiet = request is not None or owner is not None
+    stderr = None if quiet else structured.to_stderr(asked.log_format, os.environ)
     recent = logs.start(store.folder / "log", stderr=stderr)
-    daemon = Daemon(store, path, recent)
+    daemon = Daemon(store, path, recent, asked.awaits)
     control = ControlServer(daemon)
     control.start()
     _on_signals(daemon)
@@ -96,6 +103,8 @@ async def serve(asked: argparse.Namespace) -> None:
         log.info("ready on %s, state in %s", path, store.folder, extra={"peer": daemon.device.key.id})
         if request is not None:
             await foreground.run(daemon, request)
+        elif owner is not None:
+            await owner.serve(daemon)
         else:
             await daemon.stopping.wait()
     finally:

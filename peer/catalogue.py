@@ -21,6 +21,7 @@ from peer.entries import (
     MAX_PHASE,
     MAX_RANDOM_K,
     PACES,
+    SCRIPT,
     SPEAKERS,
     TASKS,
     TOPOLOGIES,
@@ -46,9 +47,9 @@ from peer.grammar import (
 
 __all__ = [
     "ALGORITHMS", "COMPRESSION_HELP", "DEFAULT_ALGORITHM", "DEFAULT_LOCAL_STEPS", "DEFAULT_TASK",
-    "DEFAULT_TOPOLOGY", "DIRECTED", "MAX_BITS", "MAX_PHASE", "PACES", "SPEAKERS", "TASKS", "TOPOLOGIES",
-    "TRAINING_OPTIONS", "TREES", "AlgorithmEntry", "Compression", "Option", "Shard", "parse_compression",
-    "parse_shard",
+    "DEFAULT_TOPOLOGY", "DIRECTED", "MAX_BITS", "MAX_PHASE", "PACES", "SCRIPT", "SPEAKERS", "TASKS",
+    "TOPOLOGIES", "TRAINING_OPTIONS", "TREES", "AlgorithmEntry", "Compression", "Option", "Shard",
+    "parse_compression", "parse_shard",
 ]  # fmt: skip
 
 MANNERS = ("on", "mains", "off")

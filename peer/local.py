@@ -53,6 +53,7 @@ __all__ = [
     "Connection",
     "Event",
     "EventAssembler",
+    "ForbiddenSocketError",
     "Frame",
     "FrameReader",
     "HungDaemonError",
@@ -88,6 +89,17 @@ class HungDaemonError(NoDaemonError):
         super().__init__(
             f"the daemon on {path} does not answer, it is stopped or hung; restart it: end it, then run "
             "'peerd daemon' ('systemctl restart peerd' if it is the system's)"
+        )
+
+
+class ForbiddenSocketError(NoDaemonError):
+    """A daemon is there, and this user may not use its socket: another one beside it would not help."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"the daemon's socket {path} may not be used by you; join the group '{SERVICE_USER}' "
+            f"('sudo usermod -aG {SERVICE_USER} $USER', then log in again), or run your own daemon with "
+            "'peerd daemon'"
         )
 
 
@@ -198,10 +210,7 @@ def connect(path: Path | str, role: str = "cli", timeout_s: float = 10.0) -> Cli
         check_listener(sock, path)
     except PermissionError as error:
         sock.close()
-        raise NoDaemonError(
-            f"the daemon's socket {path} may not be used by you; join the group '{SERVICE_USER}', "
-            "or run your own daemon with 'peerd daemon'"
-        ) from error
+        raise ForbiddenSocketError(path) from error
     except TimeoutError as error:
         sock.close()
         raise HungDaemonError(path) from error

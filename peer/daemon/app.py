@@ -22,7 +22,7 @@ from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
 from peer.daemon import clocks, health, rekeying
 from peer.daemon.blocking import BlockList
-from peer.daemon.exporting import from_checkpoint
+from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
@@ -63,11 +63,17 @@ Say = Callable[[str], None]
 
 
 class Daemon:
-    """socket: where learners find it. `stopping` is set when it is to end; `sessions` are those that run,
-    by name, and `changing` those that are between two keys; `metrics`: who serves them, if anybody."""
+    """socket: where learners find it. awaited: the session of the script that has started this daemon; no
+    child is to train in it. `stopping` is set when it is to end, `no_script` while no script is attached;
+    `sessions` are those that run, by name, and `changing` those that are between two keys; `metrics`: who
+    serves them, if anybody."""
 
-    def __init__(self, store: Store, socket: Path, recent: Recent) -> None:
+    def __init__(self, store: Store, socket: Path, recent: Recent, awaited: str | None = None) -> None:
         self.store, self.socket, self.recent = store, socket, recent
+        self._awaited = awaited
+        self._scripts = 0  # attached now, in all sessions
+        self.no_script = asyncio.Event()
+        self.no_script.set()
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
         self.changing: set[str] = set()
@@ -76,6 +82,8 @@ class Daemon:
         key, boot = Device.load_or_create(store.folder), store.next_boot()
         instance = min(boot, MAX_BOOT) << INSTANCE_BITS | secrets.randbits(INSTANCE_BITS)
         self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads, instance=instance)
+        self._taken_up = asyncio.Event()  # clear while sessions are
+        self._taken_up.set()
         self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start
         self._lives = 0
         self.pacing = Pacing(self.sessions.values)
@@ -84,6 +92,13 @@ class Daemon:
 
     async def resume(self) -> None:
         """Take up every session that was not left."""
+        self._taken_up.clear()
+        try:
+            await self._take_up()
+        finally:
+            self._taken_up.set()
+
+    async def _take_up(self) -> None:
         for folder in self.store.sessions():
             if folder.problem:
                 self._spoilt[folder.path] = folder
@@ -301,17 +316,25 @@ class Daemon:
             })  # fmt: skip
         return rows
 
-    async def export(self, name: str) -> SharedBuffer:
-        """The model as a safetensors file, of the learner or else of the newest checkpoint; the buffer is
-        the caller's. Raises UnknownSessionError, or DataError when there is no model."""
+    async def export(self, name: str, *, onnx: bool = False) -> SharedBuffer:
+        """The model as a safetensors file, of the learner or else of the newest checkpoint, or as ONNX; the
+        buffer is the caller's. Raises UnknownSessionError, DataError when there is no model, or UsageError
+        when ONNX is not to be had here."""
         folder, driver = self._folder(name), self.sessions.get(name)
         end = driver.learning.end if driver is not None else None
+        known = provenance(folder, driver.members if end is not None and driver is not None else [])
+        model = None
         if end is not None:
             try:
-                return await end.export(EXPORT_S)
+                model = await end.export(known, EXPORT_S)
             except (TimeoutError, NoDaemonError) as error:
                 log.info("the learner wrote no model, its checkpoint is exported: %s", error)
-        return await from_checkpoint(name, folder.path)
+        if model is None:
+            model = await from_checkpoint(name, folder.path, known)
+        if not onnx:
+            return model
+        with model:
+            return await as_onnx(name, folder.path, model)
 
     def check_known(self, name: str) -> None:
         """Raises UnknownSessionError unless a session of that name is on disk."""
@@ -320,18 +343,32 @@ class Daemon:
     async def attach(self, connection: Connection, request: Frame) -> None:
         """Serve a learner of one of the sessions until it is gone."""
         name = str(request.get("session"))
+        if name not in self.sessions:
+            await self._taken_up.wait()  # it may be about to be
         driver = self.sessions.get(name)
         if driver is None:
             raise unknown(name)
         self._lives += 1
         life = (self.device.boot << 20) + self._lives
         pid, _ = connection.credentials()
-        await driver.attach(connection, LearnerEnd(connection, life, bool(request.get("child")), pid))
+        end = LearnerEnd(connection, life, bool(request.get("child")), pid)
+        if end.child:
+            await driver.attach(connection, end)
+            return
+        self._scripts += 1
+        self.no_script.clear()
+        try:
+            await driver.attach(connection, end)
+        finally:
+            self._scripts -= 1
+            if not self._scripts:
+                self.no_script.set()
 
     # --- inside ------------------------------------------------------------------------------------------
 
     def _driver(self, folder: SessionFolder) -> SessionDriver:
         driver = SessionDriver(folder, self.device, self.blocked.ids)
+        driver.learning.scripted = driver.name == self._awaited
         driver.verdict = self.pacing.verdict(folder.options)
         self.sessions[driver.name] = driver
         return driver

@@ -1,7 +1,7 @@
 """What the clocks of this machine say about each other. An edge: it reads them.
 
 Of what devices do with each other nothing is decided by wall time. Here it is looked at, to tell a user
-that it is wrong, and for the quiet hours that he has set by it."""
+that it is wrong, for the quiet hours that he has set by it, and to note when a model was exported."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class SuspendWatch:
         before, self._seen = self._seen, self._asleep()
         gap = self._seen - before
         return gap if gap > SUSPENDED_S else 0.0
+
+
+def written() -> str | None:
+    """Now, in UTC, for a file's own note of when it was made; None where the clock shows no real time."""
+    return None if is_unset() else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def shown_s() -> float:

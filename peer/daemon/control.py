@@ -250,8 +250,10 @@ class ControlServer:
         return {}, None
 
     async def _export(self, request: Frame, connection: Connection) -> Answer:
-        with await self._daemon.export(_text(request, "name")) as buffer:
-            return {"size": len(buffer)}, os.dup(buffer.fileno())
+        onnx = bool(request.get("onnx"))
+        with await self._daemon.export(_text(request, "name"), onnx=onnx) as buffer:
+            kind = "onnx" if onnx else "safetensors"
+            return {"size": len(buffer), "format": kind}, os.dup(buffer.fileno())
 
     async def _stop(self, request: Frame, connection: Connection) -> Answer:
         self._daemon.stopping.set()

@@ -178,6 +178,8 @@ def _learner(session: SessionDriver) -> Iterator[str]:
                 f"the learner died with exit code {supervisor.last_code} and is started again soon; "
                 f"'peerd logs {session.name}' says why"
             )
+    elif session.learning.end is None and session.learning.needs_script:
+        yield f"no script trains here now; start one that calls peer.attach('{session.name}', …)"
     elif session.learning.end is None and session.learning.scripted:
         yield f"the script that trained has ended; start it again, or run 'peerd join {session.name}'"
 

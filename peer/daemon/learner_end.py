@@ -80,12 +80,13 @@ class LearnerEnd:
             if self._export is not None and not self._export.done():
                 self._export.set_exception(NoDaemonError("the learner ended before it wrote its model"))
 
-    async def export(self, timeout_s: float) -> SharedBuffer:
-        """The model as the bytes of a safetensors file; the buffer is the caller's."""
+    async def export(self, known: dict[str, str], timeout_s: float) -> SharedBuffer:
+        """The model as the bytes of a safetensors file that says what is `known` of it; the buffer is the
+        caller's."""
         if self._export is None or self._export.done():
             self._export = asyncio.get_running_loop().create_future()
             self._export.add_done_callback(lambda done: done.exception())  # nobody may be waiting any more
-            self._connection.send({"op": "export"})
+            self._connection.send({"op": "export", "provenance": known})
         async with asyncio.timeout(timeout_s):
             buffer = await asyncio.shield(self._export)
         return SharedBuffer.from_fd(os.dup(buffer.fileno()), len(buffer))

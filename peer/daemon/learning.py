@@ -46,7 +46,7 @@ class Owner(Protocol):
 
 
 class Learning:
-    """`end`: the learner that is attached. `scripted`: a user's script has taken the child's place.
+    """`end`: the learner that is attached. `scripted`: a user's script has taken the child's place, or is to.
     `signature`: of the model it trains."""
 
     def __init__(
@@ -58,6 +58,7 @@ class Learning:
     ) -> None:
         self.end: LearnerEnd | None = None
         self.scripted = False
+        self._has_task = True  # a session for scripts has none that a child could train
         self.signature: Signature | None = None
         self.wanted = True  # False from the session's end on: a child that dies stays dead
         self._logged_at = -math.inf
@@ -66,6 +67,16 @@ class Learning:
         self._figures = figures
         self.supervisor = supervisor(self._on_death)
         self._loop = asyncio.get_running_loop()
+
+    def begin(self, *, has_task: bool) -> None:
+        """The session is known, and with it whether a child could train in it."""
+        self._has_task = has_task
+        self.scripted = self.scripted or not has_task
+
+    @property
+    def needs_script(self) -> bool:
+        """Is there nothing that trains here but scripts?"""
+        return not self._has_task
 
     async def serve(self, connection: Connection, end: LearnerEnd, welcome: Frame) -> None:
         """Be this learner's session until its connection ends. welcome: the "attached" frame. Call after

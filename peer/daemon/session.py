@@ -242,6 +242,7 @@ class SessionDriver:
         me = replace(self._me, incarnation=self._me.incarnation + 1)
         self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it
         self.node = Node(me, terms, self._farewells(), self.spending)
+        self.learning.begin(has_task=descriptor.task != catalogue.SCRIPT)
         self.feed(Block(self.blocked))
         self._start_learner()
 
@@ -285,6 +286,8 @@ class SessionDriver:
         self.feed(event)
         if isinstance(event, Met):
             self.learning.check_model()
+            if self.descriptor is not None and self.learning.scripted and self.learning.end is None:
+                self._linked()  # more comes of it when the script is there
 
     def _on_moved(self, addresses: tuple[str, ...]) -> None:
         self._me = replace(self._me, addresses=addresses)
@@ -420,10 +423,12 @@ class SessionDriver:
             self._signal(self.ended)
 
     def _keep_farewells(self) -> None:
-        """For a neighbor that did not hear the goodbye. On a full disk it takes its last parcel back."""
+        """For a neighbor that did not hear the goodbye; on a full disk it takes its last parcel back. And
+        who was here, for an export later on."""
         assert self.node is not None
         try:
             self.folder.save_farewells(self.node.farewells())
+            self.folder.save_members(self.members)
         except StateError as error:
             log.warning("%s", error)
 
@@ -483,10 +488,12 @@ class SessionDriver:
         if self._attaching.locked():
             return  # a script is about to train here
         if self.descriptor is not None and self.failure is None and self.learning.end is None:
-            self.learning.scripted = False
+            self.learning.scripted = self.learning.needs_script
             self._start_learner()
 
     def _start_learner(self) -> None:
+        if self.learning.scripted:
+            return
         self._resting = self.verdict.pauses
         if not self._resting:
             self.learning.supervisor.start()
@@ -558,6 +565,15 @@ class SessionDriver:
 
     def _longest_parcel(self) -> int:
         return 16 * (self.figures.parameters or 0) + PARCEL_SLACK
+
+    @property
+    def members(self) -> list[PeerId]:
+        """Who is in the session, as far as is known here, or has seen it through; this device included."""
+        if self.node is None:
+            return []
+        known = self.node.members
+        through = (record.peer for record in known.records() if record.phase == "finished")
+        return sorted({known.me.peer, *through, *(record.peer for record in known.alive())})
 
     # --- questions ---------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
@@ -210,6 +210,17 @@ class SessionFolder:
             return kept
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StateError(f"{path} is damaged ({error}); delete it") from error
+
+    def save_members(self, members: Sequence[PeerId]) -> None:
+        """Keep who was in the session when this device's part in it ended."""
+        write(self.path / "members.json", json.dumps(members).encode())
+
+    def members(self) -> tuple[PeerId, ...]:
+        """What `save_members` kept last; nobody, when it cannot be read."""
+        try:
+            return tuple(str(peer) for peer in json.loads((self.path / "members.json").read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return ()
 
     def forget(self) -> None:
         """Delete everything, the key first."""

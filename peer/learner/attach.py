@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +46,10 @@ from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.link import Duties, Link
 from peer.learner.look import mixes
 from peer.learner.memory import with_memory
+from peer.learner.own_daemon import OwnDaemon, Where, attach_to
 from peer.learner.pulse import Pulse
 from peer.learner.rate import ScaledRate
 from peer.learner.sketching import Sketching
-from peer.local import default_socket
 from peer.placing import Placing
 
 log = logging.getLogger("peerd.learner")
@@ -67,49 +66,68 @@ def attach(
     optimizer: torch.optim.Optimizer,
     *,
     socket: str | Path | None = None,
+    state: str | Path | None = None,
+    key: str | None = None,
+    start_daemon: bool = True,
     pace: Pace | None = None,
     local_steps: int | None = None,
     manners: bool = False,
 ) -> Swarm:
-    """Train `model` with the other devices of `session`, which this device's daemon has created or joined.
+    """Train `model` with the other devices of `session`, which this device has created or joined.
+
+    Only `model` is shared, and of it what requires a gradient, with the floating-point buffers: give a part
+    of yours to keep the rest at home. Other parameters that the optimizer has stay this device's own.
 
     Blocks until there is a model to train from (as founder, from a member's snapshot, or after a power cut
     from this device's checkpoint) and loads it into `model`, in place. Use the result in a `with` statement
     and call its `step()` after each `optimizer.step()`.
 
-    socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others, and is
+    socket: the daemon's; None finds it as the command line does. If none runs there, one is started, unless
+    `start_daemon` is false: with that state folder, None for the usual one, and for as long as this script,
+    or another that found it, trains. key: joins the session with it if this device does not know it; None
+    takes PEERD_KEY. pace: "free" never waits for others, and is
     what a script gets whatever the session's own pace is, where the algorithm can run so; "lockstep", which
     it gets elsewhere, waits in every exchange, "overlap" for the last one before it hands over to the next.
     local_steps: calls of `step()` per exchange; None: the session's, which in a session with an end may place
     its exchanges by its learning rate (peer/placing.py). manners: let `step()` rest, and take fewer local
     steps per exchange, while the device is hot, on battery, or has others that need its processors.
-    Raises NoDaemonError, UnknownSessionError, DataError when the model does not fit the session, UsageError
+    Raises NoDaemonError, UnknownSessionError, NobodyFoundError for a key that no member is found with,
+    DataError when the model does not fit the session, UsageError
     for a pace that its algorithm cannot run in, or CodecCheckError when this machine's libraries are not to
     be trusted with messages.
     """
     check_codecs()
-    path = Path(socket) if socket is not None else default_socket(None, os.environ)
-    attached = dial(path, session, child=False)
-    descriptor = attached.descriptor
-    if pace is None:
-        pace = "free" if "free" in catalogue.algorithm(descriptor.algorithm).paces else "lockstep"
-    swarm = Swarm(
-        attached, model, optimizer, Terms(path, pace, local_steps or descriptor.local_steps, manners=manners)
-    )
-    swarm.begin()
+    own = OwnDaemon(Where.of(socket, state), session, may_start=start_daemon)
+    try:
+        attached = attach_to(own, session, key)
+        descriptor = attached.descriptor
+        if pace is None:
+            pace = "free" if "free" in catalogue.algorithm(descriptor.algorithm).paces else "lockstep"
+        steps = local_steps or descriptor.local_steps
+        terms = Terms(own.where.socket, pace, steps, manners=manners, daemon=own)
+        swarm = Swarm(attached, model, optimizer, terms)
+    except BaseException:
+        own.close()
+        raise
+    try:
+        swarm.begin()
+    except BaseException:
+        swarm.close()
+        raise
     return swarm
 
 
 @dataclass(frozen=True)
 class Terms:
     """How this learner takes part. child: started by the daemon, and ending with it. manners: it rests as the
-    daemon says."""
+    daemon says. daemon: one that a script may start, and that ends with it."""
 
     socket: Path
     pace: Pace
     local_steps: int
     child: bool = False
     manners: bool = False
+    daemon: OwnDaemon | None = None
 
 
 class Swarm:
@@ -155,6 +173,11 @@ class Swarm:
     def round(self) -> int:
         """The last exchange that closed; -1 before there was one."""
         return self._link.round
+
+    @property
+    def rounds_with_others(self) -> int:
+        """Exchanges of this script that closed with what a neighbor sent; the others were closed alone."""
+        return self._link.rounds_heard
 
     @property
     def steps(self) -> int:
@@ -462,6 +485,8 @@ class Swarm:
             self._mass = False
             self._checkpoint()
         link.close()
+        if self.terms.daemon is not None:
+            self.terms.daemon.close()
 
     def _hand_mass_over(self) -> None:
         """Until the daemon says stop: not before a neighbor has confirmed that it took the mass."""
@@ -498,11 +523,16 @@ class Swarm:
         )
         return Exchange(algorithm, layout, initial, lockstep=lockstep, resume=resume)
 
-    def _export(self, model: Tensor, round_: int) -> bytes:
-        return exported(model, self._flat.signature, self.descriptor.name, round_, self.descriptor.algorithm)
+    def _export(self, model: Tensor, round_: int, known: dict[str, str]) -> tuple[bytes, memoryview]:
+        origin = {**known, "algorithm": self.descriptor.algorithm, "round": str(round_)}
+        return exported(model, self._flat.signature, origin)
 
     def _redial(self) -> Attachment:
-        return dial(self.terms.socket, self.descriptor.name, child=self.terms.child)
+        def again() -> Attachment:
+            return dial(self.terms.socket, self.descriptor.name, child=self.terms.child)
+
+        own = self.terms.daemon
+        return own.reach(again) if own is not None and own.runs else again()
 
     def _introduction(self) -> dict[str, Any]:
         signature = signature_bytes(self._flat.signature)

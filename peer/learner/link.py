@@ -51,11 +51,12 @@ REDIAL_S = 0.5, 30.0  # first and longest wait between two tries; each is twice 
 @dataclass(frozen=True)
 class Duties:
     """What the link thread needs from its owner. exchange: a new one that knows this initial model, if it is
-    kept, and resumes from this one of its own if it must. export: a safetensors file of a flat model at a
-    round. introduction: the frame that comes before Ready. child: the daemon's own, which ends with it."""
+    kept, and resumes from this one of its own if it must. export: a safetensors file, in parts, of a flat
+    model at a round, with what the daemon knows of it. introduction: the frame that comes before Ready.
+    child: the daemon's own, which ends with it."""
 
     exchange: Callable[[Tensor | None, Resume | None], Exchange]
-    export: Callable[[Tensor, int], bytes]
+    export: Callable[[Tensor, int, dict[str, str]], tuple[bytes, memoryview]]
     redial: Callable[[], Attachment]
     introduction: dict[str, Any]
     child: bool = False
@@ -75,6 +76,7 @@ class Link:
         self.round = -1  # the last round closed or joined at
         self.weight = 0.0
         self.heard: Sequence[str] = ()
+        self.rounds_heard = 0  # so many closed in which a neighbor was heard
         self.connected = True
         self.stopping = False  # the daemon, a signal or the owner says: no more steps
         self.dismissed = False  # the daemon says so: what this learner held is handed over
@@ -285,7 +287,8 @@ class Link:
     def _on_frame(self, frame: dict[str, Any], fd: int | None) -> None:
         match frame["op"]:
             case "export":
-                self._export()
+                known = frame.get("provenance") or {"session": self._attached.descriptor.name}
+                self._export({str(key): str(value) for key, value in known.items()})
             case "stop":
                 with self.met:
                     self.stopping = self.dismissed = True
@@ -327,6 +330,7 @@ class Link:
         for answer in answers:
             if isinstance(answer, Closed):
                 self.round, self.heard, self.weight = answer.key.round, answer.heard, answer.weight
+                self.rounds_heard += bool(answer.heard)
         mixed = self._exchange.take()
         if mixed is not None:
             self._last, self._resume = Resume(mixed, self.round), None
@@ -349,10 +353,10 @@ class Link:
                     answer = replace(answer, payload=outbox.put(answer.payload))
                 self._attached.client.send_event(answer)
 
-    def _export(self) -> None:
+    def _export(self, known: dict[str, str]) -> None:
         kept = self.kept()
         model, round_ = kept[:2] if kept is not None else (self._exchange.estimate(), -1)
-        with SharedBuffer.of(self._duties.export(model, round_)) as buffer:
+        with SharedBuffer.of(*self._duties.export(model, round_, known)) as buffer:
             self._attached.client.send({"op": "exported", "size": len(buffer)}, buffer.fileno())
 
     def _redial(self, first_s: float = REDIAL_S[0]) -> bool:

@@ -149,6 +149,30 @@ def test_export_writes_the_whole_file(run: Run, daemon: Any, tmp_path: Path) -> 
     assert "3.0 MB" in done.stdout
 
 
+def test_export_asks_for_what_the_files_names_say(run: Run, daemon: Any, tmp_path: Path) -> None:
+    def answer(request: Any) -> Any:
+        kind = "onnx" if request["onnx"] else "safetensors"
+        return [({"op": "done", "format": kind}, memfd(kind.encode()))]
+
+    daemon.answers["export"] = answer
+    plain, graph, other = (str(tmp_path / name) for name in ("m.safetensors", "m.onnx", "graph"))
+    assert run("export", "home", "-o", plain, "--onnx", other).exit_code == 0
+    assert run("export", "home", "-o", graph).exit_code == 0
+    written = [Path(path).read_bytes() for path in (plain, graph, other)]
+    assert written == [b"safetensors", b"onnx", b"onnx"]
+    done = run("export", "home")
+    assert done.exit_code == 2
+    assert "-o FILE.safetensors, or with --onnx FILE.onnx" in done.stderr
+
+
+def test_a_daemon_that_knows_no_onnx_is_not_taken_at_its_word(run: Run, daemon: Any, tmp_path: Path) -> None:
+    daemon.answers["export"] = lambda _: [({"op": "done"}, memfd(b"safetensors"))]
+    done = run("export", "home", "--onnx", str(tmp_path / "m.onnx"))
+    assert done.exit_code == 70
+    assert "the daemon is older and writes no ONNX" in done.stderr
+    assert not list(tmp_path.glob("*m.onnx*"))
+
+
 def test_export_that_cannot_be_written_is_73_and_leaves_nothing(
     run: Run, daemon: Any, tmp_path: Path
 ) -> None:

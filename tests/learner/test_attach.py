@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from peer.compression import codec
 from peer.compression.bodies import Layout
 from peer.errors import DataError, DivergedError, StateError, UsageError
 from peer.events import Closed, Deadline, Found, HandOver, Holds, Key, LinkUp, OpenRound, Push, Pushed, Ready
-from peer.learner import attach, checkpoint, link
+from peer.learner import attach, checkpoint, link, own_daemon
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
 from peer.learner.flat import FlatModel, signature_bytes
@@ -495,6 +496,37 @@ def test_a_script_goes_on_alone_and_rejoins_as_a_new_life(
     second.close()
 
 
+def test_a_script_whose_own_daemon_is_gone_has_it_back_before_it_rejoins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = descriptor(algorithm="sgp")
+    first, second = StandIn(session), StandIn(session, resume=True)
+    said: list[str] = []
+
+    class Own:
+        runs = True
+
+        def reach(self, ask: Callable[[], object]) -> object:
+            said.append("reached")
+            return ask()
+
+        def close(self) -> None:
+            said.append("closed")
+
+    monkeypatch.setattr(attach, "dial", lambda *_, **__: second.attachment(tmp_path, life=2))
+    monkeypatch.setattr(link, "REDIAL_S", (0.0, 0.0))
+    script = Script(tmp_path, first)
+    script.swarm.terms = replace(script.swarm.terms, daemon=Own())  # type: ignore[arg-type]
+    script.swarm.begin()
+    script.steps(2)
+    first.close()
+    second.wait_for(lambda: any(isinstance(event, Holds) for event in second.events))
+    assert said == ["reached"]
+    script.swarm.close()
+    second.close()
+    assert said == ["reached", "closed"]
+
+
 def test_an_error_of_the_daemon_reaches_the_script(tmp_path: Path) -> None:
     daemon = StandIn(descriptor(), keep_open=False)
     script = Script(tmp_path, daemon)
@@ -781,7 +813,7 @@ def test_a_script_that_names_no_pace_gets_one_that_its_sessions_algorithm_is_sou
     tmp_path: Path, algorithm: str, pace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = StandIn(descriptor(algorithm=algorithm))
-    monkeypatch.setattr(attach, "dial", lambda path, session, child: daemon.attachment(tmp_path))
+    monkeypatch.setattr(own_daemon, "dial", lambda path, session, child: daemon.attachment(tmp_path))
     model = nn.Linear(3, 1)
     swarm = attach.attach("home", model, torch.optim.SGD(model.parameters(), lr=0.1), socket=tmp_path)
     opened.append((daemon, swarm))
