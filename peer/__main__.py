@@ -12,6 +12,7 @@ import peer.lean  # noqa: F401 - first: it decides what asyncio and hashlib brin
 
 import argparse
 import asyncio
+import faulthandler
 import importlib
 import logging
 import os
@@ -63,7 +64,7 @@ def _say(text: str, code: int) -> int:
 
 async def serve(asked: argparse.Namespace) -> None:
     """Open the store, listen, take up the sessions, and run until told to end."""
-    from peer.daemon import foreground, logs
+    from peer.daemon import foreground, logs, watchdog
     from peer.daemon.app import Daemon
     from peer.daemon.control import ControlServer
     from peer.daemon.notify import notify
@@ -79,9 +80,11 @@ async def serve(asked: argparse.Namespace) -> None:
     control = ControlServer(daemon)
     control.start()
     _on_signals(daemon)
+    fed = watchdog.interval_s(os.environ)
+    feeding = asyncio.create_task(watchdog.feed(fed, daemon.in_short)) if fed is not None else None
     try:
         await daemon.resume()
-        notify("READY=1", f"STATUS={len(daemon.sessions)} session(s)")
+        notify("READY=1", f"STATUS={daemon.in_short()}")
         log.info("ready on %s, state in %s", path, store.folder, extra={"peer": daemon.device.key.id})
         if request is not None:
             await foreground.run(daemon, request)
@@ -91,6 +94,8 @@ async def serve(asked: argparse.Namespace) -> None:
         notify("STOPPING=1")
         await daemon.stop()
         await control.stop()
+        if feeding is not None:
+            feeding.cancel()
 
 
 def _allow_open_files() -> None:
@@ -113,6 +118,7 @@ def _on_signals(daemon: Daemon) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a watchdog's SIGABRT then shows where the loop was
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # what a closed pipe did not take

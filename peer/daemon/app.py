@@ -24,7 +24,7 @@ from peer.daemon.exporting import from_checkpoint
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
-from peer.daemon.notify import notify
+from peer.daemon.readable import check_readable
 from peer.daemon.session import SessionDriver, ThisDevice
 from peer.daemon.store import SessionFolder, Store
 from peer.daemon.supervisor import Supervisor, learner_command, share_of_cores
@@ -106,6 +106,7 @@ class Daemon:
     async def create(self, descriptor: Descriptor, options: JoinOptions) -> str:
         """Make a session and be its first member; the join key."""
         self._refuse_taken(descriptor.name)
+        await _check_data(options)
         catalogue.check_budget(descriptor.algorithm, options.budget)
         key = new_key()
         folder = self.store.session(key, descriptor.name)
@@ -123,6 +124,7 @@ class Daemon:
         """Take part in a session; returns at the first link. Raises NobodyFoundError or WrongKeyError when
         `options.timeout_s` is over (the session stays and waits), DataError when the model does not fit."""
         check_name(name)
+        await _check_data(options)
         is_new = key is not None and self.store.known(parse_key(key)) is None
         folder = await self._folder_to_join(name, key)
         if folder.note.finished:
@@ -177,6 +179,11 @@ class Daemon:
             )
         if forget:
             folder.forget()
+
+    def in_short(self) -> str:
+        """One line for 'systemctl status'."""
+        states = [f"{name} {driver.state}" for name, driver in sorted(self.sessions.items())]
+        return f"{len(states)} session(s){': ' if states else ''}{', '.join(states)}"
 
     def key(self, name: str) -> str:
         return format_key(self._folder(name).key)
@@ -294,7 +301,6 @@ class Daemon:
         except PeerdError:
             await self._drop(driver)
             raise
-        notify(f"STATUS={len(self.sessions)} session(s)")
         return driver
 
     async def _drop(self, driver: SessionDriver) -> None:
@@ -362,6 +368,12 @@ class Daemon:
             if self._loop.time() >= deadline and not driver.linked.is_set() and driver.failure is None:
                 raise nobody(driver, timeout_s)
         return driver
+
+
+async def _check_data(options: JoinOptions) -> None:
+    """Raises DataError where this daemon may not read what is to be trained on."""
+    if options.data is not None:
+        await asyncio.to_thread(check_readable, options.data)
 
 
 async def look_around(me: PeerId) -> set[PeerId]:

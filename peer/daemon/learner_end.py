@@ -26,11 +26,12 @@ class LearnersSession(Protocol):
 
 class LearnerEnd:
     """One life of a learner. child: started by the daemon, else a user's script. `failure`: what it said it
-    died of."""
+    died of. `heard_at`: the loop's time of its last word, once it sends signs of life (link.py, BEAT_S)."""
 
     def __init__(self, connection: Connection, life: int, child: bool, pid: int) -> None:
         self.life, self.child, self.pid = life, child, pid
         self.failure: PeerdError | None = None
+        self.heard_at: float | None = None
         self._threads = 0  # as told last
         self._connection = connection
         self._assembler = EventAssembler()
@@ -60,6 +61,8 @@ class LearnerEnd:
         try:
             while True:
                 frame, fd = await self._connection.receive()
+                if self.heard_at is not None or "beat_s" in frame:
+                    self.heard_at = asyncio.get_running_loop().time()
                 self._take(frame, fd, session)
         except EOFError as error:
             return str(error)
