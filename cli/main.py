@@ -34,6 +34,7 @@ COMMANDS = {
     "logs": "What the daemon or a session has to say.",
     "export": "Write a session's model as a safetensors file.",
     "daemon": "Run the daemon in the foreground.",
+    "service": "Run the daemon as a service of this device.",
     "rehearse": "Many devices in virtual time, on this one.",
     "demo": "Several devices on this machine learn together.",
 }

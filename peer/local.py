@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING
 from peer.errors import NoDaemonError, PeerdError, by_exit_code
 from peer.framing import MAX_FRAME, MAX_LARGE, Frame, FrameReader, pack, receive_into
 from peer.places import (
-    SERVICE_USER,
+    SYSTEM_SOCKET,
     check_listener,
     check_owner,
     check_path,
     credentials,
     default_socket,
+    how_to_be_let_in,
+    is_barred,
     own_socket,
     state_folder,
 )
@@ -64,6 +66,8 @@ __all__ = [
     "error_frame",
     "error_of",
     "from_frame",
+    "how_to_be_let_in",
+    "is_barred",
     "nobody_answers",
     "own_socket",
     "pack",
@@ -198,10 +202,8 @@ def connect(path: Path | str, role: str = "cli", timeout_s: float = 10.0) -> Cli
         check_listener(sock, path)
     except PermissionError as error:
         sock.close()
-        raise NoDaemonError(
-            f"the daemon's socket {path} may not be used by you; join the group '{SERVICE_USER}', "
-            "or run your own daemon with 'peerd daemon'"
-        ) from error
+        remedy = how_to_be_let_in() if path == SYSTEM_SOCKET else "name another with --socket"
+        raise NoDaemonError(f"the daemon's socket {path} may not be used by you; {remedy}") from error
     except TimeoutError as error:
         sock.close()
         raise HungDaemonError(path) from error

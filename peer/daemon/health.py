@@ -170,9 +170,7 @@ def _silent(session: SessionDriver, now: float) -> Iterator[str]:
     if end is None or not silent_s:
         return
     if end.child:
-        yield (
-            f"the learner (pid {end.pid}) has said nothing for {silent_s:.0f} s; it is killed and started anew"
-        )
+        yield (f"the learner (pid {end.pid}) has said nothing for {silent_s:.0f} s; another is started")
     else:
         yield (
             f"the script that trains (pid {end.pid}) has said nothing for {silent_s:.0f} s; is it stopped? "

@@ -63,7 +63,7 @@ def test_help_names_every_command_and_every_command_is_there(run: Run) -> None:
 
 
 def test_what_is_planned_is_not_promised(run: Run) -> None:
-    for name in ("doctor", "block", "rekey", "service"):
+    for name in ("doctor", "block", "rekey"):
         assert name not in run("--help").stdout
         refused = run(name)
         assert refused.exit_code == 2

@@ -78,7 +78,7 @@ async def test_a_child_that_says_nothing_is_ended(attach: Attach, monkeypatch: p
         await found.supervisor.told.wait()
     [sentence] = found.said(heard_at + 60.0)
     assert "has said nothing for" in sentence
-    assert "started anew" in sentence
+    assert "another is started" in sentence
 
 
 async def test_one_that_gives_signs_of_life_is_left_alone_however_long_its_round_takes(
