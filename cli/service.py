@@ -17,6 +17,7 @@ from peer.errors import ConfigError, NoDaemonError, PeerdError, StateError
 from peer.places import SERVICE_USER, SYSTEM_STATE
 
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
+PACKAGED = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 _PROBE = "import peer.daemon.app"
 
 
@@ -140,8 +141,8 @@ def _check_free(where: units.Places) -> None:
         raise ConfigError(
             f"{where.unit} is there and was not written by 'peerd service install'; move it away first"
         )
-    for folder in ("/usr/lib/systemd/system", "/lib/systemd/system"):
-        if (Path(folder) / units.UNIT).exists():
+    for folder in PACKAGED:
+        if (folder / units.UNIT).exists():
             raise ConfigError(
                 f"the service comes with a package here ({folder}/{units.UNIT}): 'sudo systemctl enable "
                 f"--now {units.UNIT}' starts it, and the package's removal removes it"

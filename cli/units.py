@@ -15,7 +15,7 @@ from pathlib import Path
 UNIT = "peerd.service"
 ETC = Path("/etc")
 MARK = "# Written by 'peerd service install', removed by 'peerd service uninstall'.\n"
-_PYTHON = "/opt/peerd/bin/python"  # in deploy/systemd/peerd.service
+_PYTHON = "/opt/peerd/venv/bin/python"  # in deploy/systemd/peerd.service
 _TEGRA = (Path("/etc/nv_tegra_release"), Path("/proc/device-tree/compatible"))
 
 
