@@ -14,6 +14,7 @@ from cli.arguments import Place
 from cli.text import clean
 from peer.errors import NoDaemonError, PeerdError
 from peer.local import (
+    SYSTEM_SOCKET,
     Client,
     HungDaemonError,
     connect,
@@ -44,13 +45,19 @@ def show_progress(line: str) -> None:
 
 
 def open_client(place: Place) -> Client:
-    """A connection to the daemon. Raises NoDaemonError if there is none, SilentDaemonError if it hangs or is
-    not this user's to ask, or ConfigError if its socket is a stranger's."""
+    """A connection to the daemon. Raises NoDaemonError if there is none, SilentDaemonError if it hangs, is a
+    service between two lives, or not this user's to ask, or ConfigError if its socket is a stranger's."""
+    path = default_socket(place.socket, os.environ, place.state)
     try:
-        return connect(default_socket(place.socket, os.environ, place.state))
+        return connect(path)
     except HungDaemonError as error:
         raise SilentDaemonError(str(error)) from error
     except NoDaemonError as error:
+        if path == SYSTEM_SOCKET:
+            raise SilentDaemonError(
+                f"the service's daemon does not answer on {path}; it may be restarting; 'peerd service status' "
+                "says how it is, 'sudo systemctl restart peerd' starts it"
+            ) from error
         if _names_its_own(place) or not is_barred():
             raise
         raise BarredDaemonError(

@@ -51,6 +51,7 @@ __all__ = [
     "MAX_FRAME",
     "MAX_LARGE",
     "PROTOCOL",
+    "SYSTEM_SOCKET",
     "Client",
     "Connection",
     "Event",

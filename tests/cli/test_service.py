@@ -346,6 +346,20 @@ def test_who_names_a_daemon_means_that_one(barred: Path, run: Run, tmp_path: Pat
     assert f"no daemon answers on {tmp_path / 'mine'}" in refused.stderr
 
 
+def test_a_service_between_two_lives_is_said_and_no_second_daemon_started(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PEERD_STATE")
+    with socket.socket(socket.AF_UNIX) as listener:  # killed: its socket is still there
+        listener.bind(str(tmp_path / "s"))
+    for module in (places, talk):
+        monkeypatch.setattr(module, "SYSTEM_SOCKET", tmp_path / "s")
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("it became a daemon"))
+    refused = run("create", "home")
+    assert refused.exit_code == 69
+    assert "'peerd service status' says how it is" in refused.stderr
+
+
 def test_without_a_service_nothing_of_it_is_said(
     barred: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -360,6 +374,6 @@ def test_a_socket_that_refuses_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(local.NoDaemonError, match="name another with --socket"):
             local.connect(tmp_path / "s")
         monkeypatch.setattr(local, "SYSTEM_SOCKET", tmp_path / "s")
-        with pytest.raises(local.NoDaemonError, match="in group .peerd."):
+        with pytest.raises(local.NoDaemonError, match=r"group 'peerd'"):
             local.connect(tmp_path / "s")
     assert issubclass(talk.BarredDaemonError, talk.SilentDaemonError)

@@ -35,8 +35,9 @@ def wheelhouse(cache: Path, built: Path) -> None:
     [wheel] = built.glob("peerd-*.whl")
     torch = os.environ.get("PEERD_TORCH", "torch==2.13.0")
     pip("download", "--dest", str(wheels), "--find-links", str(wheels), torch, str(wheel))
-    if not (wheels / wheel.name).exists():
-        shutil.copy(wheel, wheels)
+    shutil.copy(wheel, wheels)
+    shutil.copy(ROOT / "deploy" / "install.sh", wheels)
+    shutil.copy(ROOT / "examples" / "plain_loop.py", wheels)
 
 
 def pip(*words: str) -> None:
@@ -53,9 +54,7 @@ def main() -> int:
     asked = parser.parse_args()
     missing = [tool for tool in ("systemd-nspawn", "debootstrap", "nsenter") if shutil.which(tool) is None]
     if os.geteuid() != 0 or missing:
-        print(
-            f"needs root{''.join(f' and {tool}' for tool in missing)}: apt install systemd-container debootstrap"
-        )
+        print(f"needs root {' and '.join(missing)}: apt install systemd-container debootstrap")
         return 1
     if not asked.inside:  # what is mounted and connected from here on is gone when this ends
         command = ["unshare", "--mount", "--net", "--propagation", "private", sys.executable, "-P", __file__]

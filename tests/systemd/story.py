@@ -42,9 +42,11 @@ class Story:
         self.learner_killed()
         self.daemon_killed()
         self.silence()
+        self.script()
         self.reboot()
         self.score()
         self.uninstall(before, users)
+        self.install_again()
 
     def install(self) -> None:
         for device in (self.pi, self.other):
@@ -63,8 +65,11 @@ class Story:
         modes = self.pi.output(
             "stat", "-c", "%U:%G %a %n", "/var/lib/peerd", "/run/peerd", "/run/peerd/peerd.sock"
         )
-        wanted = "peerd:peerd 700 /var/lib/peerd\npeerd:peerd 750 /run/peerd\npeerd:peerd 660 /run/peerd/peerd.sock"
-        expect(modes == wanted, "state 0700, runtime folder 0750, socket 0660, all of peerd:peerd")
+        wanted = ("700 /var/lib/peerd", "750 /run/peerd", "660 /run/peerd/peerd.sock")
+        expect(
+            modes.splitlines() == [f"peerd:peerd {each}" for each in wanted],
+            "state 0700, runtime folder 0750, socket 0660, all of peerd:peerd",
+        )
 
     def who_may(self) -> None:
         refused = self.pi.run(PEERD, "status", user="bob", check=False)
@@ -124,7 +129,7 @@ class Story:
         )
 
     def silence(self) -> None:
-        """A loop that is blocked here, a learner that is stopped there: both take their time to be noticed."""
+        """A loop that is blocked here, a learner that is stopped there: both take time to be noticed."""
         daemon, learner = self.daemon(), self.learner(self.other)
         self.other.run("kill", "-STOP", str(learner))
         self.pi.run("kill", "-STOP", str(daemon))
@@ -148,6 +153,21 @@ class Story:
         )
         said = self.other.output("journalctl", "-u", "peerd", "-o", "cat", "--no-pager")
         say(f"    {next(line.strip() for line in said.splitlines() if 'said nothing' in line)}")
+
+    def script(self) -> None:
+        """Whoever is in the group may train with a script, as the user it is."""
+        words = (
+            "/opt/peerd/venv/bin/python",
+            "-P",
+            str(self.wheels / "plain_loop.py"),
+            "home",
+            "--steps",
+            "200",
+        )
+        said = self.pi.output(*words, user="alice")
+        expect("training with the others" in said, f"a script of alice's takes part: {said.splitlines()[-1]}")
+        self.pi.run(PEERD, "join", "home", user="alice")
+        expect(self.trains_soon(self.pi), "and after it the service's own learner trains again")
 
     def reboot(self) -> None:
         until("both train", lambda: self.trains(self.pi) and self.trains(self.other))
@@ -174,7 +194,7 @@ class Story:
         expect(number < SCORE, f"systemd-analyze security is below {SCORE}")
 
     def uninstall(self, before: set[str], users: str) -> None:
-        said = uninstall(self.pi)
+        said = uninstall(self.pi, self.wheels)
         say(f"    {said.splitlines()[-1]}")
         left = sorted(path for path in self.pi.files() - before if not path.startswith("/home/"))
         kept = [path for path in left if path.startswith("/var/lib/peerd")]
@@ -182,14 +202,18 @@ class Story:
             [path for path in left if path not in kept] == backups(left),
             "nothing is left but the state folder",
         )
-        say(
-            f"    {len(kept)} paths in /var/lib/peerd: {self.pi.output('stat', '-c', '%U:%G %a', '/var/lib/peerd')}"
-        )
+        owner = self.pi.output("stat", "-c", "%U:%G %a", "/var/lib/peerd")
+        say(f"    {len(kept)} paths in /var/lib/peerd, {owner}")
         after = self.pi.output("cut", "-d:", "-f1", "/etc/passwd", "/etc/group")
         expect(after == users, "user and group are gone")
         expect(processes(self.pi, "/opt/peer[d]") == [], "no process of it is left")
         shown = self.pi.run("systemctl", "cat", "peerd.service", check=False)
         expect(shown.returncode != 0, "systemd knows no such unit")
+
+    def install_again(self) -> None:
+        install(self.pi, self.wheels)
+        took = until("it trains again", lambda: self.trains(self.pi))
+        expect(True, f"installed again it takes its session up from there, and trains after {took:.0f} s")
 
     # --- questions -----------------------------------------------------------------------------------
 
@@ -236,25 +260,11 @@ def backups(left: list[str]) -> list[str]:
 
 
 def install(device: Device, wheels: Path) -> str:
-    """By the script, from the wheel that was just built."""
+    """By the script, from the wheel that was just built, without a network."""
     wheel = next(wheels.glob("peerd-*.whl"))
-    device.run("python3", "-m", "venv", "/opt/peerd")
-    pip = (
-        "/opt/peerd/bin/python",
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-index",
-        "--find-links",
-        str(wheels),
-    )
-    device.run(*pip, str(wheel))
-    device.run("ln", "-sf", "/opt/peerd/bin/peerd", PEERD)
-    return device.output(PEERD, "service", "install")
+    words = ("--wheel", str(wheel), "--torch", "torch", "--no-index", "--find-links", str(wheels))
+    return device.output("bash", str(wheels / "install.sh"), *words)
 
 
-def uninstall(device: Device) -> str:
-    said = device.output(PEERD, "service", "uninstall")
-    device.run("rm", "-r", "/opt/peerd", PEERD)
-    return said
+def uninstall(device: Device, wheels: Path) -> str:
+    return device.output("bash", str(wheels / "install.sh"), "--uninstall")
