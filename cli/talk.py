@@ -55,8 +55,8 @@ def open_client(place: Place) -> Client:
     except NoDaemonError as error:
         if path == SYSTEM_SOCKET:
             raise SilentDaemonError(
-                f"the service's daemon does not answer on {path}; it may be restarting; 'peerd service status' "
-                "says how it is, 'sudo systemctl restart peerd' starts it"
+                f"the service's daemon does not answer on {path}; it may be restarting; 'peerd service "
+                "status' says how it is, 'sudo systemctl restart peerd' starts it"
             ) from error
         if _names_its_own(place) or not is_barred():
             raise

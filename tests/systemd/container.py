@@ -138,6 +138,12 @@ class Device:
         prune = " -o ".join(f"-path {path}" for path in gone)
         return set(self.output("sh", "-c", f"find / -xdev \\( {prune} \\) -prune -o -print").splitlines())
 
+    def copy_from(self, other: Device, *paths: str) -> None:
+        """The same files at the same places as in another tree."""
+        for path in paths:
+            (self.tree / path).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-a", "--reflink=auto", other.tree / path, self.tree / path], check=True)
+
     def stop(self) -> None:
         """End it, polite or not, and let go of its tree."""
         if self._process is not None and self._process.poll() is None:
