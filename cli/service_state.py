@@ -19,6 +19,8 @@ _PROPERTIES = (
     "LoadState", "ActiveState", "SubState", "UnitFileState", "FragmentPath", "MainPID", "NRestarts", "Result",
     "ActiveEnterTimestampMonotonic", "WatchdogUSec", "WatchdogTimestampMonotonic",
 )  # fmt: skip
+_NONE = "no service is installed here; 'sudo peerd service install' does it"
+_MASKED = f"the service is masked; 'sudo systemctl unmask {units.UNIT}' first"
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 ANSWER_S = 5.0  # the daemon's loop never waits; guess
 
@@ -51,7 +53,7 @@ class ServiceState:
     def lines(self) -> list[str]:
         """For people."""
         if not self.installed:
-            return ["no service is installed here; 'sudo peerd service install' does it"]
+            return [str(self.problem)]
         since = f" for {span(self.since_s)}" if self.since_s is not None else ""
         why = f", {self.result}" if self.result not in (None, "success") else ""
         said = [f"{units.UNIT}: {self.active} ({self.sub}){why}{since}, {self.enabled}"]
@@ -74,7 +76,8 @@ def look() -> ServiceState:
     """Ask systemd, and then the daemon."""
     shown = _shown()
     if shown.get("LoadState") != "loaded":
-        return ServiceState(installed=False, problem="no service is installed here")
+        masked = shown.get("LoadState") == "masked"
+        return ServiceState(installed=False, problem=_MASKED if masked else _NONE)
     active = shown["ActiveState"]
     found: dict[str, Any] = {
         "installed": True,

@@ -286,6 +286,8 @@ def test_status_without_a_service_is_69_and_says_how_to_get_one(shows: Callable[
     done = run("service", "status")
     assert (done.exit_code, "sudo peerd service install" in done.stdout) == (69, True)
     assert json.loads(run("service", "status", "--json").stdout)["installed"] is False
+    shows(LoadState="masked")
+    assert "sudo systemctl unmask peerd.service" in run("service", "status").stdout
 
 
 @pytest.mark.parametrize(

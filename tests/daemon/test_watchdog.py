@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from daemon.conftest import here
 from daemon.test_process import Running
 from peer.daemon import watchdog
+from peer.daemon.store import Store
+from peer.keys import new_key
 
 BLOCKED_S = 0.2  # twenty times as long as between two signs
 
@@ -65,6 +68,17 @@ async def test_a_loop_that_is_blocked_sends_no_sign_of_life(systemd: socket.sock
     assert signs == 3 * [b"WATCHDOG=1\nSTATUS=2 sessions"]
     assert held_up == []
     assert again.startswith(b"WATCHDOG=1")
+
+
+def test_ready_is_said_once_every_session_on_disk_is_taken_up(tmp_path: Path) -> None:
+    folder = Store(tmp_path / "state").session(new_key(), "home")
+    folder.save_options(here())
+    daemon = Running(tmp_path)
+    try:
+        said = daemon.notify.recv(4096)
+    finally:
+        daemon.close()
+    assert said == b"READY=1\nSTATUS=1 session(s): home waiting"
 
 
 def test_a_daemon_that_is_watched_feeds_the_dog_and_says_what_it_does(

@@ -73,7 +73,7 @@ def prepare(cache: Path, suite: str) -> None:
 
 
 def play(cache: Path, suite: str, folder: Path) -> int:
-    base, wheels = cache / suite, cache / "wheels"
+    base, wheels = base_tree(cache, suite), cache / "wheels"
     devices: list[Device] = []
     try:
         for number, name in enumerate(("pi-1", "pi-2"), 1):

@@ -8,8 +8,10 @@ the program that uses this file, so that nothing is left when that ends, and no 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,9 +28,10 @@ class FailedError(Exception):
 
 def base_tree(cache: Path, suite: str) -> Path:
     """The base, made if it is not there yet: a minute or two, and 300 MB."""
-    base = cache / suite
+    base = cache / f"{suite}-{zlib.crc32(PACKAGES.encode()):08x}"
     if not base.exists():
-        part = cache / f"{suite}.part"
+        part = base.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
         subprocess.run(
             ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, str(part), MIRROR],
             check=True,
