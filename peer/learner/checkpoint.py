@@ -271,8 +271,7 @@ def _cannot_write(target: Path, size: int, error: OSError) -> StateError:
         errno.ENOSPC: f"the disk is full; free at least {(2 * size + MARGIN) >> 20} MiB",
         errno.EDQUOT: "the disk quota is used up; free some of it",
         errno.EROFS: "the file system is read-only; an SD card that fails does this, replace it",
-        errno.EACCES: "this user may not write there; check the folder's owner (it is the service's, if "
-        "your script trains beside one: then its own learner alone keeps checkpoints)",
+        errno.EACCES: "this user may not write there; check the folder's owner",
     }.get(error.errno or 0, f"{error.strerror or error}")
     return StateError(
         f"the checkpoint {target} cannot be written: {advice}. Training goes on; tried again in a minute"
