@@ -25,14 +25,18 @@ def check_readable(data: str) -> None:
         if not _exists(folder):
             raise DataError(_not_there(path))
         if not os.access(folder, os.X_OK):
-            remedy = f"sudo setfacl -m u:{user_name()}:x {folder}' or 'sudo chmod o+x {folder}"
+            remedy = (
+                f"sudo setfacl -m u:{user_name()}:x {folder}', or everybody with 'sudo chmod o+x {folder}"
+            )
             raise DataError(_shut("enter", folder, path, remedy))
     if not _exists(path):
         raise DataError(_not_there(path))
     for part in (path, *islice(_files(path), MAX_LOOKED_AT)):
         wanted = os.R_OK | os.X_OK if part.is_dir() else os.R_OK
         if not os.access(part, wanted):
-            remedy = f"sudo setfacl -R -m u:{user_name()}:rX {path}' or 'sudo chmod -R o+rX {path}"
+            remedy = (
+                f"sudo setfacl -R -m u:{user_name()}:rX {path}', or everybody with 'sudo chmod -R o+rX {path}"
+            )
             raise DataError(_shut("read", part, path, remedy))
 
 
@@ -63,7 +67,7 @@ def _exists(path: Path) -> bool:
 def _shut(verb: str, part: Path, path: Path, remedy: str) -> str:
     within = "" if part == path else f", a part of {path}" if verb == "enter" else f", which is in {path}"
     return (
-        f"the daemon runs as user '{user_name()}' and may not {verb} {part}{within}; let it with '{remedy}'"
+        f"the daemon runs as user '{user_name()}' and may not {verb} {part}{within}; allow it with '{remedy}'"
     )
 
 
