@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -32,8 +33,8 @@ def check_readable(data: str) -> None:
     if not _exists(path):
         raise DataError(_not_there(path))
     for part in (path, *islice(_files(path), MAX_LOOKED_AT)):
-        wanted = os.R_OK | os.X_OK if part.is_dir() else os.R_OK
-        if not os.access(part, wanted):
+        wanted = _wanted(part)
+        if wanted and not os.access(part, wanted):
             remedy = (
                 f"sudo setfacl -R -m u:{user_name()}:rX {path}', or everybody with 'sudo chmod -R o+rX {path}"
             )
@@ -52,6 +53,17 @@ def _files(path: Path) -> Iterator[Path]:
     """What is in a folder that may be read, but for what is hidden; nothing for anything else."""
     if path.is_dir() and os.access(path, os.R_OK | os.X_OK):
         yield from (entry for entry in path.iterdir() if not entry.name.startswith("."))
+
+
+def _wanted(part: Path) -> int:
+    """What a learner needs to be allowed of it; nothing of a link that leads nowhere."""
+    try:
+        mode = part.stat().st_mode
+    except FileNotFoundError:
+        return 0
+    except OSError:  # it leads where this user may not look
+        return os.R_OK
+    return os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK
 
 
 def _exists(path: Path) -> bool:

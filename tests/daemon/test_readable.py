@@ -66,6 +66,14 @@ def test_data_that_are_shut_are_named_with_what_opens_them(data: Path, barred: S
     assert f"'sudo chmod -R o+rX {data}'" in said
 
 
+def test_a_link_that_leads_nowhere_is_nothing_to_be_read(data: Path, barred: Shut) -> None:
+    (data / "gone").symlink_to(data / "nothing")
+    check_readable(str(data))
+    barred(data / "link", os.R_OK)
+    (data / "link").symlink_to(data / "a.txt")
+    assert f"may not read {data / 'link'}" in refusal(data)
+
+
 def test_what_is_hidden_is_nobodys_data(data: Path, barred: Shut) -> None:
     (data / ".cache").mkdir()
     barred(data / ".cache", os.R_OK)
