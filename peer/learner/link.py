@@ -257,7 +257,7 @@ class Link:
         round_ = self._resume.round if self._resume is not None else -1
         client.send(self._duties.introduction)
         client.send_event(Ready(self._attached.life, round_, algorithm.bases))
-        beat_at = time.monotonic() + BEAT_S
+        beat_at = time.monotonic()  # at once: from then on silence is a fault
         while True:
             for frame, fd in client.receive_ready():
                 self._on_frame(frame, fd)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,9 @@ def main() -> int:
         command = ["unshare", "--mount", "--net", "--propagation", "private", sys.executable, "-P", __file__]
         prepare(asked.cache, asked.suite)
         os.execvp(command[0], [*command, *sys.argv[1:], "--inside"])
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that the trees are taken down
     raise_bridge()
     with tempfile.TemporaryDirectory(prefix="run-", dir=asked.cache) as folder:
         return play(asked.cache, asked.suite, Path(folder))
