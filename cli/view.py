@@ -49,7 +49,16 @@ def session_lines(session: SessionStatus) -> list[str]:
     )
     spent = [_budget_line(session.budget)] if session.budget is not None else []
     alone = [f"{count(session.rounds_alone, 'round')} closed alone"] if session.rounds_alone else []
-    return [about, progress, cost, pace, *spent, *alone]
+    slowed = [manners_line(session)] if session.pace_reason else []
+    return [about, *slowed, progress, cost, pace, *spent, *alone]
+
+
+def manners_line(session: SessionStatus) -> str:
+    """Why this device trains less than it could, how much it does, and until when."""
+    until = f", until {clean(session.pace_until)}" if session.pace_until else ""
+    share = session.pace_share
+    held = "" if share is None or share == 1 else "paused: " if not share else f"{share:.0%} of the time: "
+    return f"{held}{clean(session.pace_reason or UNKNOWN)}{until}"
 
 
 def _budget_line(budget: BudgetStatus) -> str:

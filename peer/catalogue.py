@@ -51,6 +51,8 @@ __all__ = [
     "parse_shard",
 ]  # fmt: skip
 
+MANNERS = ("on", "mains", "off")
+
 
 def algorithm(name: str) -> AlgorithmEntry:
     """Raises UsageError that lists the algorithms there are."""
@@ -97,6 +99,13 @@ def check_pace(algorithm_name: str, pace: str) -> str:
             f"(--pace, or pace= of peer.attach)"
         )
     return pace
+
+
+def check_manners(word: str) -> str:
+    """The word, if it is one for `--manners`. Raises UsageError."""
+    if word not in MANNERS:
+        raise UsageError(f"--manners is one of {', '.join(MANNERS)}, not '{word}'")
+    return word
 
 
 def check_budget(algorithm_name: str, budget: str | None) -> None:

@@ -16,14 +16,17 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
-from peer.daemon import health
+from peer.daemon import clocks, health
 from peer.daemon.exporting import from_checkpoint
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
+from peer.daemon.network import network
+from peer.daemon.pacing import Pacing
 from peer.daemon.readable import check_readable
 from peer.daemon.session import SessionDriver, ThisDevice
 from peer.daemon.store import SessionFolder, Store
@@ -45,6 +48,9 @@ from peer.shared_buffer import SharedBuffer
 from peer.status import DeviceStatus, SessionStatus
 from peer.version import VERSION
 
+if TYPE_CHECKING:
+    from peer.daemon.metrics_server import MetricsServer
+
 log = logging.getLogger(__name__)
 
 LOOK_AROUND_S = 2.0  # a browser hears the others within 0.1 to 1.2 s (platform measurement)
@@ -57,17 +63,19 @@ Say = Callable[[str], None]
 
 class Daemon:
     """socket: where learners find it. `stopping` is set when it is to end; `sessions` are those that run,
-    by name."""
+    by name; `metrics`: who serves them, if anybody."""
 
     def __init__(self, store: Store, socket: Path, recent: Recent) -> None:
         self.store, self.socket, self.recent = store, socket, recent
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
+        self.metrics: MetricsServer | None = None
         key, boot = Device.load_or_create(store.folder), store.next_boot()
         instance = min(boot, MAX_BOOT) << INSTANCE_BITS | secrets.randbits(INSTANCE_BITS)
         self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads, instance=instance)
         self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start
         self._lives = 0
+        self.pacing = Pacing(self.sessions.values)
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
 
@@ -133,6 +141,8 @@ class Daemon:
         if driver is not None and driver.failure is None and not driver.ended.is_set():
             refuse_change(driver, options)
             driver.set_budget(options)
+            driver.set_manners(options)
+            driver.pace(self.pacing.verdict(driver.options))
             driver.take_up()
             return await self._wait_for_link(driver, options.timeout_s, say)
         for other in [d for d in self.sessions.values() if d.folder.path == folder.path]:
@@ -202,8 +212,9 @@ class Daemon:
         finished_ones = []
         if name is None:
             sentences += [folder.problem for folder in self._spoilt.values() if folder.path.exists()]
-            kept = [folder for folder in self.store.sessions() if folder.note.name not in self.sessions]
-            finished_ones = [over(folder) for folder in kept if folder.note.finished]
+            with suppress(OSError):  # the disk is gone, which `health.of_device` says
+                kept = [folder for folder in self.store.sessions() if folder.note.name not in self.sessions]
+                finished_ones = [over(folder) for folder in kept if folder.note.finished]
         for driver in chosen:
             sentences += health.of_session(driver, now)
         return self._of_device(sentences, [*(driver.status() for driver in chosen), *finished_ones])
@@ -216,9 +227,23 @@ class Daemon:
             pid=os.getpid(),
             uptime_s=self._loop.time() - self._started_at,
             rss_mb=rss_mb(),
-            health=tuple(dict.fromkeys([*health.of_device(self.store.folder), *sentences])),
+            health=tuple(dict.fromkeys([*self._own_health(), *sentences])),
             sessions=tuple(sessions),
+            state_free_mb=free_mb(self.store.folder),
+            clock_set=not clocks.is_unset(),
         )
+
+    def network(self) -> Frame:
+        """What `peerd doctor` asks for."""
+        drivers = [driver for _, driver in sorted(self.sessions.items())]
+        return network(self.device.key.id, self.store.folder, drivers, self._loop.time())
+
+    def _own_health(self) -> Iterable[str]:
+        """Sentences that are of no session."""
+        yield from health.of_device(self.store.folder)
+        yield from self.pacing.sentences()
+        if self.metrics is not None:
+            yield from self.metrics.sentences()
 
     async def known_and_seen(self) -> list[Frame]:
         """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known
@@ -280,6 +305,7 @@ class Daemon:
 
     def _driver(self, folder: SessionFolder) -> SessionDriver:
         driver = SessionDriver(folder, self.device)
+        driver.verdict = self.pacing.verdict(folder.options)
         self.sessions[driver.name] = driver
         return driver
 
@@ -358,6 +384,8 @@ class Daemon:
         while not driver.linked.is_set() and not self.stopping.is_set():
             if driver.failure is not None:
                 raise driver.failure
+            if driver.state == "paused":
+                return driver  # it stays with the others, and trains when it may
             if driver.has_met() and driver.descriptor is not None and not found:
                 found = True
                 say("found a member; the learner is starting")
@@ -462,7 +490,7 @@ def finished(name: str) -> UsageError:
 def refuse_change(driver: SessionDriver, options: JoinOptions) -> None:
     """Raises UsageError if a join of a session that runs here names an option that it does not run with."""
     asked, plain, runs = options.to_dict(), JoinOptions().to_dict(), driver.options.to_dict()
-    at_any_time = ("timeout_s", "budget")
+    at_any_time = ("timeout_s", "budget", "quiet_hours", "manners")
     changed = [key for key in asked if key not in at_any_time and asked[key] not in (plain[key], runs[key])]
     text = options.task_file_text
     if text is not None and hashlib.sha256(text.encode()).digest() == driver.folder.task_digest:
@@ -476,12 +504,22 @@ def refuse_change(driver: SessionDriver, options: JoinOptions) -> None:
 
 
 def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
-    """Options of a join; a session known already keeps those that are not given anew, and its budget until
-    another is."""
-    budget = options.budget or folder.options.budget
-    plain = JoinOptions(timeout_s=options.timeout_s, budget=options.budget)
+    """Options of a join; a session known already keeps those that are not given anew, and its budget, quiet
+    hours and manners until others are."""
+    lasting = ("budget", "quiet_hours", "manners")
+    given = {name: getattr(options, name) for name in lasting}
+    plain = JoinOptions(timeout_s=options.timeout_s, **given)
     kept = options if folder.descriptor is None or options != plain else folder.options
-    return replace(kept, budget=budget)
+    return replace(kept, **{name: given[name] or getattr(folder.options, name) for name in lasting})
+
+
+def free_mb(folder: Path) -> float | None:
+    """Free for this user on its disk; None where that cannot be looked at, of which `health` says more."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize / 1e6
 
 
 def rss_mb() -> float:

@@ -1,6 +1,7 @@
 """What the clocks of this machine say about each other. An edge: it reads them.
 
-Nothing in peerd is decided by wall time. Here it is only looked at, to tell a user that it is wrong."""
+Of what devices do with each other nothing is decided by wall time. Here it is looked at, to tell a user
+that it is wrong, and for the quiet hours that he has set by it."""
 
 from __future__ import annotations
 
@@ -32,6 +33,20 @@ class SuspendWatch:
         return gap if gap > SUSPENDED_S else 0.0
 
 
+def shown_s() -> float:
+    """What the wall clock shows, s since 1970."""
+    return time.time()
+
+
+def minute_of_day() -> int | None:
+    """What a clock on the wall shows here, in minutes; None while the clock is unset."""
+    if is_unset():
+        return None
+    time.tzset()  # the time zone may have been set anew
+    shown = time.localtime()
+    return 60 * shown.tm_hour + shown.tm_min
+
+
 def is_unset(wall_s: float | None = None) -> bool:
     """Does the wall clock show a time before this program was written?"""
-    return (time.time() if wall_s is None else wall_s) < WRITTEN
+    return (shown_s() if wall_s is None else wall_s) < WRITTEN

@@ -55,6 +55,7 @@ class ControlServer:
             "key": self._key,
             "status": self._status,
             "sessions": self._sessions,
+            "network": self._network,
             "logs": self._logs,
             "export": self._export,
             "stop": self._stop,
@@ -182,8 +183,11 @@ class ControlServer:
 
         name = _text(request, "name")
         driver = await self._daemon.join(name, str(key) if key is not None else None, options, say)
-        waiting = not driver.linked.is_set()  # the daemon was told to end meanwhile
-        return {"name": driver.name, "first_link_s": driver.first_link_s, "waiting": waiting}, None
+        status = driver.status()
+        paused = status.pace_reason if status.state == "paused" else None
+        waiting = not driver.linked.is_set() and paused is None  # the daemon was told to end meanwhile
+        first = driver.first_link_s
+        return {"name": driver.name, "first_link_s": first, "waiting": waiting, "paused": paused}, None
 
     async def _leave(self, request: Frame, connection: Connection) -> Answer:
         await self._daemon.leave(_text(request, "name"), bool(request.get("forget")))
@@ -198,6 +202,9 @@ class ControlServer:
 
     async def _sessions(self, request: Frame, connection: Connection) -> Answer:
         return {"sessions": await self._daemon.known_and_seen()}, None
+
+    async def _network(self, request: Frame, connection: Connection) -> Answer:
+        return {"network": self._daemon.network()}, None
 
     async def _logs(self, request: Frame, connection: Connection) -> Answer:
         """Kept lines, and with "follow" every later one until the client has gone."""

@@ -239,8 +239,10 @@ def _rounds(session: SessionDriver) -> Iterator[str]:
     if node is None or node.phase != "training" or node.rounds.alone < ALONE_ROUNDS:
         return
     known = [r for r in node.members.members() if r.peer != node.me]
-    others = [r for r in known if r.state not in ("left", "paused")]
-    if others:  # those who left or paused said so, and are not missed
+    others = [
+        r for r in known if r.state not in ("left", "paused") and (r.state, r.phase) != ("alive", "idle")
+    ]
+    if others:  # those who left or paused, or are there without a learner, said so, and are not missed
         yield (
             f"the last {node.rounds.alone} rounds were closed alone: none of {len(others)} other device(s) "
             "was heard in time; are they on, and is the network up?"

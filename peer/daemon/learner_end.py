@@ -32,7 +32,9 @@ class LearnerEnd:
         self.life, self.child, self.pid = life, child, pid
         self.failure: PeerdError | None = None
         self.heard_at: float | None = None
+        self.minds = child  # manners: it takes local steps for a share of the time, if told so
         self._threads = 0  # as told last
+        self._share = 1.0  # as told last
         self._connection = connection
         self._assembler = EventAssembler()
         self._export: asyncio.Future[SharedBuffer] | None = None
@@ -52,6 +54,12 @@ class LearnerEnd:
         if count != self._threads:
             self._threads = count
             self._connection.send({"op": "threads", "count": count})
+
+    def use_share(self, share: float) -> None:
+        """Of the time, for local steps from now on, if that is news."""
+        if share != self._share:
+            self._share = share
+            self._connection.send({"op": "share", "share": share})
 
     def close(self) -> None:
         self._connection.close()

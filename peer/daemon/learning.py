@@ -119,6 +119,18 @@ class Learning:
         if end is not None:
             end.close()
 
+    async def rest(self) -> None:
+        """End our own learner until the supervisor is started again. One that trains hands its mass over
+        first."""
+        old = self.end
+        if old is not None:
+            await self._owner.hand_over()
+            old.ask_to_stop()
+        await self.supervisor.stop()
+        if old is not None and self.end is old:
+            old.close()
+            self._lost("this device pauses")
+
     async def make_way(self, end: LearnerEnd) -> None:
         """End the learner that is attached, if there is one. One that trains hands its mass over first."""
         old = self.end
@@ -170,6 +182,8 @@ class Learning:
         self._figures.report(frame, self._loop.time())
         if self.end is not None and self.end.child and (threads := self._threads()) is not None:
             self.end.use_threads(threads)  # learners come and go
+        if self.end is not None and isinstance(minds := frame.get("manners"), bool):
+            self.end.minds = minds
         digest, text = frame.get("signature"), frame.get("signature_list")
         if isinstance(digest, bytes) and len(digest) == 32:
             self.signature = Signature(digest, text if isinstance(text, bytes) else b"")

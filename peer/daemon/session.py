@@ -30,6 +30,7 @@ from peer.daemon.health import ALONE_ROUNDS
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.learning import Learning
 from peer.daemon.logs import session_name
+from peer.daemon.manners import LEAST_SHARE, Verdict
 from peer.daemon.store import SessionFolder, check_task
 from peer.daemon.supervisor import Supervisor
 from peer.errors import ConfigError, PeerdError, StateError, UsageError
@@ -123,6 +124,8 @@ class SessionDriver:
         self.learning = Learning(
             self, self.figures, lambda died: device.supervisor(self.name, died), device.threads
         )
+        self.verdict = Verdict()  # whether this device may train now
+        self._resting = False  # by that verdict, our own learner
         self._attaching = asyncio.Lock()
         self._asking: set[PeerId] = set()
         self._suspends = SuspendWatch()
@@ -234,7 +237,7 @@ class SessionDriver:
         me = replace(self._me, incarnation=self._me.incarnation + 1)
         self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it
         self.node = Node(me, terms, self._farewells(), self.spending)
-        self.learning.supervisor.start()
+        self._start_learner()
 
     def _consider(self, met: Met) -> None:
         """A member has said Hello. Take its descriptor if there is none here yet."""
@@ -317,7 +320,9 @@ class SessionDriver:
         self._control_bytes = sent
 
     def _sent_as_control(self) -> int:
-        return sum(contact.bytes_sent - contact.frame_bytes_sent for contact in self.transport.contacts)
+        return sum(
+            contact.bytes_sent - contact.frame_bytes_sent for contact in self.transport.contacts.ever()
+        )
 
     def set_budget(self, options: JoinOptions) -> None:
         """Hold another budget from now on, if these options name one. Raises StateError, UsageError."""
@@ -325,9 +330,18 @@ class SessionDriver:
             if self.descriptor is not None:
                 catalogue.check_budget(self.descriptor.algorithm, options.budget)
             self._control_bytes = self._sent_as_control()  # nothing was counted while there was none
-            self.folder.save_options(replace(self.folder.options, budget=options.budget))
-            self.options = self.folder.options
+            self._keep(budget=options.budget)
             self.spending.limit(self.options.bytes_per_min)
+
+    def set_manners(self, options: JoinOptions) -> None:
+        """Other quiet hours and manners from now on, if these options name any. Raises StateError."""
+        asked = {"quiet_hours": options.quiet_hours, "manners": options.manners}
+        if any(asked.values()):
+            self._keep(**{name: value for name, value in asked.items() if value is not None})
+
+    def _keep(self, **changes: Any) -> None:
+        self.folder.save_options(replace(self.folder.options, **changes))
+        self.options = self.folder.options
 
     async def _fall_silent(self) -> None:
         """A copy of this device has run for longer: whatever this one says would be taken for that one's."""
@@ -424,6 +438,7 @@ class SessionDriver:
         """A new node waits for the next learner: a script has left, or the founder's learner is lost."""
         assert self.node is not None
         me, farewells = self.node.members.me, self.node.farewells()
+        self.figures.node_ends(self.node)
         self.transport.disconnect_all()  # streams that stay would never be told to the new node
         for effect in self.node.links.learner_gone():
             if isinstance(effect, Dispose):
@@ -452,7 +467,46 @@ class SessionDriver:
             return  # a script is about to train here
         if self.descriptor is not None and self.failure is None and self.learning.end is None:
             self.learning.scripted = False
+            self._start_learner()
+
+    def _start_learner(self) -> None:
+        self._resting = self.verdict.pauses
+        if not self._resting:
             self.learning.supervisor.start()
+
+    def pace(self, now: Verdict) -> None:
+        """Train so much from now on. A pause is told to the others as any that somebody has asked for, and
+        this device stays with them; a script is slowed if it has asked for that, and never paused."""
+        session_name.set(self.name)
+        before, self.verdict = self.verdict, now
+        if before.share != now.share:
+            log.info("trains for %.3g %% of the time: %s", 100 * now.share, now.reason or "all is well")
+        if self.failure is not None or self._leaving is not None or self._gone is not None:
+            return
+        end = self.learning.end
+        if end is not None and end.minds:
+            end.use_share(max(now.share, LEAST_SHARE))
+        if self.learning.scripted or self._attaching.locked():
+            self._resting = self._resting and not self.learning.scripted
+        elif now.pauses and not self._resting and self.descriptor is not None:
+            self._resting = True
+            self.spawn(self._rest())
+        elif self._resting and not now.pauses:
+            self.take_up()
+
+    async def _rest(self) -> None:
+        session_name.set(self.name)
+        async with self._attaching:
+            if self._leaving is None and self._gone is None and not self.learning.scripted:
+                await self.learning.rest()
+
+    def learner_pids(self) -> Iterator[int]:
+        """Processes that train here."""
+        found = (
+            self.learning.supervisor.pid,
+            self.learning.end.pid if self.learning.end is not None else None,
+        )
+        yield from {pid for pid in found if pid is not None}
 
     async def attach(self, connection: Connection, end: LearnerEnd) -> None:
         """Serve a learner until its connection ends. Raises UsageError when there is nothing to learn."""
@@ -503,6 +557,8 @@ class SessionDriver:
             return "failed"
         if self._gone is not None:
             return "paused" if self._gone.reason == "paused" else "stopped"
+        if self._resting and not self.learning.scripted:
+            return "paused"
         node = self.node
         if node is None or node.phase != "training" or not node.company:
             return "waiting"
@@ -513,7 +569,18 @@ class SessionDriver:
     def status(self) -> SessionStatus:
         known = self.descriptor or self.folder.descriptor  # one that could not start is known all the same
         fields = self.figures.status(self._loop.time(), known, self.node, self.transport)
+        fields["learner_restarts"] = self.learning.supervisor.restarts
         identifier = known.id if known is not None else None
         if self._gone is not None:  # nobody listens here any more: that the others are not heard says nothing
             fields["links"] = tuple(replace(link, state="left") for link in fields["links"])
-        return SessionStatus(name=self.name, id=identifier, state=self.state, **fields)
+        return SessionStatus(name=self.name, id=identifier, state=self.state, **fields, **self._pace_status())
+
+    def _pace_status(self) -> dict[str, Any]:
+        now, end = self.verdict, self.learning.end
+        share, reason = now.share, now.reason or None
+        if end is not None and not end.child:
+            share = max(share, LEAST_SHARE) if end.minds else 1.0
+            reason = (
+                f"{reason}; the script that trains is not held back" if reason and not end.minds else reason
+            )
+        return {"pace_share": share, "pace_reason": reason, "pace_until": now.until}

@@ -55,6 +55,7 @@ from peer.placing import Placing
 log = logging.getLogger("peerd.learner")
 Pace = Literal["lockstep", "overlap", "free"]
 PATIENCE = 3  # losses in a row that are not finite before training counts as diverged (guess)
+LONGER = 4.0  # times as long a round of this device may take at the most, for manners (guess)
 LEAVE_S = 12.0  # for the hand-over of a script that ends: its node gives up on it after 10 s
 SIGNATURE_MAX = 256 * 1024  # bytes of the list that devices show each other; of a longer one only the digest
 
@@ -67,6 +68,7 @@ def attach(
     socket: str | Path | None = None,
     pace: Pace | None = None,
     local_steps: int | None = None,
+    manners: bool = False,
 ) -> Swarm:
     """Train `model` with the other devices of `session`, which this device's daemon has created or joined.
 
@@ -78,7 +80,8 @@ def attach(
     what a script gets whatever the session's own pace is, where the algorithm can run so; "lockstep", which
     it gets elsewhere, waits in every exchange, "overlap" for the last one before it hands over to the next.
     local_steps: calls of `step()` per exchange; None: the session's, which in a session with an end may place
-    its exchanges by its learning rate (peer/placing.py).
+    its exchanges by its learning rate (peer/placing.py). manners: let `step()` rest, and take fewer local
+    steps per exchange, while the device is hot, on battery, or has others that need its processors.
     Raises NoDaemonError, UnknownSessionError, DataError when the model does not fit the session, UsageError
     for a pace that its algorithm cannot run in, or CodecCheckError when this machine's libraries are not to
     be trusted with messages.
@@ -89,19 +92,23 @@ def attach(
     descriptor = attached.descriptor
     if pace is None:
         pace = "free" if "free" in catalogue.algorithm(descriptor.algorithm).paces else "lockstep"
-    swarm = Swarm(attached, model, optimizer, Terms(path, pace, local_steps or descriptor.local_steps))
+    swarm = Swarm(
+        attached, model, optimizer, Terms(path, pace, local_steps or descriptor.local_steps, manners=manners)
+    )
     swarm.begin()
     return swarm
 
 
 @dataclass(frozen=True)
 class Terms:
-    """How this learner takes part. child: started by the daemon, and ending with it."""
+    """How this learner takes part. child: started by the daemon, and ending with it. manners: it rests as the
+    daemon says."""
 
     socket: Path
     pace: Pace
     local_steps: int
     child: bool = False
+    manners: bool = False
 
 
 class Swarm:
@@ -184,8 +191,9 @@ class Swarm:
         loss: of this step, for `status`. Raises DivergedError when the model is not finite again and again,
         and whatever ended the link thread.
         """
-        self._pulse.step(loss)
+        took_s = self._pulse.step(loss)
         self._since += 1
+        self._rest(took_s)
         if not self._link.connected:
             self._rate.scale = 1.0  # alone, nothing is mixed
         try:
@@ -213,6 +221,19 @@ class Swarm:
         self._flat.write(self._base)
         self._optimizer.state.clear()
         self._since = 0
+
+    def _rest(self, step_s: float) -> None:
+        """After a local step that took so long, rest as long as makes that the share of the time that this
+        device has for them. Together with `_wanted` rounds take as long as without, and nobody waits for it;
+        only where they have a step or two they take longer, up to LONGER times."""
+        link, share = self._link, self._share
+        if share < 1.0 and not (link.over or link.final):
+            with link.met:
+                link.wait(lambda: link.over or link.final or self._share > share, step_s * (1 / share - 1))
+
+    @property
+    def _share(self) -> float:
+        return max(self._link.share, 1 / (LONGER * self._whole)) if self.terms.manners else 1.0
 
     def _meet_lockstep(self) -> bool:
         link = self._link
@@ -343,6 +364,11 @@ class Swarm:
 
     def _wanted(self) -> int:
         """Local steps of the round that is worked on."""
+        return math.ceil(self._share * self._whole)
+
+    @property
+    def _whole(self) -> int:
+        """Local steps that this round has for a device at full pace."""
         own = self.terms.local_steps
         return self._placing.steps(self._position) if own == self._placing.local_steps else own
 
@@ -476,7 +502,7 @@ class Swarm:
         signature = signature_bytes(self._flat.signature)
         return {
             "op": "report", "parameters": self._flat.parameters, "checkpoint_round": self._keeper.round,
-            "local_steps": self.terms.local_steps,
+            "local_steps": self.terms.local_steps, "manners": self.terms.manners,
             "signature": hashlib.sha256(signature).digest(),
             "signature_list": signature if len(signature) <= SIGNATURE_MAX else b"",
         }  # fmt: skip

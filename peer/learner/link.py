@@ -82,6 +82,7 @@ class Link:
         self.stopping = False  # the daemon, a signal or the owner says: no more steps
         self.dismissed = False  # the daemon says so: what this learner held is handed over
         self.threads: int | None = None  # for the training thread; None: as it began
+        self.share = 1.0  # of the time, for local steps
         self.resumed = False  # this life began from this device's own checkpoint
         self._attached, self._duties = attached, duties
         self._assembler = EventAssembler()
@@ -300,6 +301,10 @@ class Link:
                 raise _AnewError
             case "threads":
                 self.threads = max(1, int(frame.get("count", 1)))
+            case "share":
+                with self.met:
+                    self.share = min(1.0, max(0.0, float(frame.get("share", 1.0)))) or 1.0
+                    self.met.notify_all()
             case "error":
                 raise error_of(frame)
             case _:

@@ -26,7 +26,7 @@ HOME = SessionStatus(
     "home", "i", "difference-push", "exponential", "spoken-digits", "training", round=41, local_steps=16,
     loss=0.2134, metrics={"accuracy": 0.9533}, members=3, bytes_sent=1_500_010, bytes_received=2_020,
     reduction=475.6, step_s=0.004, round_s=0.2, checkpoint_age_s=75.0, links=LINKS,
-    budget=BudgetStatus(2_000_000, 1_200_000, 1_728_000_000, 3),
+    budget=BudgetStatus(2_000_000, 1_200_000, 1_728_000_000, 3), pace_share=0.25, pace_reason="on battery",
 )  # fmt: skip
 STATUS = DeviceStatus("p-aaaa", "pi-1", "0.1.0", 12, 3700.0, 84.2, ("eth0 is down; plug it in",), (HOME,))
 
@@ -75,6 +75,7 @@ def test_a_person_sees_what_matters(picture: Callable[[DeviceStatus], str]) -> N
         "16 local",
         "budget 2.0 MB per minute, spent 1.2 MB in the last one, 1.7 GB a day at this rate",
         "3 rounds held back",
+        "25% of the time: on battery",
     ):
         assert word in seen
     out, back = (line for line in seen.splitlines() if "10.0.0.2:7" in line)
@@ -83,6 +84,27 @@ def test_a_person_sees_what_matters(picture: Callable[[DeviceStatus], str]) -> N
     assert "suspect" in out
     assert "←" in back
     assert "3 ms" in back
+
+
+@pytest.mark.parametrize(
+    ("share", "reason", "until", "line"),
+    [
+        (0.0, "quiet hours 22:00-07:00", "07:00", "paused: quiet hours 22:00-07:00, until 07:00"),
+        (1 / 16, "hot", None, "6% of the time: hot"),
+        (
+            1.0,
+            "hot; the script that trains is not held back",
+            None,
+            "hot; the script that trains is not held back",
+        ),
+    ],
+)
+def test_why_a_device_trains_less_and_how_much_is_a_line_of_its_own(
+    share: float, reason: str, until: str | None, line: str
+) -> None:
+    session = SessionStatus("home", pace_share=share, pace_reason=reason, pace_until=until)
+    assert view.session_lines(session)[1] == line
+    assert len(view.session_lines(SessionStatus("home", pace_share=1.0))) == 4
 
 
 @pytest.mark.parametrize("picture", [view.plain, drawn])
@@ -95,7 +117,10 @@ def test_what_is_not_known_yet_is_no_crash(picture: Callable[[DeviceStatus], str
 @pytest.mark.parametrize("picture", [view.plain, drawn])
 def test_words_of_others_cannot_drive_the_terminal(picture: Callable[[DeviceStatus], str]) -> None:
     evil = "\x1b[2Jpi\r\n\u202e[red]x[/red]\x07"
-    session = SessionStatus(evil, "i", evil, evil, evil, metrics={evil: 1.0}, links=(LinkStatus(evil, evil),))
+    session = SessionStatus(
+        evil, "i", evil, evil, evil, metrics={evil: 1.0}, links=(LinkStatus(evil, evil),),
+        pace_reason=evil, pace_until=evil,
+    )  # fmt: skip
     seen = picture(DeviceStatus(evil, evil, evil, health=(evil,), sessions=(session,)))
     assert not {"\x1b", "\r", "\x07", "\u202e"} & set(seen)
     assert "[red]x[/red]" in seen

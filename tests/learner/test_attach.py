@@ -21,6 +21,7 @@ from peer.learner import attach, checkpoint, link
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
 from peer.learner.flat import FlatModel
+from peer.learner.pulse import Pulse
 from peer.placing import Placing
 from peer.shared_buffer import SharedBuffer
 
@@ -47,11 +48,12 @@ class Script:
         pace: Pace = "lockstep",
         child: bool = False,
         local_steps: int | None = None,
+        manners: bool = False,
     ) -> None:
         self.model = nn.Linear(3, 1)
         FlatModel(self.model).write(torch.zeros(4))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.125)
-        terms = Terms(Path("unused"), pace, local_steps or daemon.session.local_steps, child)
+        terms = Terms(Path("unused"), pace, local_steps or daemon.session.local_steps, child, manners)
         self.swarm = Swarm(daemon.attachment(folder), self.model, self.optimizer, terms)
         opened.append((daemon, self.swarm))
 
@@ -131,6 +133,84 @@ def test_a_child_uses_the_threads_it_is_told_to(tmp_path: Path) -> None:
         script.step()
     script.steps(3)
     assert torch.get_num_threads() == 3
+
+
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each local step, of 2 s, is followed by rest, none of which is taken."""
+    asked: list[float] = []
+    wait = link.Link.wait
+
+    def waits(self: link.Link, until: Callable[[], bool], timeout_s: float | None = None) -> None:
+        if timeout_s is None:
+            wait(self, until)
+        else:
+            asked.append(timeout_s)
+
+    monkeypatch.setattr(link.Link, "wait", waits)
+    monkeypatch.setattr(Pulse, "step", lambda pulse, loss: 2.0)
+    return asked
+
+
+def told(daemon: StandIn, script: Script, share: float) -> None:
+    """The daemon says for what share of the time local steps may be taken, and the learner has heard it."""
+    daemon.client.send({"op": "share", "share": share})
+    with script.swarm._link.met:
+        assert script.swarm._link.met.wait_for(lambda: script.swarm._link.share == share, 60)
+
+
+@pytest.mark.parametrize(("share", "steps", "rest_s"), [(0.5, 4, 2.0), (0.25, 2, 6.0), (1 / 16, 1, 30.0)])
+def test_for_a_share_of_the_time_rounds_have_fewer_local_steps_and_take_as_long(
+    tmp_path: Path, rests: list[float], share: float, steps: int, rest_s: float
+) -> None:
+    daemon = StandIn(descriptor(local_steps=8))
+    script = Script(tmp_path, daemon, manners=True)
+    script.swarm.begin()
+    told(daemon, script, share)
+    assert [i + 1 for i, mixed in enumerate(script.steps(8)) if mixed] == list(range(steps, 9, steps))
+    assert rests == [rest_s] * 8
+    assert steps * (2.0 + rest_s) == pytest.approx(max(8 * 2.0, 2.0 / share)), "of eight full steps, or one"
+    told(daemon, script, 1.0)
+    assert [i + 1 for i, mixed in enumerate(script.steps(8)) if mixed] == [8]
+    assert len(rests) == 8
+
+
+def test_a_round_of_one_local_step_takes_four_times_as_long_and_no_longer(
+    tmp_path: Path, rests: list[float]
+) -> None:
+    """Others may have to wait for it, and some algorithms cannot go on without."""
+    daemon = StandIn(descriptor(local_steps=1))
+    script = Script(tmp_path, daemon, manners=True)
+    script.swarm.begin()
+    told(daemon, script, 1 / 16)
+    assert script.steps(2) == [True, True]
+    assert rests == [3 * 2.0] * 2
+
+
+def test_a_script_that_has_not_asked_for_it_is_not_held(tmp_path: Path, rests: list[float]) -> None:
+    daemon = StandIn(descriptor(local_steps=2))
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    told(daemon, script, 0.25)
+    assert script.steps(4) == [False, True, False, True]
+    assert rests == []
+    assert [report["manners"] for report in daemon.reports() if "manners" in report] == [False]
+
+
+@pytest.mark.parametrize("word", [{"op": "share", "share": 1.0}, {"op": "stop"}])
+def test_a_rest_ends_when_the_daemon_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: dict[str, object]
+) -> None:
+    daemon = StandIn(descriptor(local_steps=2))
+    script = Script(tmp_path, daemon, manners=True)
+    script.swarm.begin()
+    told(daemon, script, 0.5)
+    monkeypatch.setattr(Pulse, "step", lambda pulse, loss: 1e6)
+    training = threading.Thread(target=script.step)
+    training.start()
+    daemon.client.send(word)
+    training.join(60)
+    assert not training.is_alive()
 
 
 def test_alone_in_the_free_pace_no_local_step_is_lost(tmp_path: Path) -> None:
