@@ -12,7 +12,7 @@ import pytest
 
 from cli import units
 
-DEPLOY = Path(__file__).parents[1] / "deploy" / "systemd"
+DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
 SCORE = 2.0  # what `systemd-analyze security` is to stay below
 
 Settings = dict[str, list[str]]
