@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from systemd.container import Device, FailedError, base_tree, raise_bridge
+from systemd.container import Device, FailedError, base_tree, own_folder_for_nspawn, raise_bridge
 from systemd.story import Story, say
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +64,7 @@ def main() -> int:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # so that the trees are taken down
+    own_folder_for_nspawn()
     raise_bridge()
     with tempfile.TemporaryDirectory(prefix="run-", dir=asked.cache) as folder:
         return play(asked.cache, asked.suite, Path(folder))

@@ -18,6 +18,7 @@ from pathlib import Path
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv,acl,iproute2,ca-certificates"
 BRIDGE = "br-peerd"
+REBOOTED = 133  # what nspawn ends with where, by --keep-unit, another program is to boot the tree again
 PATIENCE_S = 600.0  # for anything that must come true on a machine that is busy
 POLL_S = 0.5
 
@@ -46,6 +47,13 @@ def raise_bridge() -> None:
         subprocess.run(["ip", *words.split()], check=True)
 
 
+def own_folder_for_nspawn() -> None:
+    """What it keeps of the machines that run, out of the sight of other programs."""
+    folder = Path("/run/systemd/nspawn")
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
+
+
 class Device:
     """One booted tree with an address of its own. `address`: of the interface that the devices share."""
 
@@ -67,14 +75,18 @@ class Device:
         wants.mkdir(parents=True, exist_ok=True)
         (wants / "systemd-networkd.service").symlink_to("/lib/systemd/system/systemd-networkd.service")
         self._process: subprocess.Popen[bytes] | None = None
+        self._command: list[str] = []
 
     def boot(self, *bound: Path) -> None:
         """Start it, and wait until systemd says that it runs. bound: folders to be seen inside, read-only."""
         command = ["systemd-nspawn", "-q", "-D", str(self.tree), "-b", "--register=no", "--keep-unit"]
         command += [f"--network-bridge={BRIDGE}", "-M", self.name]
-        command += [f"--bind-ro={folder}" for folder in bound]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._command = command + [f"--bind-ro={folder}" for folder in bound]
+        self._start()
+
+    def _start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.until_booted()
 
     def until_booted(self) -> None:
@@ -84,11 +96,14 @@ class Device:
         )
 
     def reboot(self) -> None:
-        """As a user would: by systemctl. Returns when it is up again, with another process 1."""
-        before = self.leader()
+        """As a user would: by systemctl. Returns when it is up again."""
+        assert self._process is not None
         self.run("systemctl", "reboot", check=False)  # what asked may be gone before it is answered
-        until(f"{self.name} reboots", lambda: self.leader() not in (None, before))
-        self.until_booted()
+        process = self._process
+        until(f"{self.name} goes down", lambda: process.poll() is not None)
+        if process.returncode != REBOOTED:
+            raise FailedError(f"{self.name} ended with {process.returncode} instead of booting again")
+        self._start()
 
     def leader(self) -> int | None:
         """The pid, outside, of its process 1."""
