@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -188,6 +189,8 @@ def _remove(where: units.Places) -> None:
     for path in where.all:
         _put(path, None)
     shutil.rmtree(where.own, ignore_errors=True)
+    with suppress(OSError):  # others have files in it; Debian comes without this folder
+        where.sysusers.parent.rmdir()
     if BOOTED.is_dir():
         _run("systemctl", "daemon-reload")
         subprocess.run(["systemctl", "reset-failed", units.UNIT], capture_output=True, check=False)

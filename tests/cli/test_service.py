@@ -209,6 +209,7 @@ def test_uninstall_removes_all_but_the_state_and_gives_that_to_root(
     assert done.exit_code == 0, done.stderr
     assert system.files() == []
     assert not own.parent.exists()
+    assert not (system.etc / "sysusers.d").exists()
     assert not system.users.exists()
     assert "systemctl disable --quiet --now peerd.service" in system.asked
     assert owners == {"state": (0, 0), "state/sessions": (0, 0), "state/sessions/key": (0, 0)}

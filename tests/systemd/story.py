@@ -205,9 +205,9 @@ class Story:
         say(f"    {said.splitlines()[-1]}")
         left = sorted(path for path in self.pi.files() - before if not path.startswith("/home/"))
         kept = [path for path in left if path.startswith("/var/lib/peerd")]
+        others = [path for path in left if path not in (*kept, *backups(left))]
         expect(
-            [path for path in left if path not in kept] == backups(left),
-            "nothing is left but the state folder",
+            not others, f"nothing is left but the state folder{''.join(f', but {path}' for path in others)}"
         )
         owner = self.pi.output("stat", "-c", "%U:%G %a", "/var/lib/peerd")
         say(f"    {len(kept)} paths in /var/lib/peerd, {owner}")
