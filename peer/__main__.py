@@ -16,6 +16,7 @@ import peer.lean  # noqa: F401 - first: it decides what asyncio and hashlib brin
 
 import argparse
 import asyncio
+import faulthandler
 import importlib
 import logging
 import os
@@ -71,7 +72,7 @@ def _say(text: str, code: int) -> int:
 
 async def serve(asked: argparse.Namespace) -> None:
     """Open the store, listen, take up the sessions, and run until told to end."""
-    from peer.daemon import foreground, logs, structured
+    from peer.daemon import foreground, logs, structured, watchdog
     from peer.daemon.app import Daemon
     from peer.daemon.control import ControlServer
     from peer.daemon.metrics_server import MetricsServer, address
@@ -93,13 +94,15 @@ async def serve(asked: argparse.Namespace) -> None:
     control = ControlServer(daemon)
     control.start()
     _on_signals(daemon)
+    fed = watchdog.interval_s(os.environ)
+    feeding = asyncio.create_task(watchdog.feed(fed, daemon.in_short)) if fed is not None else None
     try:
         if metrics_at is not None:
             daemon.metrics = MetricsServer(metrics_at, lambda: daemon.status(None))
             await daemon.metrics.start()
         await daemon.pacing.start()
         await daemon.resume()
-        notify("READY=1", f"STATUS={len(daemon.sessions)} session(s)")
+        notify("READY=1", f"STATUS={daemon.in_short()}")
         log.info("ready on %s, state in %s", path, store.folder, extra={"peer": daemon.device.key.id})
         if request is not None:
             await foreground.run(daemon, request)
@@ -114,6 +117,8 @@ async def serve(asked: argparse.Namespace) -> None:
         if daemon.metrics is not None:
             await daemon.metrics.stop()
         await control.stop()
+        if feeding is not None:
+            feeding.cancel()
 
 
 def _allow_open_files() -> None:
@@ -136,6 +141,7 @@ def _on_signals(daemon: Daemon) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a watchdog's SIGABRT then shows where the loop was
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # what a closed pipe did not take

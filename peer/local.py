@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING
 from peer.errors import NoDaemonError, PeerdError, by_exit_code
 from peer.framing import MAX_FRAME, MAX_LARGE, Frame, FrameReader, pack, receive_into
 from peer.places import (
-    SERVICE_USER,
+    SYSTEM_SOCKET,
     check_listener,
     check_owner,
     check_path,
     credentials,
     default_socket,
+    how_to_be_let_in,
+    is_barred,
     own_socket,
     state_folder,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "MAX_FRAME",
     "MAX_LARGE",
     "PROTOCOL",
+    "SYSTEM_SOCKET",
     "Client",
     "Connection",
     "Event",
@@ -65,6 +68,8 @@ __all__ = [
     "error_frame",
     "error_of",
     "from_frame",
+    "how_to_be_let_in",
+    "is_barred",
     "nobody_answers",
     "own_socket",
     "pack",
@@ -96,9 +101,9 @@ class ForbiddenSocketError(NoDaemonError):
     """A daemon is there, and this user may not use its socket: another one beside it would not help."""
 
     def __init__(self, path: Path) -> None:
+        remedy = how_to_be_let_in() if path == SYSTEM_SOCKET else "name another with --socket"
         super().__init__(
-            f"the daemon's socket {path} may not be used by you; join the group '{SERVICE_USER}' "
-            f"('sudo usermod -aG {SERVICE_USER} $USER', then log in again), or run your own daemon with "
+            f"the daemon's socket {path} may not be used by you; {remedy}, or run your own daemon with "
             "'peerd daemon'"
         )
 

@@ -5,6 +5,7 @@ Order (cli.md "Which daemon"): the flag, the environment, the system service's, 
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import socket
@@ -16,7 +17,7 @@ from peer.errors import ConfigError
 
 SYSTEM_SOCKET = Path("/run/peerd/peerd.sock")
 SYSTEM_STATE = Path("/var/lib/peerd")
-SERVICE_USER = "peerd"
+SERVICE_USER = "peerd"  # and the group whose members may use its socket, and so run code as this user
 MAX_PATH = 100  # bytes of a socket's path; sun_path holds 108 (unix(7))
 
 
@@ -40,6 +41,29 @@ def default_socket(flag: str | None, env: Mapping[str, str], state: str | None =
     if not chosen and os.access(SYSTEM_SOCKET, os.R_OK | os.W_OK):  # also false where it may not be looked at
         return SYSTEM_SOCKET
     return own_socket(flag, env, state)
+
+
+def is_barred() -> bool:
+    """Does a service run here whose socket this user may not use?"""
+    folder = SYSTEM_SOCKET.parent
+    if os.access(folder, os.X_OK):
+        return SYSTEM_SOCKET.exists() and not os.access(SYSTEM_SOCKET, os.R_OK | os.W_OK)
+    return folder.exists()
+
+
+def how_to_be_let_in() -> str:
+    """What a user can do who may not use the service's socket."""
+    name = _user_name(os.getuid()).strip("'")
+    try:
+        waits = name in grp.getgrnam(SERVICE_USER).gr_mem
+    except KeyError:
+        waits = False
+    if waits:
+        return f"you have been put into group '{SERVICE_USER}' since you logged in: log in again"
+    return (
+        f"you are not in group '{SERVICE_USER}': 'sudo usermod -aG {SERVICE_USER} {name}', then log in again "
+        f"(its members may run code as user '{SERVICE_USER}')"
+    )
 
 
 def own_socket(flag: str | None, env: Mapping[str, str], state: str | None = None) -> Path:

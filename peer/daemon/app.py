@@ -27,8 +27,8 @@ from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
 from peer.daemon.network import network
-from peer.daemon.notify import notify
 from peer.daemon.pacing import Pacing
+from peer.daemon.readable import check_readable
 from peer.daemon.session import SessionDriver, ThisDevice
 from peer.daemon.store import SessionFolder, Store
 from peer.daemon.supervisor import Supervisor, learner_command, share_of_cores
@@ -131,6 +131,7 @@ class Daemon:
 
     async def create(self, descriptor: Descriptor, options: JoinOptions) -> str:
         """Make a session and be its first member; the join key."""
+        await _check_data(options)
         self._refuse_taken(descriptor.name)
         catalogue.check_budget(descriptor.algorithm, options.budget)
         key = new_key()
@@ -149,6 +150,7 @@ class Daemon:
         """Take part in a session; returns at the first link. Raises NobodyFoundError or WrongKeyError when
         `options.timeout_s` is over (the session stays and waits), DataError when the model does not fit."""
         check_name(name)
+        await _check_data(options)
         self._refuse_changing(name)
         is_new = key is not None and self.store.known(parse_key(key)) is None
         folder = await self._folder_to_join(name, key)
@@ -206,6 +208,11 @@ class Daemon:
             )
         if forget:
             folder.forget()
+
+    def in_short(self) -> str:
+        """One line for 'systemctl status'."""
+        states = [f"{name} {driver.state}" for name, driver in sorted(self.sessions.items())]
+        return f"{len(states)} session(s){': ' if states else ''}{', '.join(states)}"
 
     def key(self, name: str) -> str:
         return format_key(self._folder(name).key)
@@ -391,7 +398,6 @@ class Daemon:
         except PeerdError:
             await self._drop(driver)
             raise
-        notify(f"STATUS={len(self.sessions)} session(s)")
         return driver
 
     async def _drop(self, driver: SessionDriver) -> None:
@@ -462,6 +468,12 @@ class Daemon:
             if self._loop.time() >= deadline and not driver.linked.is_set() and driver.failure is None:
                 raise nobody(driver, timeout_s)
         return driver
+
+
+async def _check_data(options: JoinOptions) -> None:
+    """Raises DataError where this daemon may not read what is to be trained on."""
+    if options.data is not None:
+        await asyncio.to_thread(check_readable, options.data)
 
 
 async def look_around(me: PeerId) -> set[PeerId]:

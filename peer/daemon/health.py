@@ -53,6 +53,7 @@ def of_session(session: SessionDriver, now: float) -> Iterator[str]:
         *_copies(session),
         *_blocked(session),
         *_learner(session),
+        *_silent(session, now),
         *_stuck(session, now),
         *_memory(session),
         *_budget(session),
@@ -184,7 +185,22 @@ def _learner(session: SessionDriver) -> Iterator[str]:
         yield f"the script that trained has ended; start it again, or run 'peerd join {session.name}'"
 
 
+def _silent(session: SessionDriver, now: float) -> Iterator[str]:
+    silent_s, end = session.learning.silent_s(now), session.learning.end
+    if end is None or not silent_s:
+        return
+    if end.child:
+        yield (f"the learner (pid {end.pid}) has said nothing for {silent_s:.0f} s; another is started")
+    else:
+        yield (
+            f"the script that trains (pid {end.pid}) has said nothing for {silent_s:.0f} s; is it stopped? "
+            f"In a debugger? peerd ends no script: end it, and run 'peerd join {session.name}'"
+        )
+
+
 def _stuck(session: SessionDriver, now: float) -> Iterator[str]:
+    if session.learning.silent_s(now):
+        return  # said already
     node, end = session.node, session.learning.end
     usual_s = session.figures.usual_s(node.key.round) if node is not None else None
     if node is None or usual_s is None or end is None:

@@ -26,11 +26,12 @@ class LearnersSession(Protocol):
 
 class LearnerEnd:
     """One life of a learner. child: started by the daemon, else a user's script. `failure`: what it said it
-    died of."""
+    died of. `heard_at`: the loop's time of its last word, once it sends signs of life (link.py, BEAT_S)."""
 
     def __init__(self, connection: Connection, life: int, child: bool, pid: int) -> None:
         self.life, self.child, self.pid = life, child, pid
         self.failure: PeerdError | None = None
+        self.heard_at: float | None = None
         self.minds = child  # manners: it takes local steps for a share of the time, if told so
         self._threads = 0  # as told last
         self._share = 1.0  # as told last
@@ -68,6 +69,8 @@ class LearnerEnd:
         try:
             while True:
                 frame, fd = await self._connection.receive()
+                if self.heard_at is not None or "beat_s" in frame:
+                    self.heard_at = asyncio.get_running_loop().time()
                 self._take(frame, fd, session)
         except EOFError as error:
             return str(error)

@@ -2,7 +2,11 @@
 
 The child is started by the daemon and restarted when it dies. A user's script that attaches takes its
 place: the child is told to stop, and none is started again until the next `join` or the daemon's next
-start."""
+start.
+
+A learner whose link thread says nothing for SILENT_S is stopped, or hangs where no other thread can run.
+A child is killed and started again; a script is its user's, and is reported. One that only waits, for its
+data or for the others, goes on saying that it lives, and is left alone."""
 
 from __future__ import annotations
 
@@ -28,6 +32,10 @@ from peer.sketch import TAG_BYTES, is_body
 log = logging.getLogger(__name__)
 
 LOG_S = 0.1  # between two lines about rounds: small models alone do hundreds in a second (guess)
+SILENT_S = 120.0  # a task that reads much data at once may keep the interpreter for itself (guess)
+LOOK_S = (
+    10.0  # between two looks for that; it takes two that find it, for the daemon may have stood still, too
+)
 ADMIT_S = 5.0  # to hear the members' model signatures before a learner may be seated (guess)
 
 
@@ -84,11 +92,35 @@ class Learning:
         self.end = end
         connection.send(welcome)
         log.info("a learner is attached", extra={"pid": end.pid, "life": end.life})
-        reason = await end.serve(self)
+        watching = self._loop.create_task(self._watch(end))
+        try:
+            reason = await end.serve(self)
+        finally:
+            watching.cancel()
         if self.end is end:
             self._lost(str(end.failure) if end.failure is not None else reason)
         if end.failure is not None and end.failure.exit_code in HOPELESS:
             self._owner.fail(end.failure)
+
+    def silent_s(self, now: float) -> float:
+        """For how long the learner has said nothing, if long enough to be taken for a fault; else 0."""
+        heard_at = self.end.heard_at if self.end is not None else None
+        silent_s = now - heard_at if heard_at is not None else 0.0
+        return silent_s if silent_s > SILENT_S else 0.0
+
+    async def _watch(self, end: LearnerEnd) -> None:
+        """End a child that has fallen silent; its supervisor starts another."""
+        silent_before = False
+        while end.child:
+            await asyncio.sleep(LOOK_S)
+            silent_s = self.silent_s(self._loop.time())
+            if silent_s and silent_before:
+                log.error(
+                    "the learner has said nothing for %.0f s and is killed", silent_s, extra={"pid": end.pid}
+                )
+                self.supervisor.kill()
+                return
+            silent_before = bool(silent_s)
 
     async def stop(self) -> None:
         """Ask it to stop, and see to it that it does."""

@@ -5,8 +5,10 @@ computes.
       hand_over(change) ──condition──▶ exchange.submit ──Push, Pushed──▶
       take() ◀──condition── exchange.take ◀── exchange.handle ◀──OpenRound, Deliver, …──
 
-Everything both threads touch is guarded by one condition, `Link.met`. When the daemon vanishes, a child
-learner is over; an attached script goes on alone, and the link thread redials and rejoins as a new life.
+However long a step takes, the daemon hears a sign of life every BEAT_S: a learner that sends none is stopped,
+or hangs. Everything both threads touch is guarded by one condition, `Link.met`. When the daemon vanishes, a
+child learner is over; an attached script goes on alone, and the link thread redials and rejoins as a new
+life.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from peer.learner.outbox import Outbox, Rooms
 from peer.local import SharedBuffer, error_of
 
 log = logging.getLogger("peerd.learner")
+BEAT_S = 10.0  # between two signs of life; the daemon takes two minutes of silence for a fault (guess)
 REDIAL_S = 0.5, 30.0  # first and longest wait between two tries; each is twice the one before (guess)
 
 
@@ -257,6 +260,7 @@ class Link:
         round_ = self._resume.round if self._resume is not None else -1
         client.send(self._duties.introduction)
         client.send_event(Ready(self._attached.life, round_, algorithm.bases))
+        beat_at = time.monotonic()  # at once: from then on silence is a fault
         while True:
             for frame, fd in client.receive_ready():
                 self._on_frame(frame, fd)
@@ -264,7 +268,10 @@ class Link:
             self._answer_training_thread()
             if closing:
                 return
-            select.select([client.fileno(), self._wake], [], [])
+            if time.monotonic() >= beat_at:
+                client.send({"op": "report", "beat_s": BEAT_S})
+                beat_at = time.monotonic() + BEAT_S
+            select.select([client.fileno(), self._wake], [], [], max(0.0, beat_at - time.monotonic()))
             self._clear_nudge()
 
     def _clear_nudge(self) -> None:

@@ -443,6 +443,17 @@ def test_an_export_is_answered_while_the_training_thread_computes(tmp_path: Path
     assert tensors["weight"].tolist() == [[-0.25] * 3]
 
 
+def test_a_sign_of_life_comes_while_the_training_thread_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "BEAT_S", 0.01)
+    daemon = StandIn(descriptor())
+    Script(tmp_path, daemon)
+    beats = {"op": "report", "beat_s": 0.01}
+    daemon.wait_for(lambda: daemon.reports().count(beats) >= 3)
+    assert not closed(daemon), "it has handed nothing over: nothing else was said"
+
+
 def test_a_change_that_is_not_finite_is_never_handed_over(tmp_path: Path) -> None:
     daemon = StandIn(descriptor(algorithm="sgp", local_steps=1))
     script = Script(tmp_path, daemon)

@@ -122,7 +122,7 @@ def test_beside_a_service_that_may_not_be_used_none_is_started(
     monkeypatch.setattr(own_daemon, "SYSTEM_SOCKET", service)
     monkeypatch.setattr(places.os, "access", lambda path, mode: False)
     own = OwnDaemon(Where.of(None, None), "home")
-    with pytest.raises(ForbiddenSocketError, match=r"join the group 'peerd' \('sudo usermod -aG peerd"):
+    with pytest.raises(ForbiddenSocketError, match="not in group 'peerd': 'sudo usermod -aG peerd"):
         own.reach(nobody)
     assert not own.runs
     named = OwnDaemon(Where.of(tmp_path / "mine", None), "home", may_start=False)  # another may be asked for
