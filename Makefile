@@ -75,8 +75,8 @@ wire-is-fresh: proto
 	  echo "peer/wire is not what proto/peer.proto generates; run 'make proto' and commit the result"; exit 1; }
 
 test: check docs wire-is-fresh
-	$(RUN) pytest -q -n 2 --ignore=tests/lan
-	$(RUN) pytest -q -n 2 --dist loadfile tests/lan
+	$(RUN) pytest -q -n 3 --dist worksteal --ignore=tests/lan
+	$(RUN) pytest -q -n 3 --dist loadfile tests/lan
 
 test-systemd: venv
 	PYTHONPATH=tests .venv/bin/python -P tests/systemd/booted.py

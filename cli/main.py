@@ -35,7 +35,7 @@ COMMANDS = {
     "status": "Who trains, how well, and how many bytes it takes.",
     "sessions": "Sessions this device knows or sees on the network.",
     "logs": "What the daemon or a session has to say.",
-    "export": "Write a session's model as a safetensors file.",
+    "export": "Write a session's model as a safetensors or ONNX file.",
     "doctor": "Why no peers are found, and what to do.",
     "daemon": "Run the daemon in the foreground.",
     "service": "Run the daemon as a service of this device.",
