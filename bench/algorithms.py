@@ -11,7 +11,8 @@ topology; dirichlet 10, 0.1 and 0.01; three seeds (of the split, the initial mod
     bytes     as many local steps between two exchanges as it takes to send no more than BYTES in all
 
 `--choose` finds each cell's rate by the mean peer with seed 0, on training examples held out for validation:
-the two of FIRST, and from the best so far to its neighbors in RATES until none of them is better. What is
+the two of FIRST, and from the best so far to its neighbors in RATES until none of them is better. A second
+graph of an algorithm that has not been chosen for takes the rate of its first. What is
 chosen and found goes to results/algorithms.json, where cells that were not run again stay as they are. Where
 exchanges after every step send no more than BYTES, both tables have the same run.
 `make bench` runs one column again, of one seed, and prints the tables.
@@ -41,7 +42,7 @@ ALPHAS = ("10", "0.1", "0.01")
 RATES = ("0.0125", "0.025", "0.05", "0.1", "0.2", "0.4", "0.8", "1.6")
 FIRST = ("0.1", "0.2")
 FIRST_OF = {
-    "detag": ("0.4", "0.8"),  # one step of R gradients' mean, and R is 4 on a ring of 16
+    "detag": ("0.4", "0.8"),  # a step in R rounds, and R is 4 on a ring of 16; it came down from there
     "qg-d-psgd": ("0.025", "0.05"),  # its momentum of 0.9 makes each step ten
 }
 BYTES = 50e6  # by each peer: what D-PSGD sends on a ring in 61 exchanges
@@ -182,16 +183,23 @@ def run(asked: Sequence[Cell], folder: str, seeds: int, workers: int) -> dict[st
         about = known.setdefault(job.cell.name, {})
         before = about.get("seeds", [])
         about["seeds"] = [*before[: job.seed], found, *before[job.seed + 1 :]]
-        about["local_steps"] = job.local_steps
+        about["local_steps"], about["rate"] = job.local_steps, job.rate
         write(FOUND, known)
     return known
 
 
 def _jobs(asked: Sequence[Cell], known: dict[str, Any], folder: str, seeds: int) -> Iterator[Job]:
     for cell in asked:
-        steps, rate = local_steps(cell, known), known.get(cell.name, {}).get("rate")
+        steps, rate = local_steps(cell, known), rate_of(cell, known)
         if steps is not None and rate is not None and not same_run(cell, steps):
             yield from (Job(cell, rate, steps, folder, seed) for seed in range(seeds))
+
+
+def rate_of(cell: Cell, known: dict[str, Any]) -> str | None:
+    """What was chosen for it, else for the algorithm's first graph."""
+    first = Cell(cell.algorithm, ALGORITHMS[cell.algorithm][0], cell.alpha, cell.equal)
+    rate: str | None = known.get(cell.name, known.get(first.name, {})).get("rate")
+    return rate
 
 
 # --- the tables ------------------------------------------------------------------------------------------
@@ -202,14 +210,20 @@ def rows(known: dict[str, Any], equal: str) -> Iterator[list[str]]:
         for topology in topologies:
             found = [_known_of(Cell(algorithm, topology, alpha, equal), known) for alpha in ALPHAS]
             if any(one.get("seeds") for one in found):
-                sent = [seed for one in found for seed in one.get("seeds", ()) if "sent_per_peer" in seed]
-                yield [
-                    algorithm,
-                    topology,
-                    *map(_accuracies, found),
-                    f"{statistics.fmean(one['sent_per_peer'] for one in sent) / 1e6:.3g}" if sent else "–",
-                    f"{statistics.fmean(one['virtual_s'] for one in sent):.0f}" if sent else "–",
-                ]
+                yield [algorithm, topology, *map(_accuracies, found), *_costs(found)]
+
+
+def _costs(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Local steps between two exchanges, megabytes and virtual seconds, means of all seeds that there are."""
+    steps = sorted({one["local_steps"] for one in found if one.get("seeds")})
+    sent = [seed for one in found for seed in one.get("seeds", ()) if "sent_per_peer" in seed]
+    if not sent:
+        return [" to ".join(map(str, steps)), "–", "–"]
+    return [
+        " to ".join(map(str, steps)),
+        f"{statistics.fmean(one['sent_per_peer'] for one in sent) / 1e6:.3g}",
+        f"{statistics.fmean(one['virtual_s'] for one in sent):.0f}",
+    ]
 
 
 def _known_of(cell: Cell, known: dict[str, Any]) -> dict[str, Any]:
@@ -220,21 +234,28 @@ def _known_of(cell: Cell, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accuracies(found: dict[str, Any]) -> str:
-    """Mean of the peers ± over seeds, the worst peer of all seeds, the averaged model; the rate."""
+    """Mean of the peers ± over seeds, the worst peer of all seeds, the averaged model; the rate, with a star
+    where it is that of the algorithm's first graph."""
     seeds = found.get("seeds", [])
     if not seeds:
         return "–"
+    rate = found["rate"] + ("" if "tried" in found else "*")
     if any("diverged" in one for one in seeds):
-        return f"diverged, lr {found['rate']}"
+        return f"diverged, lr {rate}"
     mean = [100 * one["mean"] for one in seeds]
     spread = f" ± {statistics.stdev(mean):.1f}" if len(mean) > 1 else ""
     worst, averaged = min(one["worst"] for one in seeds), statistics.fmean(one["averaged"] for one in seeds)
-    return (
-        f"{statistics.fmean(mean):.1f}{spread}, {100 * worst:.1f}, {100 * averaged:.1f}; lr {found['rate']}"
-    )
+    return f"{statistics.fmean(mean):.1f}{spread}, {100 * worst:.1f}, {100 * averaged:.1f}; lr {rate}"
 
 
-HEAD = ("algorithm", "topology", *(f"dirichlet {alpha}" for alpha in ALPHAS), "MB sent", "virtual s")
+HEAD = (
+    "algorithm",
+    "topology",
+    *(f"dirichlet {alpha}" for alpha in ALPHAS),
+    "local steps",
+    "MB sent",
+    "virtual s",
+)
 TITLES = {
     "rounds": f"{STEPS} rounds of one local step",
     "bytes": f"{STEPS} local steps, at most {BYTES / 1e6:.0f} MB by each peer",
