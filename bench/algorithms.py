@@ -12,9 +12,9 @@ topology; dirichlet 10, 0.1 and 0.01; three seeds (of the split, the initial mod
 
 `--choose` finds each cell's rate by the mean peer with seed 0, on training examples held out for validation:
 the two of FIRST, and from the best so far to its neighbors in RATES until none of them is better. A second
-graph of an algorithm that has not been chosen for takes the rate of its first. What is
-chosen and found goes to results/algorithms.json, where cells that were not run again stay as they are. Where
-exchanges after every step send no more than BYTES, both tables have the same run.
+graph of an algorithm that has not been chosen for takes the rate of its first. What is tried and found goes
+to results/algorithms.json, where cells that were not run again stay as they are. Where exchanges after every
+step send no more than BYTES, both tables have the same run.
 `make bench` runs one column again, of one seed, and prints the tables.
 """
 
@@ -151,10 +151,8 @@ def choose(asked: Sequence[Cell], folder: str, workers: int) -> None:
         for rate in untried(cell, known.get(cell.name, {}).get("tried", {}))
     ]:
         for job, found in zip(jobs, all_of(rehearsed, jobs, workers, "choosing"), strict=True):
-            about = known.setdefault(job.cell.name, {})
-            tried = about.setdefault("tried", {})
+            tried = known.setdefault(job.cell.name, {}).setdefault("tried", {})
             tried[job.rate] = {"mean": found["mean"]}
-            about["rate"] = best_of(tried)
             write(FOUND, known)
 
 
@@ -196,10 +194,15 @@ def _jobs(asked: Sequence[Cell], known: dict[str, Any], folder: str, seeds: int)
 
 
 def rate_of(cell: Cell, known: dict[str, Any]) -> str | None:
-    """What was chosen for it, else for the algorithm's first graph."""
+    """The best, if all that are to be tried have been; else that of the algorithm's first graph, if they have
+    been there; else the best so far."""
     first = Cell(cell.algorithm, ALGORITHMS[cell.algorithm][0], cell.alpha, cell.equal)
-    rate: str | None = known.get(cell.name, known.get(first.name, {})).get("rate")
-    return rate
+    for one in (cell, first):
+        tried = known.get(one.name, {}).get("tried", {})
+        if not untried(one, tried):
+            return best_of(tried)
+    tried = known.get(cell.name, {}).get("tried", {})
+    return best_of(tried) if tried else None
 
 
 # --- the tables ------------------------------------------------------------------------------------------
@@ -208,9 +211,10 @@ def rate_of(cell: Cell, known: dict[str, Any]) -> str | None:
 def rows(known: dict[str, Any], equal: str) -> Iterator[list[str]]:
     for algorithm, topologies in ALGORITHMS.items():
         for topology in topologies:
-            found = [_known_of(Cell(algorithm, topology, alpha, equal), known) for alpha in ALPHAS]
+            run = [_run_of(Cell(algorithm, topology, alpha, equal), known) for alpha in ALPHAS]
+            found = [known.get(cell.name, {}) for cell in run]
             if any(one.get("seeds") for one in found):
-                yield [algorithm, topology, *map(_accuracies, found), *_costs(found)]
+                yield [algorithm, topology, *map(_accuracies, run, found), *_costs(found)]
 
 
 def _costs(found: Sequence[dict[str, Any]]) -> list[str]:
@@ -226,20 +230,18 @@ def _costs(found: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _known_of(cell: Cell, known: dict[str, Any]) -> dict[str, Any]:
+def _run_of(cell: Cell, known: dict[str, Any]) -> Cell:
     steps = local_steps(cell, known)
-    name = cell.at_equal_rounds.name if steps is not None and same_run(cell, steps) else cell.name
-    found: dict[str, Any] = known.get(name, {})
-    return found
+    return cell.at_equal_rounds if steps is not None and same_run(cell, steps) else cell
 
 
-def _accuracies(found: dict[str, Any]) -> str:
+def _accuracies(cell: Cell, found: dict[str, Any]) -> str:
     """Mean of the peers ± over seeds, the worst peer of all seeds, the averaged model; the rate, with a star
-    where it is that of the algorithm's first graph."""
+    where not all that are to be tried have been."""
     seeds = found.get("seeds", [])
     if not seeds:
         return "–"
-    rate = found["rate"] + ("" if "tried" in found else "*")
+    rate = found["rate"] + ("*" if untried(cell, found.get("tried", {})) else "")
     if any("diverged" in one for one in seeds):
         return f"diverged, lr {rate}"
     mean = [100 * one["mean"] for one in seeds]
