@@ -1,6 +1,7 @@
 # make demo    six devices on this machine learn spoken digits together
 # make test    everything that must hold: checks, generated code, all tests
 # make check   format, lint, types, who may import whom
+# make docs    the site, into build/docs; what it refers to must be there
 # make proto   regenerate peer/wire from proto/peer.proto
 # make bench   footprint and speed, as tables; never part of the tests; with FASHION_MNIST=DIR (the four
 #              files) also what unlike data costs, and what saving bytes does: that one takes hours
@@ -15,7 +16,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: venv demo test check format proto wire-is-fresh bench soak fuzz clean
+.PHONY: venv demo test check docs format proto wire-is-fresh bench soak fuzz clean
 
 TORCH_PIN := torch==2.13.0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -52,6 +53,9 @@ format: venv
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
+docs: venv
+	$(RUN) sphinx -W --keep-going -q -b html docs build/docs
+
 proto: venv
 	.venv/bin/python proto/generate.py
 
@@ -59,7 +63,7 @@ wire-is-fresh: proto
 	@git diff --exit-code --stat -- peer/wire || { \
 	  echo "peer/wire is not what proto/peer.proto generates; run 'make proto' and commit the result"; exit 1; }
 
-test: check wire-is-fresh
+test: check docs wire-is-fresh
 	$(RUN) pytest -q -n 2 --ignore=tests/lan
 	$(RUN) pytest -q -n 2 --dist loadfile tests/lan
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "sessions": "Sessions this device knows or sees on the network.",
     "logs": "What the daemon or a session has to say.",
     "export": "Write a session's model as a safetensors file.",
+    "doctor": "Why no peers are found, and what to do.",
     "daemon": "Run the daemon in the foreground.",
     "rehearse": "Many devices in virtual time, on this one.",
     "demo": "Several devices on this machine learn together.",

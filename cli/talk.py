@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,12 +78,13 @@ def ask(place: Place, request: Frame) -> Frame:
     return frame
 
 
-def become_daemon(place: Place, request: Frame | None = None) -> NoReturn:
-    """Turn this process into a daemon in the foreground, which begins with the request.
+def become_daemon(place: Place, request: Frame | None = None, options: Sequence[str] = ()) -> NoReturn:
+    """Turn this process into a daemon in the foreground, which begins with the request. options: more words
+    for its command line.
 
     The request may hold a key, so it goes through a memfd and never into arguments or the environment.
     """
-    command = [sys.executable, "-P", "-m", "peer"]
+    command = [sys.executable, "-P", "-m", "peer", *options]
     command += ["--socket", str(Path(place.socket).absolute())] if place.socket else []
     command += ["--state", str(Path(place.state).absolute())] if place.state else []
     if request is not None:

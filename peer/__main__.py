@@ -1,4 +1,6 @@
-"""The daemon's entry: `python -m peer [--socket PATH] [--state FOLDER] [--request-fd N]`.
+"""The daemon's entry:
+
+    python -m peer [--socket PATH] [--state FOLDER] [--request-fd N] [--metrics [HOST:]PORT] [--log-format F]
 
 SIGTERM, SIGHUP (a closed terminal) or Ctrl-C pauses every session politely and ends with 0; a second one ends
 at once with 130.
@@ -40,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--socket", help="control socket to listen on")
     parser.add_argument("--state", help="state folder")
     parser.add_argument("--request-fd", type=int, help="descriptor with one create or join request")
+    parser.add_argument("--metrics", metavar="[HOST:]PORT", help="serve Prometheus there")
+    parser.add_argument("--log-format", choices=("text", "json"), help="of what goes to standard error")
     asked = parser.parse_args(arguments)
     try:
         importlib.import_module("peer.daemon.app")  # grpc takes a while, in which Ctrl-C is no traceback
@@ -63,23 +67,29 @@ def _say(text: str, code: int) -> int:
 
 async def serve(asked: argparse.Namespace) -> None:
     """Open the store, listen, take up the sessions, and run until told to end."""
-    from peer.daemon import foreground, logs
+    from peer.daemon import foreground, logs, structured
     from peer.daemon.app import Daemon
     from peer.daemon.control import ControlServer
+    from peer.daemon.metrics_server import MetricsServer, address
     from peer.daemon.notify import notify
     from peer.daemon.store import Store
 
     _allow_open_files()
+    metrics_at = address(asked.metrics, os.environ)
     path = own_socket(asked.socket, os.environ, asked.state)
     request = foreground.read_request(asked.request_fd) if asked.request_fd is not None else None
     store = Store(state_folder(asked.state, os.environ))
     store.lock(path)
-    recent = logs.start(store.folder / "log", stderr=request is None)
+    stderr = structured.to_stderr(asked.log_format, os.environ) if request is None else None
+    recent = logs.start(store.folder / "log", stderr=stderr)
     daemon = Daemon(store, path, recent)
     control = ControlServer(daemon)
     control.start()
     _on_signals(daemon)
     try:
+        if metrics_at is not None:
+            daemon.metrics = MetricsServer(metrics_at, lambda: daemon.status(None))
+            await daemon.metrics.start()
         await daemon.resume()
         notify("READY=1", f"STATUS={len(daemon.sessions)} session(s)")
         log.info("ready on %s, state in %s", path, store.folder, extra={"peer": daemon.device.key.id})
@@ -90,6 +100,8 @@ async def serve(asked: argparse.Namespace) -> None:
     finally:
         notify("STOPPING=1")
         await daemon.stop()
+        if daemon.metrics is not None:
+            await daemon.metrics.stop()
         await control.stop()
 
 

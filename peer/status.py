@@ -66,7 +66,8 @@ class BudgetStatus:
 class SessionStatus:
     """One session of this device. members: how many are alive, this device included. links_without_replica:
     for want of memory at one of their ends; replica_mb: what this device has for them. Both None where the
-    algorithm needs none. budget: None is without one."""
+    algorithm needs none. budget: None is without one. rounds_closed, of which rounds_alone without a
+    neighbor, and learner_restarts: since this daemon takes part."""
 
     name: str
     id: str | None = None
@@ -96,6 +97,8 @@ class SessionStatus:
     links_without_replica: int | None = None
     replica_mb: float | None = None
     budget: BudgetStatus | None = None
+    rounds_closed: int | None = None
+    learner_restarts: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -117,7 +120,9 @@ class SessionStatus:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """The whole of `peerd status --json`. health: empty if all is well, else what is wrong and what to do."""
+    """The whole of `peerd status --json`. health: empty if all is well, else what is wrong and what to do.
+    state_free_mb: on the disk of the state folder. clock_set: false if it shows a time before this program
+    was written."""
 
     peer: str
     device: str | None = None
@@ -127,6 +132,8 @@ class DeviceStatus:
     rss_mb: float | None = None
     health: tuple[str, ...] = ()
     sessions: tuple[SessionStatus, ...] = ()
+    state_free_mb: float | None = None
+    clock_set: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -9,7 +9,18 @@ from peer.errors import PeerdError
 from peer.status import BudgetStatus, DeviceStatus, LinkStatus, SessionStatus
 
 # The names of the contract, in its order.
-DEVICE = ["peer", "device", "version", "pid", "uptime_s", "rss_mb", "health", "sessions"]
+DEVICE = [
+    "peer",
+    "device",
+    "version",
+    "pid",
+    "uptime_s",
+    "rss_mb",
+    "health",
+    "sessions",
+    "state_free_mb",
+    "clock_set",
+]
 SESSION = [
     "name",
     "id",
@@ -39,6 +50,8 @@ SESSION = [
     "links_without_replica",
     "replica_mb",
     "budget",
+    "rounds_closed",
+    "learner_restarts",
 ]
 BUDGET = ["bytes_per_min", "spent_last_min", "forecast_day", "rounds_held_back"]
 LINK = [

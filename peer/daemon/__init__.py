@@ -7,6 +7,8 @@
     finding.py      sightings and --peer addresses -> Hello
     figures.py      what `status` shows of one session; health.py: its sentences
     supervisor.py   the learner process; store.py: the state folder; logs.py; notify.py
+    metrics.py      those figures for Prometheus; metrics_server.py: where it reads them
+    structured.py   the log for programs: fields of systemd's journal, or JSON
     foreground.py   a daemon for one request, with a live view
 
 Payloads are opaque bytes here: no tensor library is ever imported, and the loop never waits for a training

@@ -16,14 +16,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
-from peer.daemon import health
+from peer.daemon import clocks, health
 from peer.daemon.exporting import from_checkpoint
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent
+from peer.daemon.network import network
 from peer.daemon.notify import notify
 from peer.daemon.session import SessionDriver, ThisDevice
 from peer.daemon.store import SessionFolder, Store
@@ -45,6 +47,9 @@ from peer.shared_buffer import SharedBuffer
 from peer.status import DeviceStatus, SessionStatus
 from peer.version import VERSION
 
+if TYPE_CHECKING:
+    from peer.daemon.metrics_server import MetricsServer
+
 log = logging.getLogger(__name__)
 
 LOOK_AROUND_S = 2.0  # a browser hears the others within 0.1 to 1.2 s (platform measurement)
@@ -57,12 +62,13 @@ Say = Callable[[str], None]
 
 class Daemon:
     """socket: where learners find it. `stopping` is set when it is to end; `sessions` are those that run,
-    by name."""
+    by name; `metrics`: who serves them, if anybody."""
 
     def __init__(self, store: Store, socket: Path, recent: Recent) -> None:
         self.store, self.socket, self.recent = store, socket, recent
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
+        self.metrics: MetricsServer | None = None
         key, boot = Device.load_or_create(store.folder), store.next_boot()
         instance = min(boot, MAX_BOOT) << INSTANCE_BITS | secrets.randbits(INSTANCE_BITS)
         self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads, instance=instance)
@@ -195,8 +201,9 @@ class Daemon:
         finished_ones = []
         if name is None:
             sentences += [folder.problem for folder in self._spoilt.values() if folder.path.exists()]
-            kept = [folder for folder in self.store.sessions() if folder.note.name not in self.sessions]
-            finished_ones = [over(folder) for folder in kept if folder.note.finished]
+            with suppress(OSError):  # the disk is gone, which `health.of_device` says
+                kept = [folder for folder in self.store.sessions() if folder.note.name not in self.sessions]
+                finished_ones = [over(folder) for folder in kept if folder.note.finished]
         for driver in chosen:
             sentences += health.of_session(driver, now)
         return self._of_device(sentences, [*(driver.status() for driver in chosen), *finished_ones])
@@ -209,9 +216,21 @@ class Daemon:
             pid=os.getpid(),
             uptime_s=self._loop.time() - self._started_at,
             rss_mb=rss_mb(),
-            health=tuple(dict.fromkeys([*health.of_device(self.store.folder), *sentences])),
+            health=tuple(
+                dict.fromkeys([*health.of_device(self.store.folder), *self._of_metrics(), *sentences])
+            ),
             sessions=tuple(sessions),
+            state_free_mb=free_mb(self.store.folder),
+            clock_set=not clocks.is_unset(),
         )
+
+    def network(self) -> Frame:
+        """What `peerd doctor` asks for."""
+        drivers = [driver for _, driver in sorted(self.sessions.items())]
+        return network(self.device.key.id, self.store.folder, drivers, self._loop.time())
+
+    def _of_metrics(self) -> Iterable[str]:
+        return () if self.metrics is None else self.metrics.sentences()
 
     async def known_and_seen(self) -> list[Frame]:
         """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known
@@ -470,6 +489,15 @@ def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
     plain = JoinOptions(timeout_s=options.timeout_s, budget=options.budget)
     kept = options if folder.descriptor is None or options != plain else folder.options
     return replace(kept, budget=budget)
+
+
+def free_mb(folder: Path) -> float | None:
+    """Free for this user on its disk; None where that cannot be looked at, of which `health` says more."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize / 1e6
 
 
 def rss_mb() -> float:

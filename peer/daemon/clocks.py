@@ -32,6 +32,11 @@ class SuspendWatch:
         return gap if gap > SUSPENDED_S else 0.0
 
 
+def shown_s() -> float:
+    """What the wall clock shows, s since 1970."""
+    return time.time()
+
+
 def is_unset(wall_s: float | None = None) -> bool:
     """Does the wall clock show a time before this program was written?"""
-    return (time.time() if wall_s is None else wall_s) < WRITTEN
+    return (shown_s() if wall_s is None else wall_s) < WRITTEN

@@ -55,6 +55,7 @@ class ControlServer:
             "key": self._key,
             "status": self._status,
             "sessions": self._sessions,
+            "network": self._network,
             "logs": self._logs,
             "export": self._export,
             "stop": self._stop,
@@ -198,6 +199,9 @@ class ControlServer:
 
     async def _sessions(self, request: Frame, connection: Connection) -> Answer:
         return {"sessions": await self._daemon.known_and_seen()}, None
+
+    async def _network(self, request: Frame, connection: Connection) -> Answer:
+        return {"network": self._daemon.network()}, None
 
     async def _logs(self, request: Frame, connection: Connection) -> Answer:
         """Kept lines, and with "follow" every later one until the client has gone."""

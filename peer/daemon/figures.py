@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from peer.events import TRAIN, Closed, Direction, HandOver, OpenRound, PeerId, P
 from peer.local import Frame
 from peer.mesh.budget import Spending
 from peer.mesh.contacts import Contact
+from peer.mesh.links import Counts
 from peer.mesh.node import Node
 from peer.mesh.transport import Transport
 from peer.placing import Placing
@@ -18,6 +21,7 @@ from peer.status import BudgetStatus, LinkState, LinkStatus
 
 FLOAT32_BYTES = 4
 ROUND_GAIN = 0.2  # of the newest round's time (guess)
+LinkEnd = tuple[PeerId, Direction]
 DIRECTIONS: tuple[Direction, Direction] = ("out", "in")
 
 
@@ -43,6 +47,9 @@ class Figures:
         self.replica_mb: float | None = None
         self.bytes_dense = 0
         self.bytes_dense_exchanges = 0
+        self.rounds_closed = 0
+        self._alone_before = 0  # rounds that earlier nodes of this session closed alone
+        self._counts_before: dict[LinkEnd, Counts] = {}  # by the links of those nodes
         self._folder = folder
         self._checkpoint: tuple[int, int | None] | None = None  # the newest one's round, and its file's time
         self._round: OpenRound | None = None
@@ -104,6 +111,7 @@ class Figures:
     def closed(self, event: Closed, now: float) -> None:
         """A round is mixed: count what sending the whole model in fp32 would have taken."""
         self.round = event.key.round
+        self.rounds_closed += 1
         links = len(self._used) if self._round is not None and self._round.key == event.key else 0
         self._used = set()
         model = FLOAT32_BYTES * (self.parameters or 0)
@@ -132,11 +140,21 @@ class Figures:
         self._closed_at = None
         self.links_without_replica = self.replica_mb = None
 
+    def node_ends(self, node: Node) -> None:
+        """Another node takes its place: what this one counted goes on."""
+        self._alone_before += node.rounds.alone_total
+        for end in ((record.peer, d) for record in node.members.members() for d in DIRECTIONS):
+            now, before = node.links.counts(*end), self._counts_before.get(end, Counts())
+            if now != Counts():
+                self._counts_before[end] = Counts(
+                    now.parcels + before.parcels, 0, now.rejected + before.rejected
+                )
+
     def status(
         self, now: float, descriptor: Descriptor | None, node: Node | None, transport: Transport
     ) -> dict[str, Any]:
         """The fields of peer.status.SessionStatus that come from here."""
-        sent = sum(contact.bytes_sent for contact in transport.contacts)
+        sent = sum(contact.bytes_sent for contact in transport.contacts.ever())
         age = None if self.checkpoint_at is None else now - self.checkpoint_at
         fields: dict[str, Any] = {
             "loss": self.loss,
@@ -146,12 +164,13 @@ class Figures:
             "round": self.round,
             "consensus_distance": self.consensus_distance,
             "bytes_sent": sent,
-            "message_bytes_sent": sum(contact.frame_bytes_sent for contact in transport.contacts),
-            "bytes_received": sum(contact.bytes_received for contact in transport.contacts),
+            "message_bytes_sent": sum(contact.frame_bytes_sent for contact in transport.contacts.ever()),
+            "bytes_received": sum(contact.bytes_received for contact in transport.contacts.ever()),
             "bytes_dense": self.bytes_dense,
             "bytes_dense_exchanges": self.bytes_dense_exchanges,
             "reduction": self.bytes_dense / sent if sent and self.bytes_dense else None,
             "checkpoint_age_s": age,
+            "rounds_closed": self.rounds_closed,
             "links_without_replica": self.links_without_replica,
             "replica_mb": self.replica_mb,
         }
@@ -164,8 +183,8 @@ class Figures:
                 "generation": _generation(node),
                 "members": len(node.members.alive()),
                 "weight": node.weight,
-                "rounds_alone": node.rounds.alone_total,
-                "links": links(node, transport, now),
+                "rounds_alone": self._alone_before + node.rounds.alone_total,
+                "links": links(node, transport, now, self._counts_before),
                 "budget": budget(node.spending, now),
             }
         return fields
@@ -187,21 +206,33 @@ def budget(spending: Spending, now: float) -> BudgetStatus | None:
     )
 
 
-def links(node: Node, transport: Transport, now: float) -> tuple[LinkStatus, ...]:
-    """One row per directed link that is open or has carried anything."""
+def links(
+    node: Node, transport: Transport, now: float, before: Mapping[LinkEnd, Counts] | None = None
+) -> tuple[LinkStatus, ...]:
+    """One row per directed link that is open or has carried anything. before: what was counted by the nodes
+    whose place this one took."""
     rows = []
     for record in node.members.members():
         if record.peer == node.me:
             continue
         contact = transport.contacts.get(record.peer)
         used = [d for d in DIRECTIONS if _is_used(node, record, d)]
-        rows += [_link(node, record, contact, d, used, now) for d in used]
+        rows += [_with(_link(node, record, contact, d, used, now), before or {}) for d in used]
     return tuple(rows)
 
 
 def _is_used(node: Node, record: Record, direction: Direction) -> bool:
     counts = node.links.counts(record.peer, direction)
     return node.links.has_stream(record.peer, direction) or bool(counts.parcels or counts.unacked)
+
+
+def _with(row: LinkStatus, before: Mapping[LinkEnd, Counts]) -> LinkStatus:
+    counted = before.get((row.peer, row.direction), Counts())
+    return replace(
+        row,
+        parcels=(row.parcels or 0) + counted.parcels,
+        rejected=(row.rejected or 0) + counted.rejected,
+    )
 
 
 def _link(

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 REDIAL_FIRST_S, REDIAL_MOST_S = 0.5, 10.0  # of a --peer address, doubling; guess
 LOOK_AGAIN_S = 5.0  # how often it is looked whether a --peer that was met is still there; guess
-MAX_FOREIGN = 256  # strangers remembered
+MAX_FOREIGN = 256  # strangers remembered, and members that were seen and not met
 
 
 class Greeter(Protocol):
@@ -32,8 +32,8 @@ class Greeter(Protocol):
 
 class Finder:
     """One session's search. met(peer): is this peer a live member? `strangers`: whose announcements are not
-    of this session, by their nonce. `unanswered`: by address, why a --peer is not met. `wrong_key`: addresses
-    that refused the key."""
+    of this session, by their nonce. `unmet`: members that were seen and did not answer Hello, and why.
+    `unanswered`: by address, why a --peer is not met. `wrong_key`: addresses that refused the key."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Finder:
     ) -> None:
         self.strangers: dict[str, PeerId] = {}
         self.other_versions: dict[PeerId, int] = {}
+        self.unmet: dict[PeerId, str] = {}
         self.unanswered: dict[str, str] = {}
         self.wrong_key: set[str] = set()
         self._greeter = greeter
@@ -84,6 +85,7 @@ class Finder:
             task.add_done_callback(lambda _: self._hellos.pop(peer, None))
 
     async def _say_hello(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        problem = ""
         for address in addresses:
             try:
                 await self._greeter.hello(address)
@@ -93,9 +95,17 @@ class Finder:
                 return
             except PeerdError as error:
                 log.info("seen and not met: %s", error, extra={"peer": peer, "address": address})
+                problem = problem or f"{address}: {error}"
             else:
+                self.unmet.pop(peer, None)
                 self.other_versions.pop(peer, None)
                 return
+        self._not_met(peer, problem)
+
+    def _not_met(self, peer: PeerId, problem: str) -> None:
+        if peer not in self.unmet and len(self.unmet) >= MAX_FOREIGN:
+            del self.unmet[next(iter(self.unmet))]
+        self.unmet[peer] = problem
 
     async def _keep_dialing(self, address: str) -> None:
         pause = REDIAL_FIRST_S

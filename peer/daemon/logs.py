@@ -3,7 +3,7 @@
     2026-11-21 10:00:00 INFO  home: closed peer=p-… round=17
 
 The session a line belongs to is taken from the context the code runs in (`session_name`), so that what the
-mesh logs is told apart as well."""
+mesh logs is told apart as well. For programs that read along: `structured.py`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import io
 import logging
 import logging.handlers
 import os
-import sys
 from collections import deque
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from peer.files import cannot_write
 
@@ -24,27 +24,25 @@ FILE_BYTES, FILES = 1 << 20, 3  # on an SD card; guess
 QUEUED_LINES = 500  # for one follower that does not keep up; the oldest go
 
 session_name: ContextVar[str] = ContextVar("session_name", default="")
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "session"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def extras(record: logging.LogRecord) -> dict[str, Any]:
+    """What the code that logged said beside the text, in `extra`."""
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 
 
 class Lines(logging.Formatter):
-    """One line per record: time, level, session, text, then the record's extra fields."""
+    """One line per record: time, level, session, text, then its extra fields; below it a traceback."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
+    def __init__(self, form: str = "%(asctime)s %(levelname)-7s %(message)s") -> None:
+        super().__init__(form, "%Y-%m-%d %H:%M:%S")
 
-    def format(self, record: logging.LogRecord) -> str:
-        extras = [f"{key}={value}" for key, value in vars(record).items() if key not in _STANDARD]
-        line = super().format(record)
-        return " ".join([line, *extras]) if extras else line
-
-
-def _add_session(record: logging.LogRecord) -> bool:
-    session = session_name.get()
-    setattr(record, "session", session)  # noqa: B010 - no attribute that a LogRecord declares
-    if session:
-        record.msg = f"{session}: {record.msg}"
-    return True
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if session := session_name.get():
+            record.message = f"{session}: {record.message}"
+        fields = [f"{key}={value}" for key, value in extras(record).items()]
+        return " ".join([super().formatMessage(record), *fields])
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -64,10 +62,9 @@ class Recent(logging.Handler):
         self._lines: deque[tuple[str, str]] = deque(maxlen=KEPT_LINES)
         self._followers: dict[asyncio.Queue[str], str | None] = {}
         self.setFormatter(Lines())
-        self.addFilter(_add_session)
 
     def emit(self, record: logging.LogRecord) -> None:
-        line, session = self.format(record), getattr(record, "session", "")
+        line, session = self.format(record), session_name.get()
         self._lines.append((session, line))
         for queue, wanted in self._followers.items():
             if wanted is None or wanted == session:
@@ -101,18 +98,18 @@ def _private(path: str, flags: int) -> int:
     return descriptor
 
 
-def start(folder: Path, *, stderr: bool) -> Recent:
-    """Set logging up for this process. Raises StateError if the log file cannot be written."""
+def start(folder: Path, *, stderr: logging.Handler | None) -> Recent:
+    """Set logging up for this process. stderr: who writes there, if anybody. Raises StateError if the log
+    file cannot be written."""
     try:
         file = _Private(folder / "peerd.log", maxBytes=FILE_BYTES, backupCount=FILES - 1)
     except OSError as error:
         raise cannot_write(folder / "peerd.log", error) from error
+    file.setFormatter(Lines())
     recent = Recent()
     handlers: list[logging.Handler] = [recent, file]
-    if stderr:
-        handlers.append(logging.StreamHandler(sys.stderr))
-    for handler in handlers[1:]:
-        handler.setFormatter(Lines())
+    if stderr is not None:
+        handlers.append(stderr)
     logging.raiseExceptions = False  # a full disk must not fill stderr with tracebacks
     root = logging.getLogger()
     root.setLevel(logging.INFO)

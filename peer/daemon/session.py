@@ -317,7 +317,9 @@ class SessionDriver:
         self._control_bytes = sent
 
     def _sent_as_control(self) -> int:
-        return sum(contact.bytes_sent - contact.frame_bytes_sent for contact in self.transport.contacts)
+        return sum(
+            contact.bytes_sent - contact.frame_bytes_sent for contact in self.transport.contacts.ever()
+        )
 
     def set_budget(self, options: JoinOptions) -> None:
         """Hold another budget from now on, if these options name one. Raises StateError, UsageError."""
@@ -424,6 +426,7 @@ class SessionDriver:
         """A new node waits for the next learner: a script has left, or the founder's learner is lost."""
         assert self.node is not None
         me, farewells = self.node.members.me, self.node.farewells()
+        self.figures.node_ends(self.node)
         self.transport.disconnect_all()  # streams that stay would never be told to the new node
         for effect in self.node.links.learner_gone():
             if isinstance(effect, Dispose):
@@ -513,6 +516,7 @@ class SessionDriver:
     def status(self) -> SessionStatus:
         known = self.descriptor or self.folder.descriptor  # one that could not start is known all the same
         fields = self.figures.status(self._loop.time(), known, self.node, self.transport)
+        fields["learner_restarts"] = self.learning.supervisor.restarts
         identifier = known.id if known is not None else None
         if self._gone is not None:  # nobody listens here any more: that the others are not heard says nothing
             fields["links"] = tuple(replace(link, state="left") for link in fields["links"])

@@ -21,7 +21,9 @@ RTT_GAIN = 0.125  # of the newest sample, RFC 6298 section 2.3
 @dataclass(slots=True)
 class Contact:
     """leaf_pem: pinned by the last Hello, None before it and after a failed handshake. Bytes: of messages,
-    and of those that are frames of links. listed: by its own record, as last heard."""
+    and of those that are frames of links. listed: by its own record, as last heard. calls: it has opened a
+    connection to this device. unreached: why none could be opened to it, last time; other_session: the id of
+    the one it has of this key, where that is not ours."""
 
     peer: PeerId
     addresses: list[str] = field(default_factory=list)
@@ -35,6 +37,10 @@ class Contact:
     rejected: int = 0
     last_rejection: str = ""
     blocked: bool = False
+    met_at: float | None = None
+    calls: bool = False
+    unreached: str = ""
+    other_session: str = ""
 
     def learn(self, addresses: Iterable[str], proven: bool = False) -> None:
         """Candidates by number. A proven one (it has answered with the right key) moves to the front for
@@ -83,9 +89,15 @@ class Contacts:
 
     def __init__(self) -> None:
         self._contacts: dict[PeerId, Contact] = {}
+        self._made_room = Contact(PeerId())  # what all those cost together
 
     def __iter__(self) -> Iterator[Contact]:
         return iter(self._contacts.values())
+
+    def ever(self) -> Iterator[Contact]:
+        """For sums of bytes, which never shrink: one more stands for all that made room."""
+        yield from self
+        yield self._made_room
 
     def get(self, peer: PeerId) -> Contact | None:
         return self._contacts.get(peer)
@@ -94,7 +106,10 @@ class Contacts:
         """The peer's contact, made if need be."""
         if peer not in self._contacts:
             if len(self._contacts) >= MAX_CONTACTS:
-                del self._contacts[self._least_known()]
+                gone = self._contacts.pop(self._least_known())
+                self._made_room.bytes_sent += gone.bytes_sent
+                self._made_room.frame_bytes_sent += gone.frame_bytes_sent
+                self._made_room.bytes_received += gone.bytes_received
             self._contacts[peer] = Contact(peer)
         return self._contacts[peer]
 

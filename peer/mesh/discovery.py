@@ -109,6 +109,15 @@ class Discovery:
         return self._blind or self._deaf
 
     @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """Those it announces and browses on, or would if it could."""
+        return self._chosen or ()
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
     def multicast_heard(self) -> bool:
         """Has any other peerd been heard? If not for long, multicast may be blocked; --peer helps then."""
         return self.last_heard is not None

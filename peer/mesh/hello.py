@@ -88,6 +88,7 @@ class Introducer:
                         return contact
                 except PeerdError as error:
                     problem = error
+        contact.unreached = str(problem)
         raise RemoteError(f"{contact.peer} cannot be reached: {problem}")
 
     async def introduce(self, contact: Contact) -> None:
@@ -136,6 +137,7 @@ class Introducer:
         if leaf_pem != contact.leaf_pem or address not in contact.addresses[:1]:
             await self.forget(contact)
         contact.leaf_pem = leaf_pem
+        contact.unreached = ""
         contact.learn([address], proven=True)
         return contact
 
@@ -201,9 +203,12 @@ class Introducer:
 
     def _meet(self, contact: Contact, said: Introduction) -> None:
         mine = self._me().session
-        if said.session and mine and said.session != mine:
+        contact.other_session = said.session if mine and said.session != mine else ""
+        if contact.other_session:
             raise RemoteError(f"{contact.peer} has another session of this key: {said.session}, here {mine}")
         contact.introduction = said
+        if contact.met_at is None:
+            contact.met_at = asyncio.get_running_loop().time()
         contact.lists(said.record.addresses)
         self._on_met(Met(said.record))
 

@@ -40,7 +40,7 @@ def survey() -> tuple[Interface, ...]:
         addresses = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips]
         usable = [a for a in addresses if not needs_scope(ipaddress.ip_address(a))]
         usable.sort(key=lambda a: by_reach(ipaddress.ip_address(a)))
-        if usable and _up(adapter.name):
+        if usable and is_up(adapter.name):
             found.append(Interface(adapter.name, tuple(usable)))
     return tuple(found)
 
@@ -57,8 +57,8 @@ def by_reach(address: Address) -> tuple[int, bool]:
     return address.version, address.is_link_local
 
 
-def _up(name: str) -> bool:
-    """Flags and carrier, from sysfs; a system without it has every interface with an address up."""
+def is_up(name: str) -> bool:
+    """Is it up? Flags and carrier, from sysfs; a system without it has every interface with an address up."""
     try:
         flags = int((SYSFS / name / "flags").read_text(), 16)
         state = (SYSFS / name / "operstate").read_text().strip()

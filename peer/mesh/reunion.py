@@ -19,6 +19,7 @@ from peer.events import PeerId, Reunion
 
 APART_S = 10.0  # from the verdict "dead" on; shorter absences leave models close to each other (guess)
 SETTLE_S = 5.0  # after the first is back: the others of its half are, too (4.6 s at most, measured with 4+4)
+ALONE_S = 1.0  # after one is back that was parted alone, if nobody else is gone: it has no half to wait for
 AGAIN_S = 5.0  # a model that has not come by now is asked for again: its link may have been in use; guess
 SECOND_S = 5.0  # so much later the other half looks, if no verdict has come (guess)
 REUNION_S = 30.0  # without a verdict by now they just mix (guess)
@@ -73,7 +74,8 @@ class Reunions:
         if self._asked is not None:
             return self._ask(self._asked, now) if now - self._asked_at >= AGAIN_S else None
         turn = 0.0 if self.me < min(self.estranged) else SECOND_S
-        if now - self._since < SETTLE_S + turn:
+        alone = len(self.estranged) == 1 and not self._lost
+        if now - self._since < (ALONE_S if alone else SETTLE_S) + turn:
             return None
         return self._ask(min(self.estranged), now)
 

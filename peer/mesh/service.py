@@ -113,6 +113,7 @@ class Service:
             )
         if contact.blocked:
             await _refuse(context, grpc.StatusCode.PERMISSION_DENIED, "blocked")
+        contact.calls = True
         return contact
 
     async def _hello(self, data: bytes, context: Context) -> bytes:

@@ -324,6 +324,7 @@ class Transport:
                 raise
             try:
                 check_attach(data, contact, self.peer_id, OTHER_END[direction])
+                contact.unreached = ""
                 stream = LinkStream(contact, direction, call, self._intake, dialed=True)
                 if self.adopt(stream):
                     await self.run(stream)
@@ -362,6 +363,7 @@ class Transport:
             await self._introducer.forget(contact)
             raise
         contact.time(clock() - began)
+        contact.unreached = ""
         contact.bytes_sent += len(request)
         contact.bytes_received += len(answer)
         try:

@@ -32,7 +32,8 @@ def loaded_by(tmp_path: Path, *words: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["status"], ["status", "--json"], ["create", "--help"], ["key", "x"]]
+    "words",
+    [["--help"], ["status"], ["status", "--json"], ["create", "--help"], ["key", "x"], ["doctor", "--help"]],
 )
 def test_a_command_loads_nothing_heavy(tmp_path: Path, words: list[str]) -> None:
     loaded = loaded_by(tmp_path, *words)
@@ -63,7 +64,7 @@ def test_help_names_every_command_and_every_command_is_there(run: Run) -> None:
 
 
 def test_what_is_planned_is_not_promised(run: Run) -> None:
-    for name in ("doctor", "block", "rekey", "service"):
+    for name in ("block", "rekey", "service"):
         assert name not in run("--help").stdout
         refused = run(name)
         assert refused.exit_code == 2
@@ -177,3 +178,19 @@ def test_daemon_and_demo_become_other_programs(run: Run, monkeypatch: pytest.Mon
     assert demo_words[:3] == ["-P", "-m", "peer.demo"]
     assert demo_words[demo_words.index("--devices") + 1] == "3"
     assert demo_words[demo_words.index("--json") + 1] == "x.json"
+
+
+def test_daemon_hands_its_options_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+
+    def become(program: str, arguments: list[str], environment: dict[str, str]) -> None:
+        became.append(arguments[3:])
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execve", become)
+    run("--state", "/s", "daemon", "--metrics", "0.0.0.0:9790", "--log-format", "json")
+    run("daemon")
+    assert became == [["peer", "--metrics=0.0.0.0:9790", "--log-format=json", "--state", "/s"], ["peer"]]
+    refused = run("daemon", "--log-format", "xml")
+    assert refused.exit_code == 2
+    assert "--log-format" in refused.output

@@ -10,6 +10,8 @@ from pathlib import Path
 from daemon.conftest import PATIENCE_S, Home, here
 from daemon.puppet import Puppet
 from daemon.test_sessions import knows, pair, port, quiet, until
+from peer.doctor import peers
+from peer.doctor.peers import Around
 
 
 def copied(of: Home, to: Path) -> None:
@@ -44,6 +46,8 @@ async def test_all_devices_name_a_copy_and_the_one_that_started_later_does_not_t
             assert f"the identity {b.daemon.device.key.id}: 'b'" in sentence
             assert "started later 'c'" in sentence
             assert "delete device.pem" in sentence
+            told = [f for f in peers.judge(h.daemon.network(), Around()) if f.check == "identity"]
+            assert [(f.verdict, b.daemon.device.key.id in f.seen) for f in told] == [("problem", True)]
         assert c.daemon.status("home").sessions[0].state == "failed"
         assert drivers[1].failure is None
         rounds = first.rounds, second.rounds

@@ -15,7 +15,7 @@ from peer.daemon import logs
 def recent(tmp_path: Path) -> Iterator[logs.Recent]:
     root = logging.getLogger()
     handlers, level, raising = root.handlers, root.level, logging.raiseExceptions
-    yield logs.start(tmp_path, stderr=False)
+    yield logs.start(tmp_path, stderr=None)
     for handler in root.handlers:
         handler.close()
     root.handlers, logging.raiseExceptions = handlers, raising

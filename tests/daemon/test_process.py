@@ -55,7 +55,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 
 def test_the_daemon_loads_no_tensor_library(tmp_path: Path) -> None:
-    heavy = "{'torch', 'numpy', 'safetensors', 'rich', 'click', 'matplotlib'}"
+    heavy = "{'torch', 'numpy', 'safetensors', 'rich', 'click', 'matplotlib', 'prometheus_client'}"
     script = (
         "import sys, peer.__main__\n"
         f"assert peer.__main__.main(['--socket', {str(tmp_path / 's')!r}, '--state', '/proc/nosuch']) == 73\n"

@@ -38,14 +38,14 @@ SETTLED_ROUNDS = 10
 LATE_ROUNDS, FEW_ROUNDS = 500, 50  # of two steps, before somebody joins: the note's, and for a look
 
 Fault = Callable[[Switch, Sequence[Wired], Wired, Sheet, random.Random], None]
-Story = Callable[[Switch, Sheet, int], None]
+Story = Callable[[Switch, Sheet, int, int], None]
 
 
 def again(fault: Fault, *terms: str) -> Story:
     """A session with these terms, in which the fault hits one device after the other."""
 
-    def story(lan: Switch, sheet: Sheet, times: int) -> None:
-        devices, dice = begin(lan, COUNT, *terms), random.Random(0)
+    def story(lan: Switch, sheet: Sheet, times: int, seed: int) -> None:
+        devices, dice = begin(lan, COUNT, *terms), random.Random(seed)
         rounds_later(lan, SETTLED_ROUNDS, devices)
         for number in range(times):
             fault(lan, devices, devices[(number + 1) % COUNT], sheet, dice)
@@ -54,7 +54,7 @@ def again(fault: Fault, *terms: str) -> Story:
 
 
 def on(line: Line, pace: str = "lockstep") -> Story:
-    def story(lan: Switch, sheet: Sheet, times: int) -> None:
+    def story(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
         devices = begin(lan, COUNT, *DENSE, "--local-steps", "1", "--pace", pace)
         rounds_later(lan, SETTLED_ROUNDS, devices)
         spoiled(lan, devices, times, sheet, line=line, pace=pace)
@@ -62,7 +62,7 @@ def on(line: Line, pace: str = "lockstep") -> Story:
     return story
 
 
-def late(lan: Switch, sheet: Sheet, times: int) -> None:
+def late(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
     devices = begin(lan, COUNT, *PUSH)
     needed = LATE_ROUNDS if times >= ROWS[23].note else FEW_ROUNDS
     for _ in range(0, needed, FEW_ROUNDS):
@@ -94,11 +94,11 @@ ROWS = {
 }
 
 
-def told(story: Story, sheet: Sheet, times: int) -> str:
+def told(story: Story, sheet: Sheet, times: int, seed: int) -> str:
     """Tell a story on a switch of its own. Returns what broke, if anything."""
     lan = Switch()
     try:
-        story(lan, sheet, times)
+        story(lan, sheet, times, seed)
         clean_logs(lan)
     except AssertionError as error:
         logs = [f"--- log of {device.name}\n{device.log_tail()}" for device in lan.devices.values()]
@@ -120,13 +120,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="numbers in the plan")
     parser.add_argument("--times", type=int, default=1, help="so many times as often")
+    parser.add_argument("--seed", type=int, default=0, help="of when and for how long")
     parser.add_argument("--full", action="store_true", help="as often as the note asks for: half a day")
     asked = parser.parse_args()
     code, complaints = 0, Console(stderr=True, markup=False, highlight=False)
     for number in map(int, asked.rows.split(",")):
         row, sheet, began = ROWS[number], Sheet(), jiffies(())
         for story in row.stories:
-            if broken := told(story, sheet, asked.times * (row.note if asked.full else row.look)):
+            times = asked.times * (row.note if asked.full else row.look)
+            if broken := told(story, sheet, times, asked.seed):
                 complaints.print(f"row {number} is broken: {broken}", soft_wrap=True)
                 code = 1
         total, busy, _ = (now - before for now, before in zip(jiffies(()), began, strict=True))

@@ -9,6 +9,7 @@ the last two rows tell.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -31,13 +32,14 @@ from lan.measuring import (
     show,
     start_again,
 )
-from lan.watching import begin, during, everyone_trains
+from lan.watching import begin, during, everyone_trains, one_generation, sessions
 
 COUNT = 8
 TIMES = 3  # each device is killed, stopped and parted so often
 BASE_S = 15.0  # before the fault
 LOST_S = 12.0  # between crash and start: long enough to be declared dead
 STOPPED_S, CUT_S = 10.0, 30.0
+APART_GOAL_S, WORD_GOAL_S, AGREED_GOAL_S = 40.0, 3.0, 20.0  # row 5 of the reliability note's test plan
 
 
 class Kind(NamedTuple):
@@ -59,6 +61,11 @@ class Figures:
     imports: list[float] = field(default_factory=list)
     thawed: list[float] = field(default_factory=list)
     healed: list[float] = field(default_factory=list)
+    apart: list[float] = field(default_factory=list)  # until each half has taken all of the other for dead
+    words: list[float] = field(
+        default_factory=list
+    )  # where it has: from the end of the cut to the first word
+    agreed: list[float] = field(default_factory=list)  # from its end until all are on one generation
     dips: dict[str, list[float]] = field(default_factory=dict)  # seconds below DIP, by fault
     depths: list[float] = field(default_factory=list)  # the slowest window, as a share of before
     busy: list[float] = field(default_factory=list)  # of this machine's cores
@@ -103,17 +110,34 @@ def stop(lan: Switch, devices: Sequence[Wired], victim: Wired, figures: Figures)
     dip("stopped", pulse, before, figures)
 
 
-def cut(lan: Switch, devices: Sequence[Wired], figures: Figures) -> None:
+def cut(lan: Switch, devices: Sequence[Wired], figures: Figures, cut_s: float) -> None:
     before, pulse = base(lan, devices, figures), Pulse(devices)
-    lan.split(devices[: COUNT // 2], devices[COUNT // 2 :])
-    during(lan, CUT_S, pulse.look)
+    half, apart = COUNT // 2, False
+    lan.split(devices[:half], devices[half:])
+    began = time.monotonic()
+
+    def look() -> None:
+        nonlocal apart
+        pulse.look()
+        if not apart and all(s["members"] == half for s in sessions(devices)):
+            apart = True
+            figures.apart.append(time.monotonic() - began)
+
+    during(lan, cut_s, look)
     lan.heal()
-    figures.healed.append(seconds(lambda: all_train(lan, devices)))
+    healed = time.monotonic()
+    if apart:
+        lan.wait("a word comes across", lambda: any(s["members"] > half for s in sessions(devices)))
+        figures.words.append(time.monotonic() - healed)
+    all_train(lan, devices)
+    figures.healed.append(time.monotonic() - healed)
+    lan.wait("all are on one generation", lambda: one_generation(devices))
+    figures.agreed.append(time.monotonic() - healed)
     during(lan, 2 * WINDOW_S, pulse.look)
     dip("cut", pulse, before, figures)
 
 
-def measure(kind: Kind, times: int) -> Figures:
+def measure(kind: Kind, times: int, cut_s: float) -> Figures:
     figures = Figures()
     lan = Switch()
     try:
@@ -122,13 +146,13 @@ def measure(kind: Kind, times: int) -> Figures:
             victim = devices[1 + number % (COUNT - 1)]
             crash(lan, devices, victim, figures)
             stop(lan, devices, victim, figures)
-            cut(lan, devices, figures)
+            cut(lan, devices, figures, cut_s)
     finally:
         lan.close()
     return figures
 
 
-def table(kind: Kind, figures: Figures) -> Table:
+def table(kind: Kind, figures: Figures, cut_s: float) -> Table:
     title = f"{kind.algorithm} on {kind.topology}, {COUNT} devices"
     found = Table("figure", "median", "worst", "goal", "", title=title)
 
@@ -139,7 +163,11 @@ def table(kind: Kind, figures: Figures) -> Table:
     row("killed: from its start until it trains, without imports", bare, "s", kind.goal_s)
     row("  with imports", figures.started, "s")
     row(f"stopped for {STOPPED_S:.0f} s: until all train", figures.thawed, "s")
-    row(f"cut 4+4 for {CUT_S:.0f} s: from its end until all train", figures.healed, "s")
+    row(f"cut 4+4 for {cut_s:.0f} s: from its end until all train", figures.healed, "s")
+    if figures.apart:
+        row("  from its beginning until nobody sees the other half", figures.apart, "s", APART_GOAL_S)
+        row("  from its end until the first is seen", figures.words, "s", WORD_GOAL_S)
+    row("  from its end until one generation", figures.agreed, "s", AGREED_GOAL_S)
     for fault, dips in figures.dips.items():
         row(f"{fault}: others below {DIP:.0%} of their rounds", dips, "s", DIP_GOAL_S)
     row("fewest rounds in a window, below before by", [100 * (1 - d) for d in figures.depths], "%")
@@ -151,9 +179,10 @@ def table(kind: Kind, figures: Figures) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--times", type=int, default=TIMES)
-    times = parser.parse_args().times
+    parser.add_argument("--cut", type=float, default=CUT_S, metavar="SECONDS", help="for how long it is cut")
+    asked = parser.parse_args()
     for kind in KINDS:
-        show(table(kind, measure(kind, times)))
+        show(table(kind, measure(kind, asked.times, asked.cut), asked.cut))
 
 
 if __name__ == "__main__":

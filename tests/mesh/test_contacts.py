@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peer.mesh.contacts import Contact
+from peer.mesh.contacts import MAX_CONTACTS, Contact, Contacts
 
 
 def test_a_hint_stands_behind_what_has_answered() -> None:
@@ -26,3 +26,16 @@ def test_one_that_moves_back_is_found_there() -> None:
     for host in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
         contact.lists([f"{host}:7"])
         assert contact.addresses == [f"{host}:7"]
+
+
+def test_what_one_has_cost_counts_after_it_has_made_room() -> None:
+    contacts = Contacts()
+    first = contacts.of("p-0")
+    first.bytes_sent, first.frame_bytes_sent, first.bytes_received = 5, 3, 2
+    for n in range(1, MAX_CONTACTS + 1):
+        contacts.of(f"p-{n}").bytes_sent = 1
+    assert contacts.get("p-0") is None
+    assert len(list(contacts)) == MAX_CONTACTS
+    assert sum(contact.bytes_sent for contact in contacts.ever()) == MAX_CONTACTS + 5
+    assert sum(contact.frame_bytes_sent for contact in contacts.ever()) == 3
+    assert sum(contact.bytes_received for contact in contacts.ever()) == 2

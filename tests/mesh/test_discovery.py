@@ -189,7 +189,7 @@ def test_two_devices_on_one_cable_see_each_others_only_addresses(monkeypatch: py
         found = [ifaddr.IP((ip, 0, 2) if ":" in ip else ip, 16, "eth0") for ip in ips]
         return [ifaddr.Adapter("eth0", "eth0", found)]
 
-    monkeypatch.setattr(interfaces, "_up", lambda name: True)
+    monkeypatch.setattr(interfaces, "is_up", lambda name: True)
     monkeypatch.setattr(ifaddr, "get_adapters", lambda: cable("fe80::7", "169.254.3.7"))
     assert survey() == (Interface("eth0", ("169.254.3.7",)),)
     monkeypatch.setattr(ifaddr, "get_adapters", lambda: cable("169.254.3.7", "fd00::7", "10.0.0.7"))

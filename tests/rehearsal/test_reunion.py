@@ -157,7 +157,7 @@ def test_who_stood_still_for_long_begins_anew_as_soon_as_somebody_has_looked(sec
     stories.together(r, 4)
     r.run(40.0)
     r.pause("p2", seconds)
-    r.run(seconds + 12.0)
+    r.run(seconds + 4.0)
     assert said(r, STARTS_OVER) == {"p2"}
     assert {d.node.rounds.view for d in r.alive()} == {("p0", "p1", "p2", "p3")}
     assert not any(d.node.reunions.estranged for d in r.alive())

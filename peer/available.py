@@ -1,0 +1,64 @@
+"""How much memory this process may still take, as the system and its control groups say. Standard library
+only.
+
+    least of    MemAvailable of /proc/meminfo: what programs can have without swapping (proc(5))
+                limit - used + inactive_file, of every control group this process is in: v2 memory.max and
+                memory.current, v1 memory.limit_in_bytes and memory.usage_in_bytes (cgroup-v2.rst,
+                cgroup-v1/memory.rst); files read and not used lately are given back before anything fails
+
+A value that cannot be read, or is none, does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+_V2 = ("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """None where nothing says. root: what the files are looked for under."""
+    system = _field(root / "proc/meminfo", "MemAvailable:")
+    found = [*_groups(root), *([] if system is None else [1024 * system])]
+    return max(0, min(found)) if found else None
+
+
+def _groups(root: Path) -> Iterator[int]:
+    """What is left in each control group, from this process's own up to the root's."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mounts = ("sys/fs/cgroup/memory",) if controllers else ("sys/fs/cgroup", "sys/fs/cgroup/unified")
+        names = _V1 if controllers else _V2
+        inside = Path(path.lstrip("/"))
+        for mount in mounts:
+            for folder in (inside, *inside.parents) if ".." not in inside.parts else (Path(),):
+                left = _left(root / mount / folder, *names)
+                if left is not None:
+                    yield left
+
+
+def _left(group: Path, limit: str, used: str, unused_files: str) -> int | None:
+    most, taken = _text(group / limit).strip(), _text(group / used).strip()
+    if not most.isdecimal() or not taken.isdecimal():  # "max" is no limit
+        return None
+    return int(most) - int(taken) + (_field(group / "memory.stat", unused_files) or 0)
+
+
+def _field(path: Path, name: str) -> int | None:
+    """The number after `name` in a file of a name and a number a line."""
+    for line in _text(path).splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == name and words[1].isdecimal():
+            return int(words[1])
+    return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:  # not this kind of system, or not to be read by everybody
+        return ""
