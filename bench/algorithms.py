@@ -10,9 +10,12 @@ topology; dirichlet 10, 0.1 and 0.01; three seeds (of the split, the initial mod
     rounds    an exchange after every local step
     bytes     as many local steps between two exchanges as it takes to send no more than BYTES in all
 
-`--choose` finds each cell's rate: the best of RATES by the mean peer with seed 0, on training examples held
-out for validation. What is chosen and found goes to results/algorithms.json, where cells that were not run
-again stay as they are. `make bench` runs one column again, of one seed, and prints the tables.
+`--choose` finds each cell's rate by the mean peer with seed 0, on training examples held out for validation:
+the two of FIRST, and from the best so far to its neighbors in RATES until none of them is better. A second
+graph of an algorithm that has not been chosen for takes the rate of its first. What is tried and found goes
+to results/algorithms.json, where cells that were not run again stay as they are. Where exchanges after every
+step send no more than BYTES, both tables have the same run.
+`make bench` runs one column again, of one seed, and prints the tables.
 """
 
 from __future__ import annotations
@@ -36,7 +39,12 @@ SAME = "--task fashion-mnist --option model=mlp --peers 16 --batch 16 --momentum
 NETWORK = "--bandwidth 20mbit --latency 30ms --slow 1:3x"
 STEPS, HELD_OUT, SEEDS = 600, 5000, 3
 ALPHAS = ("10", "0.1", "0.01")
-RATES = ("0.05", "0.1", "0.2", "0.4")
+RATES = ("0.0125", "0.025", "0.05", "0.1", "0.2", "0.4", "0.8", "1.6")
+FIRST = ("0.1", "0.2")
+FIRST_OF = {
+    "detag": ("0.4", "0.8"),  # a step in R rounds, and R is 4 on a ring of 16; it came down from there
+    "qg-d-psgd": ("0.025", "0.05"),  # its momentum of 0.9 makes each step ten
+}
 BYTES = 50e6  # by each peer: what D-PSGD sends on a ring in 61 exchanges
 ALGORITHMS: dict[str, tuple[str, ...]] = {  # the ring where it can, and the best of its topologies
     "difference-push": ("ring", "exponential"),
@@ -136,19 +144,33 @@ def local_steps(cell: Cell, known: dict[str, Any]) -> int | None:
 
 def choose(asked: Sequence[Cell], folder: str, workers: int) -> None:
     known = read(FOUND)
-    jobs = [
+    while jobs := [
         Job(cell, rate, steps, folder, validation=True)
         for cell in asked
-        if (steps := local_steps(cell, known)) is not None
-        for rate in RATES
-        if rate not in known.get(cell.name, {}).get("tried", {})
-    ]
-    for job, found in zip(jobs, all_of(rehearsed, jobs, workers, "choosing"), strict=True):
-        tried = known.setdefault(job.cell.name, {}).setdefault("tried", {})
-        tried[job.rate] = {"mean": found["mean"]}
-        if tried.keys() == set(RATES):
-            known[job.cell.name]["rate"] = max(tried, key=lambda rate, tried=tried: tried[rate]["mean"])
-        write(FOUND, known)
+        if (steps := local_steps(cell, known)) is not None and not same_run(cell, steps)
+        for rate in untried(cell, known.get(cell.name, {}).get("tried", {}))
+    ]:
+        for job, found in zip(jobs, all_of(rehearsed, jobs, workers, "choosing"), strict=True):
+            tried = known.setdefault(job.cell.name, {}).setdefault("tried", {})
+            tried[job.rate] = {"mean": found["mean"]}
+            write(FOUND, known)
+
+
+def untried(cell: Cell, tried: dict[str, Any]) -> list[str]:
+    """The rates to try next; none when the best one is known."""
+    if not tried:
+        return list(FIRST_OF.get(cell.algorithm, FIRST))
+    at = RATES.index(best_of(tried))
+    return [rate for rate in RATES[max(0, at - 1) : at + 2] if rate not in tried]
+
+
+def best_of(tried: dict[str, Any]) -> str:
+    return max(tried, key=lambda rate: tried[rate]["mean"])
+
+
+def same_run(cell: Cell, local_steps: int) -> bool:
+    """Whether it is the one at equal rounds, which does not send too much."""
+    return cell.equal == "bytes" and local_steps == 1
 
 
 def run(asked: Sequence[Cell], folder: str, seeds: int, workers: int) -> dict[str, Any]:
@@ -159,16 +181,28 @@ def run(asked: Sequence[Cell], folder: str, seeds: int, workers: int) -> dict[st
         about = known.setdefault(job.cell.name, {})
         before = about.get("seeds", [])
         about["seeds"] = [*before[: job.seed], found, *before[job.seed + 1 :]]
-        about["local_steps"] = job.local_steps
+        about["local_steps"], about["rate"] = job.local_steps, job.rate
         write(FOUND, known)
     return known
 
 
 def _jobs(asked: Sequence[Cell], known: dict[str, Any], folder: str, seeds: int) -> Iterator[Job]:
     for cell in asked:
-        steps, rate = local_steps(cell, known), known.get(cell.name, {}).get("rate")
-        if steps is not None and rate is not None:
+        steps, rate = local_steps(cell, known), rate_of(cell, known)
+        if steps is not None and rate is not None and not same_run(cell, steps):
             yield from (Job(cell, rate, steps, folder, seed) for seed in range(seeds))
+
+
+def rate_of(cell: Cell, known: dict[str, Any]) -> str | None:
+    """The best, if all that are to be tried have been; else that of the algorithm's first graph, if they have
+    been there; else the best so far."""
+    first = Cell(cell.algorithm, ALGORITHMS[cell.algorithm][0], cell.alpha, cell.equal)
+    for one in (cell, first):
+        tried = known.get(one.name, {}).get("tried", {})
+        if not untried(one, tried):
+            return best_of(tried)
+    tried = known.get(cell.name, {}).get("tried", {})
+    return best_of(tried) if tried else None
 
 
 # --- the tables ------------------------------------------------------------------------------------------
@@ -177,34 +211,53 @@ def _jobs(asked: Sequence[Cell], known: dict[str, Any], folder: str, seeds: int)
 def rows(known: dict[str, Any], equal: str) -> Iterator[list[str]]:
     for algorithm, topologies in ALGORITHMS.items():
         for topology in topologies:
-            found = [known.get(Cell(algorithm, topology, alpha, equal).name, {}) for alpha in ALPHAS]
+            run = [_run_of(Cell(algorithm, topology, alpha, equal), known) for alpha in ALPHAS]
+            found = [known.get(cell.name, {}) for cell in run]
             if any(one.get("seeds") for one in found):
-                sent = [seed for one in found for seed in one.get("seeds", ()) if "sent_per_peer" in seed]
-                yield [
-                    algorithm,
-                    topology,
-                    *map(_accuracies, found),
-                    f"{statistics.fmean(one['sent_per_peer'] for one in sent) / 1e6:.3g}" if sent else "–",
-                    f"{statistics.fmean(one['virtual_s'] for one in sent):.0f}" if sent else "–",
-                ]
+                yield [algorithm, topology, *map(_accuracies, run, found), *_costs(found)]
 
 
-def _accuracies(found: dict[str, Any]) -> str:
-    """Mean of the peers ± over seeds, the worst peer of all seeds, the averaged model; the rate."""
+def _costs(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Local steps between two exchanges, megabytes and virtual seconds, means of all seeds that there are."""
+    steps = sorted({one["local_steps"] for one in found if one.get("seeds")})
+    sent = [seed for one in found for seed in one.get("seeds", ()) if "sent_per_peer" in seed]
+    if not sent:
+        return [" to ".join(map(str, steps)), "–", "–"]
+    return [
+        " to ".join(map(str, steps)),
+        f"{statistics.fmean(one['sent_per_peer'] for one in sent) / 1e6:.3g}",
+        f"{statistics.fmean(one['virtual_s'] for one in sent):.0f}",
+    ]
+
+
+def _run_of(cell: Cell, known: dict[str, Any]) -> Cell:
+    steps = local_steps(cell, known)
+    return cell.at_equal_rounds if steps is not None and same_run(cell, steps) else cell
+
+
+def _accuracies(cell: Cell, found: dict[str, Any]) -> str:
+    """Mean of the peers ± over seeds, the worst peer of all seeds, the averaged model; the rate, with a star
+    where not all that are to be tried have been."""
     seeds = found.get("seeds", [])
     if not seeds:
         return "–"
+    rate = found["rate"] + ("*" if untried(cell, found.get("tried", {})) else "")
     if any("diverged" in one for one in seeds):
-        return f"diverged, lr {found['rate']}"
+        return f"diverged, lr {rate}"
     mean = [100 * one["mean"] for one in seeds]
     spread = f" ± {statistics.stdev(mean):.1f}" if len(mean) > 1 else ""
     worst, averaged = min(one["worst"] for one in seeds), statistics.fmean(one["averaged"] for one in seeds)
-    return (
-        f"{statistics.fmean(mean):.1f}{spread}, {100 * worst:.1f}, {100 * averaged:.1f}; lr {found['rate']}"
-    )
+    return f"{statistics.fmean(mean):.1f}{spread}, {100 * worst:.1f}, {100 * averaged:.1f}; lr {rate}"
 
 
-HEAD = ("algorithm", "topology", *(f"dirichlet {alpha}" for alpha in ALPHAS), "MB sent", "virtual s")
+HEAD = (
+    "algorithm",
+    "topology",
+    *(f"dirichlet {alpha}" for alpha in ALPHAS),
+    "local steps",
+    "MB sent",
+    "virtual s",
+)
 TITLES = {
     "rounds": f"{STEPS} rounds of one local step",
     "bytes": f"{STEPS} local steps, at most {BYTES / 1e6:.0f} MB by each peer",
