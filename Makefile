@@ -76,7 +76,7 @@ wire-is-fresh: proto
 
 test: check docs wire-is-fresh
 	$(RUN) pytest -q -n 3 --dist worksteal --ignore=tests/lan
-	$(RUN) pytest -q -n 3 --dist loadfile tests/lan
+	$(RUN) pytest -q -n 2 --dist loadfile tests/lan
 
 test-systemd: venv
 	PYTHONPATH=tests .venv/bin/python -P tests/systemd/booted.py
@@ -93,7 +93,7 @@ bench: venv
 	PYTHONPATH=bench .venv/bin/python -P bench/algorithms.py --column 0.1 --seeds 1
 
 soak: venv
-	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal/test_faults.py
+	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
 	PYTHONPATH=tests .venv/bin/python -P tests/lan/recovery.py
 	PYTHONPATH=tests .venv/bin/python -P tests/lan/campaign.py $(CAMPAIGN)
