@@ -27,6 +27,8 @@ def command(place: Place, name: str, output: str | None, onnx: str | None) -> No
     """Write the model of the session called NAME, at any time, as safetensors, ONNX or both.
 
     A file that is there is replaced. Session, round, members, algorithm and a digest are in its metadata.
+    What a script trains through the system's service can be written while it runs: its checkpoints are in
+    the folder .local/state/peerd/scripts of whoever ran it, out of the service's sight.
     """
     if output is None and onnx is None:
         raise UsageError("name the file to write with -o FILE.safetensors, or with --onnx FILE.onnx")

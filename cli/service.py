@@ -77,7 +77,8 @@ def install(gpu: bool | None, no_start: bool) -> None:
 
 @command.command(name="uninstall")
 def uninstall() -> None:
-    """Stop the service and remove it and its user. Keys and checkpoints stay, in a folder of root's."""
+    """Stop the service and remove it and its user. Keys and checkpoints stay, in a folder of root's; drop-ins
+    of your own stay, too."""
     _check_root("uninstall")
     _check_systemd(booted=False)
     where = units.places()
@@ -95,7 +96,11 @@ def uninstall() -> None:
             f"'sudo rm -r {SYSTEM_STATE}' deletes them, installing again takes them up"
         )
     else:
-        click.echo("the service is removed, and nothing is kept")
+        click.echo("the service is removed; it had no keys and checkpoints")
+    if where.own.exists():
+        click.echo(
+            f"changes to the unit that you have made are kept in {where.own}, for when it is installed again"
+        )
 
 
 @command.command(name="status")
@@ -188,9 +193,9 @@ def _remove(where: units.Places) -> None:
     """Files, user and group; what systemd remembers of them."""
     for path in where.all:
         _put(path, None)
-    shutil.rmtree(where.own, ignore_errors=True)
-    with suppress(OSError):  # others have files in it; Debian comes without this folder
-        where.sysusers.parent.rmdir()
+    for folder in (where.own, where.sysusers.parent):  # Debian comes without the second
+        with suppress(OSError):  # others have files in it
+            folder.rmdir()
     if BOOTED.is_dir():
         _run("systemctl", "daemon-reload")
         subprocess.run(["systemctl", "reset-failed", units.UNIT], capture_output=True, check=False)

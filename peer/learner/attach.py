@@ -84,10 +84,12 @@ def attach(
 
     socket: the daemon's; None finds it as the command line does. If none runs there, one is started, unless
     `start_daemon` is false: with that state folder, None for the usual one, and for as long as this script,
-    or another that found it, trains. key: joins the session with it if this device does not know it; None
-    takes PEERD_KEY. pace: "free" never waits for others, and is
-    what a script gets whatever the session's own pace is, where the algorithm can run so; "lockstep", which
-    it gets elsewhere, waits in every exchange, "overlap" for the last one before it hands over to the next.
+    or another that found it, trains. Meanwhile it takes up every other session of that folder that was not
+    left, too, and trains in it with the session's own task.
+    key: joins the session with it if this device does not know it; None takes PEERD_KEY. pace: "free" never
+    waits for others, and is what a script gets whatever the session's own pace is, where the algorithm can
+    run so; "lockstep", which it gets elsewhere, waits in every exchange, "overlap" for the last one before it
+    hands over to the next.
     local_steps: calls of `step()` per exchange; None: the session's, which in a session with an end may place
     its exchanges by its learning rate (peer/placing.py). manners: let `step()` rest, and take fewer local
     steps per exchange, while the device is hot, on battery, or has others that need its processors.

@@ -47,12 +47,13 @@ def dial(socket: Path, session: str, *, child: bool) -> Attachment:
         raise
 
 
-def folder_for_checkpoints(daemons: Path, env: Mapping[str, str]) -> Path:
+def folder_for_checkpoints(daemons: Path, session_id: str, env: Mapping[str, str]) -> Path:
     """The daemon's own folder of the session; one in this user's state folder where that is shut, as the
-    service's is to those of its group. Raises StateError."""
+    service's is to those of its group. That one goes by the session's id, which a new key does not change.
+    Raises StateError."""
     if os.access(daemons, os.X_OK):
         return daemons
-    own = state_folder(None, env) / "scripts" / daemons.name
+    own = state_folder(None, env) / "scripts" / session_id
     try:
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -64,12 +65,13 @@ def attachment(client: Client, frame: dict[str, Any]) -> Attachment:
     """The "attached" frame, checked. Raises PeerdError."""
     try:
         task_file = frame.get("task_file")
+        descriptor = Descriptor.from_dict(frame["descriptor"])
         return Attachment(
             client,
             int(frame["life"]),
-            Descriptor.from_dict(frame["descriptor"]),
+            descriptor,
             JoinOptions.from_dict(frame["options"]),
-            folder_for_checkpoints(Path(frame["folder"]), os.environ),
+            folder_for_checkpoints(Path(frame["folder"]), descriptor.id, os.environ),
             Path(task_file) if task_file else None,
         )
     except (KeyError, TypeError, ValueError) as error:

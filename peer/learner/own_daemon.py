@@ -37,7 +37,10 @@ START_S = 60.0  # for a daemon to be ready: it loads within 5 s on a Pi (guess)
 ENDING_S = 45.0  # for a daemon that was told to end: leaving takes 30 s at the most (daemon/session.py)
 TRIES = 4  # a daemon that was found may end before it is asked, and so may the next (guess)
 JOIN_S = 60.0  # on top of the time to look for members, for the daemon's answer (guess)
-NOT_ITS = ("PEERD_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS")
+NOT_ITS = (
+    "PEERD_KEY", "PEERD_METRICS",
+    "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS",
+)  # fmt: skip
 _T = TypeVar("_T")
 
 

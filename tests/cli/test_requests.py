@@ -137,6 +137,11 @@ def test_logs_show_every_line_of_the_session(run: Run, daemon: Any) -> None:
     assert daemon.asked == [{"op": "logs", "name": "home", "follow": True}]
 
 
+@pytest.mark.parametrize("verb", ["leave", "export"])
+def test_the_help_says_where_scripts_beside_the_service_keep_theirs(run: Run, verb: str) -> None:
+    assert ".local/state/peerd/scripts" in run(verb, "--help").stdout
+
+
 def test_export_writes_the_whole_file(run: Run, daemon: Any, tmp_path: Path) -> None:
     model = os.urandom(3_000_000)
     daemon.answers["export"] = lambda _: [({"op": "done"}, memfd(model))]

@@ -174,10 +174,13 @@ def test_a_python_that_the_services_user_cannot_run_installs_nothing(
         "run",
         lambda words, **how: refused_by_the_kernel() if "user" in how else run_program(words, **how),
     )
+    own = system.etc / "systemd/system/peerd.service.d/override.conf"  # it was there before
+    own.parent.mkdir(parents=True)
+    own.touch()
     refused = run("service", "install", "--no-gpu")
     assert refused.exit_code == 78
     assert f"user 'peerd' cannot run the daemon with {sys.executable}: Permission denied" in refused.stderr
-    assert system.files() == []
+    assert system.files() == [str(own.relative_to(system.etc))]
     assert not system.users.exists()
     assert not any(line.startswith("systemctl enable") for line in system.asked)
 
@@ -201,14 +204,12 @@ def test_uninstall_removes_all_but_the_state_and_gives_that_to_root(
 
     monkeypatch.setattr(os, "chown", chown)
     run("service", "install", "--gpu")
-    own = system.etc / "systemd/system/peerd.service.d/override.conf"  # of 'systemctl edit'
-    own.write_text("[Service]\nMemoryMax=1G\n")
     (tmp_path / "state" / "sessions").mkdir(parents=True)
     (tmp_path / "state" / "sessions" / "key").touch()
     done = run("service", "uninstall")
     assert done.exit_code == 0, done.stderr
     assert system.files() == []
-    assert not own.parent.exists()
+    assert not (system.etc / "systemd/system/peerd.service.d").exists()
     assert not (system.etc / "sysusers.d").exists()
     assert not system.users.exists()
     assert "systemctl disable --quiet --now peerd.service" in system.asked
@@ -216,6 +217,17 @@ def test_uninstall_removes_all_but_the_state_and_gives_that_to_root(
     assert f"are kept in {tmp_path / 'state'}" in done.stdout
     again = run("service", "uninstall")
     assert (again.exit_code, again.stdout) == (0, "no service is installed here\n")
+
+
+def test_changes_that_the_user_made_to_the_unit_outlive_it(system: System, run: Run) -> None:
+    own = system.etc / "systemd/system/peerd.service.d/override.conf"  # of 'systemctl edit'
+    own.parent.mkdir(parents=True)
+    own.write_text("[Service]\nMemoryMax=1G\n")
+    run("service", "install", "--gpu")
+    done = run("service", "uninstall")
+    assert done.exit_code == 0, done.stderr
+    assert system.files() == [str(own.relative_to(system.etc))]
+    assert f"are kept in {own.parent}" in done.stdout
 
 
 SHOWN = {

@@ -60,6 +60,31 @@ def test_the_scripts_are_executable_and_parse(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "word", "options"),
+    [
+        ("postinst", "configure", ""),
+        ("prerm", "remove", "--uninstall "),
+        ("prerm", "deconfigure", "--uninstall "),
+    ],
+)
+def test_the_package_is_removed_from_where_it_was_installed(
+    tmp_path: Path, name: str, word: str, options: str
+) -> None:
+    """The installer writes down what it is asked."""
+    installer, defaults, script = tmp_path / "install.sh", tmp_path / "default", tmp_path / name
+    installer.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\n')
+    installer.chmod(0o755)
+    defaults.write_text('INSTALL_OPTIONS="--prefix /srv/peerd --no-index"\n')
+    text = (DEPLOY / "deb" / name).read_text()
+    for packaged, here in (("/usr/share/peerd/install.sh", installer), ("/etc/default/peerd", defaults)):
+        text = text.replace(packaged, str(here))
+    script.write_text(text)
+    subprocess.run(["sh", str(script), word], check=True)
+    asked = (tmp_path / "asked").read_text()
+    assert asked == f"{options}--bin-dir none --prefix /srv/peerd --no-index\n"
+
+
 def test_the_package_and_the_container_take_files_that_are_there() -> None:
     package = re.findall(r"src: (\S+)", (DEPLOY / "deb" / "nfpm.yaml").read_text())
     package += re.findall(r"(?:install|remove): (\S+)", (DEPLOY / "deb" / "nfpm.yaml").read_text())

@@ -1,10 +1,7 @@
-"""The systemd unit and its companions: what must stay true of them, and that systemd reads them as meant."""
+"""The systemd unit and its companions: what must stay true of them; tests/systemd shows the unit at work."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +10,6 @@ import pytest
 from cli import units
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
-SCORE = 2.0  # what `systemd-analyze security` is to stay below
 
 Settings = dict[str, list[str]]
 
@@ -122,40 +118,3 @@ def test_a_tegra_is_known_by_its_release_file_or_its_device_tree(
     tree.unlink()
     release.write_text("# R35")
     assert units.is_jetson()
-
-
-@pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The unit as it is installed here, under a path that systemd takes it from."""
-    monkeypatch.setattr(units, "ETC", tmp_path)
-    for path, text in units.texts(sys.executable, gpu=False).items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return units.places().unit
-
-
-def analyzed(*words: str) -> str:
-    """What systemd-analyze says of it; it must be content. Where there is none, the tests above are all that
-    can be said here, and `make test-systemd` says the rest."""
-    if shutil.which("systemd-analyze") is None:
-        return ""
-    done = subprocess.run(["systemd-analyze", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def test_systemd_finds_nothing_to_say_of_it(written: Path) -> None:
-    assert analyzed("verify", "--man=no", str(written)) == ""
-
-
-def test_systemd_finds_it_little_exposed(written: Path) -> None:
-    said = analyzed(
-        "security",
-        "--offline=true",
-        "--no-pager",
-        "--json=short",
-        f"--threshold={10 * SCORE:.0f}",
-        str(written),
-    )
-    exposed = {row["name"] for row in json.loads(said or "[]") if row["exposure"]}
-    assert not {"UserOrDynamicUser", "CapabilityBoundingSet_CAP_SYS_ADMIN", "NoNewPrivileges"} & exposed

@@ -42,6 +42,7 @@ def test_scripts_that_start_at_once_start_one_daemon_and_it_ends_with_them(
     where: Where, owned: list[OwnDaemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PEERD_KEY", "")
+    monkeypatch.setenv("PEERD_METRICS", "of another daemon")  # no address: one that reads it does not start
     monkeypatch.setenv(
         "NOTIFY_SOCKET", "/nosuch"
     )  # of a service that the script is; not the daemon's to tell

@@ -10,6 +10,8 @@ from typing import Any
 from systemd.container import Device, FailedError, until
 
 SCORE = 2.0  # systemd-analyze security is to be below
+SHUT = {"UserOrDynamicUser", "CapabilityBoundingSet_CAP_SYS_ADMIN", "NoNewPrivileges"}  # by its names
+UNIT = "/etc/systemd/system/peerd.service"
 ROUNDS = 3  # to have trained means: so many rounds with the others
 PEERD = "/usr/local/bin/peerd"
 began = time.monotonic()
@@ -194,6 +196,16 @@ class Story:
         )
 
     def score(self) -> None:
+        found = self.pi.run("systemd-analyze", "verify", "--man=no", UNIT, check=False)
+        about_it = [line for line in (found.stdout + found.stderr).splitlines() if "peerd" in line]
+        whole = found.returncode == 0 and not about_it
+        expect(whole, f"systemd finds nothing to say of the unit{''.join(f', but {s}' for s in about_it)}")
+        rows = json.loads(
+            self.pi.output("systemd-analyze", "security", "peerd.service", "--no-pager", "--json=short")
+        )
+        exposure = {row["json_field"]: row["exposure"] for row in rows}
+        opened = sorted(name for name in SHUT if exposure[name] is not None)
+        expect(not opened, f"what must be shut is shut{''.join(f', but {name}' for name in opened)}")
         said = self.pi.output("systemd-analyze", "security", "peerd.service", "--no-pager")
         last = said.splitlines()[-1]
         say(last.strip())
