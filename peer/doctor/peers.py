@@ -25,13 +25,14 @@ Session = Mapping[str, Any]
 class Around:
     """sightings: who announces peerd now. dialed: by their nonce, why no connection could be opened to them,
     "" where one could. own: every address of this device. me: its id, "" if unknown. deaf: multicast does not
-    work here, by this device's own doing."""
+    work here, by this device's own doing. pace: why a session trains less than it could, by its name."""
 
     sightings: Sequence[Sighting] = ()
     dialed: Mapping[str, str] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
     me: str = ""
     deaf: bool = False
+    pace: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def others(self) -> list[Sighting]:
@@ -90,13 +91,11 @@ def _peers(network: Mapping[str, Any] | None, around: Around) -> Iterator[Findin
             "state": session.get("state"),
             "members": [m["peer"] for m in members],
         }
+        is_so = f"'{name}' is {session.get('state')}{_why_paused(session, around)}"
         if members:
-            who = listed(m.get("device") or m["peer"] for m in members)
-            yield Finding(
-                "peers", "ok", f"'{name}': {len(members)} other member(s) are alive: {who}", "", mine
-            )
+            yield _alive(name, members, is_so if session.get("state") == "paused" else "", mine)
         elif not _lonely(session):
-            yield Finding("peers", "ok", f"'{name}' is {session.get('state')}; {heard}", "", mine)
+            yield Finding("peers", "ok", f"{is_so}; {heard}", "", mine)
         elif _unmet(session, around):
             continue  # told by _dialing
         else:
@@ -105,6 +104,26 @@ def _peers(network: Mapping[str, Any] | None, around: Around) -> Iterator[Findin
             )
             advice = "see 'key'" if _is_refused(session) else "see 'multicast'" if around.deaf else _ON
             yield Finding("peers", "problem", f"'{name}' has met nobody; {heard}{tried}", advice, mine)
+
+
+def _alive(name: str, members: Sequence[Mapping[str, Any]], paused: str, data: dict[str, Any]) -> Finding:
+    """Who is blocked here is alive and takes no part."""
+    takes_part = [m for m in members if not m.get("blocked")]
+    blocked = [str(m.get("device") or m["peer"]) for m in members if m.get("blocked")]
+    data = {**data, "blocked": [m["peer"] for m in members if m.get("blocked")]}
+    after = f"; {paused}" if paused else ""
+    if not takes_part:
+        seen = f"'{name}': every other member that is alive is blocked here: {listed(blocked)}{after}"
+        return Finding("peers", "warning", seen, f"'peerd unblock {blocked[0]}' lets it in again", data)
+    who = listed(m.get("device") or m["peer"] for m in takes_part)
+    and_blocked = f"; blocked here: {listed(blocked)}" if blocked else ""
+    seen = f"'{name}': {len(takes_part)} other member(s) are alive: {who}{and_blocked}{after}"
+    return Finding("peers", "ok", seen, "", data)
+
+
+def _why_paused(session: Session, around: Around) -> str:
+    why = around.pace.get(session["name"]) if session.get("state") == "paused" else None
+    return f" ({why})" if why else ""
 
 
 _ON = (
@@ -177,8 +196,8 @@ def _names(network: Mapping[str, Any] | None) -> Iterator[Finding]:
                 f"'{name}' was made here and nobody has joined it, while {count} peerd device(s) are in "
                 "other sessions",
                 f"if 'peerd create {name}' was run on another device too, these are two sessions of one "
-                f"name: 'peerd leave {name} --forget' on one of them, and 'peerd join {name}' with the key of "
-                "the other",
+                f"name: 'peerd leave {name} --forget' on one of them, and 'peerd join {name}' with the key "
+                "of the other",
                 {"session": name, "id": session.get("id"), "strangers": list(session["strangers"])},
             )
 
