@@ -22,8 +22,11 @@ MAX_DIALED = 32
 Say = Callable[[str], None]
 
 
-async def examine(socket: str | None, state: str | None, say: Say) -> AsyncIterator[Finding]:
-    """Findings as they are ready. socket, state: the flags. say: told what is waited for."""
+async def examine(
+    socket: str | None, state: str | None, say: Say, rules: firewall.Rules | str | None = None
+) -> AsyncIterator[Finding]:
+    """Findings as they are ready. socket, state: the flags. say: told what is waited for. rules: of the
+    firewall, where they are read already."""
     clock = asyncio.get_running_loop().time
     ends = clock() + TOTAL_S
     say("asking the daemon")
@@ -33,7 +36,7 @@ async def examine(socket: str | None, state: str | None, say: Say) -> AsyncItera
     computes = asyncio.create_task(_torch(reached, ends))
     told = set()
     try:
-        async for finding in _checks(reached, state, say):
+        async for finding in _checks(reached, state, say, rules):
             if finding.verdict != "ok":
                 told.add(finding.check)
             yield finding
@@ -46,9 +49,11 @@ async def examine(socket: str | None, state: str | None, say: Say) -> AsyncItera
         await asyncio.gather(computes, return_exceptions=True)
 
 
-async def _checks(reached: Reached, state: str | None, say: Say) -> AsyncIterator[Finding]:
+async def _checks(
+    reached: Reached, state: str | None, say: Say, rules: firewall.Rules | str | None
+) -> AsyncIterator[Finding]:
     """What is looked at here, and needs no trial."""
-    async for finding in _network(reached, say):
+    async for finding in _network(reached, say, rules):
         yield finding
     yield machine.clock(clocks.shown_s())
     yield machine.disk(_disk(reached, state))
@@ -56,11 +61,13 @@ async def _checks(reached: Reached, state: str | None, say: Say) -> AsyncIterato
     yield machine.throttling(await host.look(), complaints.slowed(reached.status))
 
 
-async def _network(reached: Reached, say: Say) -> AsyncIterator[Finding]:
+async def _network(reached: Reached, say: Say, rules: firewall.Rules | str | None) -> AsyncIterator[Finding]:
     """Interfaces, multicast, firewall, and who is there."""
     network = reached.network
     asked = _asked(network)
-    reading = asyncio.create_task(asyncio.to_thread(_rules))
+    reading = asyncio.create_task(
+        asyncio.to_thread(firewall.rules_or_why if rules is None else lambda: rules)
+    )
     try:
         wires = interfaces.look(asked)
     except OSError as error:
@@ -84,13 +91,6 @@ async def _network(reached: Reached, say: Say) -> AsyncIterator[Finding]:
     around = peers.Around(heard.sightings, dialed, wires.own, me, heard.deaf, pace)
     for finding in peers.judge(network, around):
         yield finding
-
-
-def _rules() -> firewall.Rules | str:
-    try:
-        return firewall.read()
-    except firewall.UnreadableError as error:
-        return str(error)
 
 
 def _asked(network: Mapping[str, Any] | None) -> tuple[str, ...]:

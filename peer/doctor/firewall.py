@@ -62,6 +62,14 @@ def read() -> Rules:
     return rules
 
 
+def rules_or_why() -> Rules | str:
+    """The rules, or why they are not read, as `judge` takes them."""
+    try:
+        return read()
+    except UnreadableError as error:
+        return str(error)
+
+
 def lets_in(rules: Rules, packet: Packet) -> bool | None:
     """Does it get through every base chain of incoming packets? None: that is not sure."""
     verdicts = [_Walk(rules, chain, packet).verdict() for chain in _base_chains(rules)]

@@ -82,7 +82,7 @@ def reach(socket: str | None, state: str | None, env: Mapping[str, str]) -> Reac
     except NoDaemonError:
         if barred:
             return Reached((_not_permitted(ForbiddenSocketError(places.SYSTEM_SOCKET), tried),))
-        return Reached((_nobody(path, tried),))
+        return Reached((_nobody(path, tried, as_root="SUDO_UID" in env and os.geteuid() == 0),))
     except PeerdError as error:
         return Reached((_refused(f"the daemon on {path} cannot be asked", error, tried),))
     second = _second(asked, state, env) if asked.status is not None else ()
@@ -102,7 +102,8 @@ def _answers(asked: _Asked, tried: dict[str, Any]) -> Finding:
     return Finding("daemon", "ok", f"peerd {version} (pid {pid}) answers on {asked.path}", "", data)
 
 
-def _nobody(path: Path, tried: dict[str, Any]) -> Finding:
+def _nobody(path: Path, tried: dict[str, Any], *, as_root: bool) -> Finding:
+    """as_root: for a user who may have a daemon that root does not find (peer/doctor/invoker.py)."""
     unit = next((unit for unit in UNITS if unit.exists()), None)
     start = "start it with 'systemctl start peerd'" if unit is not None else "start one with 'peerd daemon'"
     why = "nothing is there" if not os.path.lexists(path) else "what is there is left of one that has ended"
@@ -110,7 +111,8 @@ def _nobody(path: Path, tried: dict[str, Any]) -> Finding:
         "daemon",
         "problem",
         f"no daemon runs: none answers on {path} ({why})",
-        f"{start}, or let 'peerd join' run one; one that listens elsewhere is named with --socket",
+        f"{start}, or let 'peerd join' run one; one that listens elsewhere is named with --socket"
+        + ("; a user's own is found by 'peerd doctor' without sudo" if as_root else ""),
         tried,
     )
 

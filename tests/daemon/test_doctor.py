@@ -64,13 +64,17 @@ async def test_one_that_answers_tells_its_status_and_its_network(home: Make) -> 
 
 
 async def test_none_is_a_problem_that_names_the_socket_and_how_to_start_one(
-    home: Make, tmp_path: Path
+    home: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nobody = await asks(tmp_path / "none", tmp_path)
     [finding] = nobody.findings
     assert finding.verdict == "problem"
     assert f"none answers on {tmp_path / 'none'} (nothing is there)" in finding.seen
     assert "peerd daemon" in finding.advice
+    assert "sudo" not in finding.advice
+    monkeypatch.setattr(reach.os, "geteuid", lambda: 0)
+    [finding] = (await asks(tmp_path / "none", tmp_path, SUDO_UID="1000")).findings
+    assert "a user's own is found by 'peerd doctor' without sudo" in finding.advice
     left = home("a")
     left.control._listener.close()  # type: ignore[union-attr]
     [finding] = (await asks(left.socket, tmp_path)).findings
