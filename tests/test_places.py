@@ -46,7 +46,8 @@ def test_a_services_folder_without_its_socket_bars_everybody_but_the_service(
     assert not places.is_barred(None, {}), "no service"
     (tmp_path / "service").mkdir()
     assert not places.is_barred(None, {}), "it is this user's own to make"
-    monkeypatch.setattr(places.os, "getuid", lambda uid=places.os.getuid(): uid + 1)
+    own = places.os.getuid()
+    monkeypatch.setattr(places.os, "getuid", lambda: own + 1)
     assert places.is_barred(None, {})
     assert "it may be restarting" in places.why_barred()
     for flag, env, state in (("s", {}, None), (None, {}, "s"), (None, {"PEERD_STATE": "s"}, None)):
