@@ -16,12 +16,13 @@ from peer.errors import NoDaemonError, PeerdError
 from peer.local import (
     SYSTEM_SOCKET,
     Client,
+    ForbiddenSocketError,
     HungDaemonError,
     connect,
     default_socket,
     error_of,
-    how_to_be_let_in,
     is_barred,
+    restarting,
 )
 
 Frame = dict[str, Any]
@@ -35,7 +36,7 @@ class SilentDaemonError(PeerdError):
 
 
 class BarredDaemonError(SilentDaemonError):
-    """It is the service's, and not this user's to ask."""
+    """It is not this user's to ask, or the service's, which has no socket just now."""
 
 
 def show_progress(line: str) -> None:
@@ -52,23 +53,14 @@ def open_client(place: Place) -> Client:
         return connect(path)
     except HungDaemonError as error:
         raise SilentDaemonError(str(error)) from error
+    except ForbiddenSocketError as error:
+        raise BarredDaemonError(str(error)) from error
     except NoDaemonError as error:
         if path == SYSTEM_SOCKET:
-            raise SilentDaemonError(
-                f"the service's daemon does not answer on {path}; it may be restarting; 'peerd service "
-                "status' says how it is, 'sudo systemctl restart peerd' starts it"
-            ) from error
-        if _names_its_own(place) or not is_barred():
-            raise
-        raise BarredDaemonError(
-            f"the daemon of this device is a service, and {how_to_be_let_in()}; or run one of your own, with "
-            "--socket and --state"
-        ) from error
-
-
-def _names_its_own(place: Place) -> bool:
-    """Has the user said which daemon is meant?"""
-    return any((place.socket, place.state, os.environ.get("PEERD_SOCKET"), os.environ.get("PEERD_STATE")))
+            raise SilentDaemonError(restarting()) from error
+        if is_barred(place.socket, os.environ, place.state):
+            raise BarredDaemonError(str(ForbiddenSocketError(SYSTEM_SOCKET))) from error
+        raise
 
 
 def converse(

@@ -30,10 +30,11 @@ from peer.places import (
     check_path,
     credentials,
     default_socket,
-    how_to_be_let_in,
     is_barred,
     own_socket,
+    restarting,
     state_folder,
+    why_barred,
 )
 from peer.shared_buffer import SharedBuffer
 
@@ -68,13 +69,14 @@ __all__ = [
     "error_frame",
     "error_of",
     "from_frame",
-    "how_to_be_let_in",
     "is_barred",
     "nobody_answers",
     "own_socket",
     "pack",
+    "restarting",
     "state_folder",
     "to_frame",
+    "why_barred",
 ]
 
 
@@ -98,14 +100,17 @@ class HungDaemonError(NoDaemonError):
 
 
 class ForbiddenSocketError(NoDaemonError):
-    """A daemon is there, and this user may not use its socket: another one beside it would not help."""
+    """A daemon is there, and this user may not use its socket: another one beside it would not help. Or the
+    service has none just now."""
 
     def __init__(self, path: Path) -> None:
-        remedy = how_to_be_let_in() if path == SYSTEM_SOCKET else "name another with --socket"
-        super().__init__(
-            f"the daemon's socket {path} may not be used by you; {remedy}, or run your own daemon with "
-            "'peerd daemon'"
-        )
+        if path == SYSTEM_SOCKET:
+            super().__init__(f"{why_barred()}; or run one of your own, with --socket and --state")
+        else:
+            super().__init__(
+                f"the daemon's socket {path} may not be used by you; name another with --socket, or run your "
+                "own daemon with 'peerd daemon'"
+            )
 
 
 class Client:

@@ -43,21 +43,53 @@ def default_socket(flag: str | None, env: Mapping[str, str], state: str | None =
     return own_socket(flag, env, state)
 
 
-def is_barred() -> bool:
-    """Does a service run here whose socket this user may not use?"""
-    folder = SYSTEM_SOCKET.parent
-    if os.access(folder, os.X_OK):
-        return SYSTEM_SOCKET.exists() and not os.access(SYSTEM_SOCKET, os.R_OK | os.W_OK)
-    return folder.exists()
+def is_barred(flag: str | None, env: Mapping[str, str], state: str | None = None) -> bool:
+    """Is the daemon to ask a service's that cannot be asked: its socket is not this user's to use, or gone
+    between two lives of it? Not where the user has said which daemon is meant. flag, state: the flags."""
+    if flag or state or env.get("PEERD_SOCKET") or env.get("PEERD_STATE"):
+        return False
+    try:
+        owner = SYSTEM_SOCKET.parent.stat().st_uid
+    except OSError:  # the unit makes it, where all may look
+        return False
+    if _is_between_lives():
+        return owner != os.getuid()
+    return not os.access(SYSTEM_SOCKET, os.R_OK | os.W_OK)
 
 
-def how_to_be_let_in() -> str:
-    """What a user can do who may not use the service's socket."""
+def why_barred() -> str:
+    """Why the service's daemon cannot be asked, and what a user can do about it."""
+    if _is_between_lives():
+        return restarting()
+    return (
+        f"the daemon of this device is a service, and its socket {SYSTEM_SOCKET} may not be used by you; "
+        f"{_how_to_be_let_in()}"
+    )
+
+
+def restarting() -> str:
+    """What is the case where the service's place is there and nobody answers."""
+    return (
+        f"the service's daemon does not answer on {SYSTEM_SOCKET}; it may be restarting; 'peerd service "
+        "status' says how it is, 'sudo systemctl restart peerd' starts it"
+    )
+
+
+def _is_between_lives() -> bool:
+    """The unit keeps the folder while it starts its daemon again (RuntimeDirectoryPreserve=)."""
+    return os.access(SYSTEM_SOCKET.parent, os.X_OK) and not os.path.lexists(SYSTEM_SOCKET)
+
+
+def _how_to_be_let_in() -> str:
     name = _user_name(os.getuid()).strip("'")
     try:
-        waits = name in grp.getgrnam(SERVICE_USER).gr_mem
+        group = grp.getgrnam(SERVICE_USER)
     except KeyError:
-        waits = False
+        inside = waits = False
+    else:
+        inside, waits = group.gr_gid in os.getgroups(), name in group.gr_mem
+    if inside:
+        return f"its socket's permissions are not as it makes them: 'sudo systemctl restart {SERVICE_USER}'"
     if waits:
         return f"you have been put into group '{SERVICE_USER}' since you logged in: log in again"
     return (

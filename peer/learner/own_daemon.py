@@ -29,7 +29,7 @@ from peer.files import cannot_write
 from peer.keys import format_key, parse_key
 from peer.learner.dial import Attachment, dial
 from peer.local import ForbiddenSocketError, Frame, HungDaemonError, connect, error_of
-from peer.places import SYSTEM_SOCKET, default_socket, state_folder
+from peer.places import SYSTEM_SOCKET, default_socket, is_barred, state_folder
 
 log = logging.getLogger("peerd.learner")
 
@@ -46,16 +46,22 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Where:
-    """The daemon's socket, and the state folder of one that would have to be started."""
+    """The daemon's socket, and the state folder of one that would have to be started. barred: it would take
+    the place of the system's service (places.is_barred)."""
 
     socket: Path
     state: Path
+    barred: Callable[[], bool] = lambda: False
 
     @classmethod
     def of(cls, socket: str | Path | None, state: str | Path | None) -> Where:
         """As the command line finds them. Raises ConfigError."""
         flag, folder = (None if given is None else str(given) for given in (socket, state))
-        return cls(default_socket(flag, os.environ, folder), state_folder(folder, os.environ))
+        return cls(
+            default_socket(flag, os.environ, folder),
+            state_folder(folder, os.environ),
+            lambda: is_barred(flag, os.environ, folder),
+        )
 
 
 class OwnDaemon:
@@ -77,7 +83,8 @@ class OwnDaemon:
             except NoDaemonError:  # none, or one that has just ended
                 if tried == TRIES - 1 or not self._may_start or self.where.socket == SYSTEM_SOCKET:
                     raise
-            _respect_the_service(self.where.socket)
+            if self.where.barred():
+                raise ForbiddenSocketError(SYSTEM_SOCKET)
             with _alone(self.where.state):
                 self._start_unless_there()
         raise AssertionError("the last try returns or raises")
@@ -195,19 +202,6 @@ def join(path: Path, session: str, key: str) -> None:
             if answer["op"] == "done":
                 return
             log.info("%s", answer.get("text", ""))
-
-
-def _respect_the_service(path: Path) -> None:
-    """Raises ForbiddenSocketError where the system's service runs and this user may not use it, unless
-    another socket than the user's usual one was named."""
-    if path != default_socket(None, {**os.environ, "PEERD_SOCKET": ""}):
-        return
-    try:
-        there = SYSTEM_SOCKET.exists()
-    except PermissionError:  # even its folder is closed
-        there = True
-    if there:
-        raise ForbiddenSocketError(SYSTEM_SOCKET)
 
 
 def _wait_for_end(where: Where) -> None:

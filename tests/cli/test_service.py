@@ -332,6 +332,8 @@ def barred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Group:
+    gr_gid = 54321
+
     def __init__(self, members: list[str]) -> None:
         self.gr_mem = members
 
@@ -373,6 +375,43 @@ def test_a_service_between_two_lives_is_said_and_no_second_daemon_started(
     refused = run("create", "home")
     assert refused.exit_code == 69
     assert "'peerd service status' says how it is" in refused.stderr
+
+
+@pytest.mark.parametrize("words", [["status"], ["create", "home"], ["join", "home"]])
+def test_a_socket_one_may_not_use_starts_no_second_daemon(
+    nobody: Path, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """Somebody else's, and the service's, which answers one who is not in the group."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(nobody))
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("it became a daemon"))
+    monkeypatch.setattr(local, "_reach", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+    refused = run(*words)
+    assert refused.exit_code == 69
+    assert f"the daemon's socket {nobody} may not be used by you" in refused.stderr
+    for module in (local, places, talk):
+        monkeypatch.setattr(module, "SYSTEM_SOCKET", nobody)
+    refused = run(*words)
+    assert refused.exit_code == 69
+    assert "usermod -aG peerd" in refused.stderr
+    assert "restarting" not in refused.stderr
+
+
+def test_the_folder_that_a_service_leaves_while_it_starts_again_is_no_missing_service(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit's RuntimeDirectoryPreserve=restart."""
+    monkeypatch.delenv("PEERD_STATE")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(places, "SYSTEM_SOCKET", tmp_path / "service" / "peerd.sock")
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("it became a daemon"))
+    (tmp_path / "service").mkdir()
+    own = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: own + 1)  # a member of the group, not the service's user
+    refused = run("create", "home")
+    assert refused.exit_code == 69
+    assert "it may be restarting" in refused.stderr
+    assert "usermod" not in refused.stderr
 
 
 def test_without_a_service_nothing_of_it_is_said(
