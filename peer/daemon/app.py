@@ -14,6 +14,7 @@ import resource
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from peer.daemon.blocking import BlockList
 from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
-from peer.daemon.logs import Recent
+from peer.daemon.logs import Recent, session_name
 from peer.daemon.network import network
 from peer.daemon.pacing import Pacing
 from peer.daemon.readable import check_readable
@@ -117,7 +118,9 @@ class Daemon:
         if driver is not None:
             if not isinstance(error, PeerdError):
                 error = PeerdError(f"internal error: {error!r}")
-            driver.fail(error)
+            context = copy_context()
+            context.run(session_name.set, driver.name)
+            context.run(driver.fail, error)
             return
         folder.spoil(error)
         self._spoilt[folder.path] = folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,4 +117,4 @@ def unblock(daemon: Daemon, word: str) -> PeerId:
 
 def _apply(daemon: Daemon) -> None:
     for driver in daemon.sessions.values():
-        driver.block(daemon.blocked.ids)
+        copy_context().run(driver.block, daemon.blocked.ids)  # its log lines have its name
