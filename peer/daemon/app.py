@@ -40,6 +40,7 @@ from peer.errors import (
     UnknownSessionError,
     UsageError,
     WrongKeyError,
+    by_exit_code,
 )
 from peer.events import PeerId
 from peer.keys import format_key, new_key, parse_key
@@ -173,6 +174,7 @@ class Daemon:
         if folder.descriptor is not None:
             catalogue.check_budget(folder.descriptor.algorithm, merged.budget)
         try:
+            self._refuse_changing(name)  # others were waited for
             folder.save_options(merged)
             folder.mark(over=False, name=name)
             folder.problem = ""
@@ -197,6 +199,7 @@ class Daemon:
 
     async def leave(self, name: str, forget: bool) -> None:
         """Hand over, say goodbye, and keep checkpoint and key unless told to forget."""
+        self._refuse_changing(name)
         folder = self._folder(name)
         driver = self.sessions.get(name)
         if driver is not None:
@@ -241,10 +244,22 @@ class Daemon:
             new, kept = await asyncio.to_thread(
                 rekeying.carry_over, self.store, folder, raw, first=key is None
             )
-            await self._start(new)
+            if not self.stopping.is_set():  # nobody would take it down again; the next start takes it up
+                await self._start_rekeyed(new)
         finally:
             self.changing.discard(name)
         return format_key(raw), kept
+
+    async def _start_rekeyed(self, folder: SessionFolder) -> None:
+        try:
+            await self._start(folder)
+        except PeerdError as error:
+            name = folder.note.name
+            raise by_exit_code(
+                error.exit_code,
+                f"{error}; '{name}' has its new key all the same: 'peerd key {name}' shows it, 'peerd join "
+                f"{name}' takes part again",
+            ) from error
 
     def _refuse_changing(self, name: str) -> None:
         if name in self.changing:
