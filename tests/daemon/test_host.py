@@ -137,6 +137,7 @@ AC, BAT = {"type": "Mains", "online": "1"}, {"type": "Battery", "status": "Disch
         (supply("AC", **AC | {"online": "0"}) | supply("BAT0", type="Battery", status="Unknown"), True, None),
         (supply("BAT0", **BAT) | supply("BAT1", **BAT | {"capacity": "21", "status": "Full"}), True, 42.0),
         (supply("BAT0", **BAT | {"status": "Charging"}), False, 63.0),
+        (supply("usb", type="USB", online="0") | supply("BAT0", **BAT | {"status": "Charging"}), False, 63.0),
         (supply("hidpp_battery_0", **BAT, scope="Device"), False, None),
         (supply("ups", type="UPS", status="Discharging"), True, None),
     ],
