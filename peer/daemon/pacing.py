@@ -60,8 +60,8 @@ class Pacing:
 
     async def start(self) -> None:
         """Look now, and again and again beside everything else."""
-        await self.once()
-        self._looking = asyncio.create_task(self._run())
+        if await self._looks():
+            self._looking = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
         if self._looking is not None:
@@ -74,13 +74,19 @@ class Pacing:
             await asyncio.wait([self._looking])
 
     async def _run(self) -> None:
+        looks = True
+        while looks:
+            await asyncio.sleep(LOOK_S)
+            looks = await self._looks()
+
+    async def _looks(self) -> bool:
+        """One look; False if it failed, and then there is to be none any more."""
         try:
-            while True:
-                await asyncio.sleep(LOOK_S)
-                await self.once()
+            await self.once()
         except Exception as error:  # a bug: training goes on, and it is said
             log.exception("this device's condition is not looked at any more")
             self._problem = repr(error)
+        return not self._problem
 
     async def once(self) -> None:
         """One look, and what follows from it."""

@@ -260,17 +260,20 @@ async def test_pressure_that_our_own_learner_makes_is_not_taken_for_the_others(
     assert one.told.share == (0.5 if why else 1.0)
 
 
+@pytest.mark.parametrize("first", [True, False])
 async def test_a_look_that_fails_is_said_and_training_goes_on(
-    home: Make, monkeypatch: pytest.MonkeyPatch
+    home: Make, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     monkeypatch.setattr("peer.daemon.pacing.LOOK_S", 0.0)
     a = home("a")
     now = Now(a)
-    await a.daemon.pacing.start()
 
     async def see() -> Host:
         raise RuntimeError("no such thing")
 
+    if first:
+        now.pacing.see = see
+    await a.daemon.pacing.start()
     now.pacing.see = see
     async with asyncio.timeout(PATIENCE_S):
         await now.pacing.ended()
