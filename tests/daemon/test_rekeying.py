@@ -217,6 +217,6 @@ async def test_a_session_that_does_not_start_with_its_new_key_tells_where_that_i
             raise PortError("port 7001 is taken")
 
         monkeypatch.setattr(SessionDriver, "start", start)
-        with pytest.raises(PortError, match="port 7001 is taken; 'home' has its new key .* 'peerd key home'"):
+        with pytest.raises(PortError, match=r"taken; 'home' has its new key .* 'peerd key home'"):
             await a.daemon.rekey("home", None)
         assert a.daemon.key("home") != old
