@@ -23,8 +23,8 @@ def group_of(root: Path, pid: int | None = None) -> Path | None:
 
 
 def _groups_of(top: Path, ours: Group, pids: Iterable[int]) -> Iterator[Group]:
-    """The control groups of these processes, looked for in our own first. The groups are asked: /proc does not
-    show a service the processes of other users."""
+    """The control groups of these processes, looked for in our own first. The groups are asked: /proc does
+    not show a service the processes of other users."""
     sought = set(pids)
     folders = (Path(folder) for folder, _, _ in os.walk(top))
     for group in itertools.chain([top.joinpath(*ours)], folders):

@@ -38,7 +38,7 @@ class Now:
         self.pacing = home.daemon.pacing
         self.pacing.see, self.pacing.minute = self._see, lambda: self.minute
 
-    async def _see(self) -> Host:
+    async def _see(self, _: object) -> Host:
         return self.host
 
     async def becomes(self, minute: int | None = None, host: Host | None = None) -> None:
@@ -246,7 +246,7 @@ async def test_pressure_that_our_own_learner_makes_is_not_taken_for_the_others(
     ticks = tmp_path / "proc/7/stat"
     ticks.parent.mkdir(parents=True)
 
-    async def see() -> Host:
+    async def see(_: object) -> Host:
         return Host(pressure=Pressure(everybody, others, "camera.service", everybody, used["group"]))
 
     pacing = Pacing(lambda: [one], see, lambda: NOON, tmp_path)
@@ -268,7 +268,7 @@ async def test_a_look_that_fails_is_said_and_training_goes_on(
     a = home("a")
     now = Now(a)
 
-    async def see() -> Host:
+    async def see(_: object) -> Host:
         raise RuntimeError("no such thing")
 
     if first:
