@@ -23,6 +23,7 @@ from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
 from peer.daemon import clocks, health, rekeying
 from peer.daemon.blocking import BlockList
+from peer.daemon.disk import free_mb
 from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
@@ -601,15 +602,6 @@ def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
     plain = JoinOptions(timeout_s=options.timeout_s, **given)
     kept = options if folder.descriptor is None or options != plain else folder.options
     return replace(kept, **{name: given[name] or getattr(folder.options, name) for name in lasting})
-
-
-def free_mb(folder: Path) -> float | None:
-    """Free for this user on its disk; None where that cannot be looked at, of which `health` says more."""
-    try:
-        disk = os.statvfs(folder)
-    except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize / 1e6
 
 
 def rss_mb() -> float:
