@@ -258,8 +258,8 @@ class Daemon:
             name = folder.note.name
             raise by_exit_code(
                 error.exit_code,
-                f"{error}; '{name}' has its new key all the same: 'peerd key {name}' shows it, 'peerd join "
-                f"{name}' takes part again",
+                f"{error}; '{name}' has its new key all the same: 'peerd key {name}' shows it, "
+                f"'peerd join {name}' takes part again",
             ) from error
 
     def _refuse_changing(self, name: str) -> None:
@@ -450,8 +450,8 @@ class Daemon:
         kept = self.store.known(raw)
         if kept is not None and kept.descriptor is not None and kept.descriptor.name != name:
             raise UsageError(
-                f"this key is of the session '{kept.descriptor.name}', not '{name}'; run 'peerd join "
-                f"{kept.descriptor.name}'"
+                f"this key is of the session '{kept.descriptor.name}', not '{name}'; run "
+                f"'peerd join {kept.descriptor.name}'"
             )
         with suppress(UnknownSessionError):
             known = self._folder(name)

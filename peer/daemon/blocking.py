@@ -38,8 +38,8 @@ class BlockList:
         """Keep it. Raises UsageError when there are too many, StateError when it cannot be written."""
         if peer not in self.peers and len(self.peers) >= MAX_BLOCKED:
             raise UsageError(
-                f"{MAX_BLOCKED} devices are blocked already; give the sessions new keys with 'peerd rekey "
-                "NAME', or let some in again with 'peerd unblock PEER'"
+                f"{MAX_BLOCKED} devices are blocked already; give the sessions new keys with "
+                "'peerd rekey NAME', or let some in again with 'peerd unblock PEER'"
             )
         self._save(self.peers | {peer: device})
 

@@ -136,8 +136,8 @@ def _blocked(session: SessionDriver) -> Iterator[str]:
         who = (record.device if record is not None else "") or peer
         yield (
             f"{who} is blocked here, and on the graph that all members agree on: rounds do not wait for it, "
-            "and where the two are neighbors nothing passes between them; 'peerd rekey "
-            f"{session.name}' keeps it out for everybody"
+            "and where the two are neighbors nothing passes between them; "
+            f"'peerd rekey {session.name}' keeps it out for everybody"
         )
 
 
