@@ -14,6 +14,7 @@ import resource
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +23,11 @@ from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
 from peer.daemon import clocks, health, rekeying
 from peer.daemon.blocking import BlockList
+from peer.daemon.disk import free_mb
 from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
-from peer.daemon.logs import Recent
+from peer.daemon.logs import Recent, session_name
 from peer.daemon.network import network
 from peer.daemon.pacing import Pacing
 from peer.daemon.readable import check_readable
@@ -39,6 +41,7 @@ from peer.errors import (
     UnknownSessionError,
     UsageError,
     WrongKeyError,
+    by_exit_code,
 )
 from peer.events import PeerId
 from peer.keys import format_key, new_key, parse_key
@@ -117,7 +120,9 @@ class Daemon:
         if driver is not None:
             if not isinstance(error, PeerdError):
                 error = PeerdError(f"internal error: {error!r}")
-            driver.fail(error)
+            context = copy_context()
+            context.run(session_name.set, driver.name)
+            context.run(driver.fail, error)
             return
         folder.spoil(error)
         self._spoilt[folder.path] = folder
@@ -170,6 +175,7 @@ class Daemon:
         if folder.descriptor is not None:
             catalogue.check_budget(folder.descriptor.algorithm, merged.budget)
         try:
+            self._refuse_changing(name)  # others were waited for
             folder.save_options(merged)
             folder.mark(over=False, name=name)
             folder.problem = ""
@@ -194,6 +200,7 @@ class Daemon:
 
     async def leave(self, name: str, forget: bool) -> None:
         """Hand over, say goodbye, and keep checkpoint and key unless told to forget."""
+        self._refuse_changing(name)
         folder = self._folder(name)
         driver = self.sessions.get(name)
         if driver is not None:
@@ -238,10 +245,22 @@ class Daemon:
             new, kept = await asyncio.to_thread(
                 rekeying.carry_over, self.store, folder, raw, first=key is None
             )
-            await self._start(new)
+            if not self.stopping.is_set():  # nobody would take it down again; the next start takes it up
+                await self._start_rekeyed(new)
         finally:
             self.changing.discard(name)
         return format_key(raw), kept
+
+    async def _start_rekeyed(self, folder: SessionFolder) -> None:
+        try:
+            await self._start(folder)
+        except PeerdError as error:
+            name = folder.note.name
+            raise by_exit_code(
+                error.exit_code,
+                f"{error}; '{name}' has its new key all the same: 'peerd key {name}' shows it, "
+                f"'peerd join {name}' takes part again",
+            ) from error
 
     def _refuse_changing(self, name: str) -> None:
         if name in self.changing:
@@ -431,8 +450,8 @@ class Daemon:
         kept = self.store.known(raw)
         if kept is not None and kept.descriptor is not None and kept.descriptor.name != name:
             raise UsageError(
-                f"this key is of the session '{kept.descriptor.name}', not '{name}'; run 'peerd join "
-                f"{kept.descriptor.name}'"
+                f"this key is of the session '{kept.descriptor.name}', not '{name}'; run "
+                f"'peerd join {kept.descriptor.name}'"
             )
         with suppress(UnknownSessionError):
             known = self._folder(name)
@@ -583,15 +602,6 @@ def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
     plain = JoinOptions(timeout_s=options.timeout_s, **given)
     kept = options if folder.descriptor is None or options != plain else folder.options
     return replace(kept, **{name: given[name] or getattr(folder.options, name) for name in lasting})
-
-
-def free_mb(folder: Path) -> float | None:
-    """Free for this user on its disk; None where that cannot be looked at, of which `health` says more."""
-    try:
-        disk = os.statvfs(folder)
-    except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize / 1e6
 
 
 def rss_mb() -> float:

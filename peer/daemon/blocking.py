@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,8 @@ class BlockList:
         """Keep it. Raises UsageError when there are too many, StateError when it cannot be written."""
         if peer not in self.peers and len(self.peers) >= MAX_BLOCKED:
             raise UsageError(
-                f"{MAX_BLOCKED} devices are blocked already; give the sessions new keys with 'peerd rekey "
-                "NAME', or let some in again with 'peerd unblock PEER'"
+                f"{MAX_BLOCKED} devices are blocked already; give the sessions new keys with "
+                "'peerd rekey NAME', or let some in again with 'peerd unblock PEER'"
             )
         self._save(self.peers | {peer: device})
 
@@ -116,4 +117,4 @@ def unblock(daemon: Daemon, word: str) -> PeerId:
 
 def _apply(daemon: Daemon) -> None:
     for driver in daemon.sessions.values():
-        driver.block(daemon.blocked.ids)
+        copy_context().run(driver.block, daemon.blocked.ids)  # its log lines have its name

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peer.daemon import clocks
+from peer.daemon.disk import disk_in_use
 from peer.events import Record
 from peer.mesh.greeting import PROTOCOL_MAX
 
 if TYPE_CHECKING:
     from peer.daemon.session import SessionDriver
 
-LONELY_S = (
-    15.0  # without any other peerd heard until it is said; mDNS answers within 2 s, a Pi boots in 60 (guess)
-)
+LONELY_S = 15.0  # until it is said that no other peerd is heard; mDNS takes 2 s, a Pi boots in 60 (guess)
 ALONE_ROUNDS = 3  # rounds closed alone in a row until it is said: one may be a Wi-Fi stall (guess)
 STUCK_S, STUCK_ROUNDS = 60.0, 10.0  # a round that takes so long, and so many times the usual, is said (guess)
 MUCH_CONTROL = 0.5  # of the budget: with so much for control it is said (guess)
@@ -31,16 +29,14 @@ def of_device(state: Path) -> Iterator[str]:
             "the clock is unset: it shows a time before this peerd was written; training does not mind, log "
             "lines are dated wrongly until the network sets it"
         )
-    try:
-        disk = os.statvfs(state)
-    except OSError as error:
-        yield f"the state folder {state} cannot be looked at: {error.strerror}; is its disk still there?"
-        return
-    if disk.f_flag & os.ST_RDONLY:
+    facts = disk_in_use(state)
+    if facts["problem"] is not None:
+        yield f"the state folder {state} cannot be looked at: {facts['problem']}; is its disk still there?"
+    elif facts["read_only"]:
         yield f"{state} has become read-only: nothing is saved; a worn-out SD card does that, replace it"
-    elif not os.access(state, os.W_OK):
-        yield f"{state} cannot be written: nothing is saved; make it writable for user {os.getuid()}"
-    elif disk.f_bavail * disk.f_frsize < LOW_BYTES:
+    elif not facts["writable"]:
+        yield f"{state} cannot be written: nothing is saved; make it writable for user {facts['uid']}"
+    elif facts["free_bytes"] < LOW_BYTES:
         yield f"no space left on the disk of {state}: checkpoints are not saved; free some"
 
 
@@ -140,8 +136,8 @@ def _blocked(session: SessionDriver) -> Iterator[str]:
         who = (record.device if record is not None else "") or peer
         yield (
             f"{who} is blocked here, and on the graph that all members agree on: rounds do not wait for it, "
-            "and where the two are neighbors nothing passes between them; 'peerd rekey "
-            f"{session.name}' keeps it out for everybody"
+            "and where the two are neighbors nothing passes between them; "
+            f"'peerd rekey {session.name}' keeps it out for everybody"
         )
 
 

@@ -33,9 +33,7 @@ log = logging.getLogger(__name__)
 
 LOG_S = 0.1  # between two lines about rounds: small models alone do hundreds in a second (guess)
 SILENT_S = 120.0  # a task that reads much data at once may keep the interpreter for itself (guess)
-LOOK_S = (
-    10.0  # between two looks for that; it takes two that find it, for the daemon may have stood still, too
-)
+LOOK_S = 10.0  # between two looks for that; it takes two, for the daemon may have stood still, too
 ADMIT_S = 5.0  # to hear the members' model signatures before a learner may be seated (guess)
 
 

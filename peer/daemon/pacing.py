@@ -3,7 +3,8 @@
 PSI's trap is that our own learner makes pressure itself: its threads wait, too, and most of all where they
 give way to others. So the figure for the whole device says nothing. What others suffer is
 
-- the pressure of control groups that we are no part of, read as it is: with systemd that is everybody else;
+- the pressure of control groups that we are no part of, nor a learner of ours (a script has its own), read as
+  it is: with systemd that is everybody else;
 - of those that share our group (a learner started in a terminal shares it with whatever else runs there):
   our group's pressure, times their part of the processor time that the group has used since the last look.
   That part is close to 0 where nobody else works, whatever our own learner does to itself.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextvars import copy_context
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,8 @@ from typing import Protocol
 from peer.config import JoinOptions
 from peer.daemon import clocks
 from peer.daemon.condition import Host, Pressure
-from peer.daemon.host import look, used_s
+from peer.daemon.groups import used_s
+from peer.daemon.host import look
 from peer.daemon.manners import Strain, Verdict, Waiting, verdict
 
 log = logging.getLogger(__name__)
@@ -39,14 +41,18 @@ class Paced(Protocol):
     def pace(self, now: Verdict) -> None: ...
 
 
+async def _look(learners: Collection[int]) -> Host:
+    return await look(learners=learners)
+
+
 class Pacing:
-    """`start`, then `stop`; or `once`, now and then. minute: of the day in local time, None while the clock
-    is not set."""
+    """`start`, then `stop`; or `once`, now and then. see: looks, for a daemon with these learners. minute: of
+    the day in local time, None while the clock is not set."""
 
     def __init__(
         self,
         sessions: Callable[[], Iterable[Paced]],
-        see: Callable[[], Awaitable[Host]] = look,
+        see: Callable[[Collection[int]], Awaitable[Host]] = _look,
         minute: Callable[[], int | None] = clocks.minute_of_day,
         root: Path = Path("/"),
     ) -> None:
@@ -60,8 +66,8 @@ class Pacing:
 
     async def start(self) -> None:
         """Look now, and again and again beside everything else."""
-        await self.once()
-        self._looking = asyncio.create_task(self._run())
+        if await self._looks():
+            self._looking = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
         if self._looking is not None:
@@ -74,19 +80,25 @@ class Pacing:
             await asyncio.wait([self._looking])
 
     async def _run(self) -> None:
+        looks = True
+        while looks:
+            await asyncio.sleep(LOOK_S)
+            looks = await self._looks()
+
+    async def _looks(self) -> bool:
+        """One look; False if it failed, and then there is to be none any more."""
         try:
-            while True:
-                await asyncio.sleep(LOOK_S)
-                await self.once()
+            await self.once()
         except Exception as error:  # a bug: training goes on, and it is said
             log.exception("this device's condition is not looked at any more")
             self._problem = repr(error)
+        return not self._problem
 
     async def once(self) -> None:
         """One look, and what follows from it."""
-        self.host = await self.see()
-        pids = [os.getpid(), *(pid for session in self._sessions() for pid in session.learner_pids())]
-        own_s = await asyncio.to_thread(used_s, self._root, pids)
+        learners = [pid for session in self._sessions() for pid in session.learner_pids()]
+        self.host = await self.see(learners)
+        own_s = await asyncio.to_thread(used_s, self._root, [os.getpid(), *learners])
         waiting = self._waiting(self.host.pressure, own_s)
         self.strain.take(self.host, waiting, asyncio.get_running_loop().time())
         for session in list(self._sessions()):

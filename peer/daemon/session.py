@@ -136,8 +136,9 @@ class SessionDriver:
         self._went = asyncio.Event()  # the node has said goodbye
         self._gone: Gone | None = None
         self._leaving: Leave | None = None
-        self.blocked: frozenset[PeerId] = frozenset()
-        self.block(blocked)
+        self.blocked = blocked
+        for peer in blocked:  # a node is told when there is one
+            self.transport.block(peer)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from peer import places
 from peer.available import available_bytes
 from peer.daemon import clocks, host
-from peer.daemon.network import disk
+from peer.daemon.disk import disk
 from peer.doctor import complaints, computing, firewall, interfaces, machine, multicast, peers
 from peer.doctor.finding import Finding
 from peer.doctor.reach import Reached, reach

@@ -35,7 +35,7 @@ def clock(wall_s: float) -> Finding:
 
 
 def disk(facts: Mapping[str, Any]) -> Finding:
-    """facts: of the state folder, as `peer.daemon.network.disk` finds them for whoever writes there."""
+    """facts: of the state folder, as `peer.daemon.disk.disk` finds them for whoever writes there."""
     folder, free = facts["folder"], facts.get("free_bytes")
     data = dict(facts)
 

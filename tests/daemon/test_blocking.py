@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from daemon.conftest import PATIENCE_S, Home
+from daemon.conftest import PATIENCE_S, Home, here, session
 from daemon.puppet import ask
 from daemon.test_sessions import pair, port, until
 from peer.daemon import health
-from peer.daemon.blocking import MAX_BLOCKED, BlockList, meant
+from peer.daemon.blocking import MAX_BLOCKED, BlockList, block, meant
+from peer.daemon.logs import session_name
+from peer.daemon.session import SessionDriver
 from peer.errors import NobodyFoundError, RemoteError, StateError, UsageError
 from peer.events import Generation, Record
 from peer.mesh.node import Node
@@ -80,6 +82,30 @@ async def test_a_block_outlives_the_daemon_and_holds_before_anything_is_heard(ho
         assert driver._knows(theirs), "a sighting of it is not dialed"
         with pytest.raises(UsageError, match="is not blocked"):
             await ask(again.socket, "unblock", peer=an_id("z"))
+
+
+async def test_what_the_daemon_logs_of_itself_is_of_no_session(
+    home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = home("a")
+    await a.daemon.create(session(), here())
+    await a.stop()
+    session_name.set("")
+    again = home("a")
+    await again.daemon.resume()
+    assert session_name.get() == ""
+    block(again.daemon, an_id("q"))
+    assert session_name.get() == ""
+    await again.stop()
+
+    async def fails(_: SessionDriver) -> None:
+        raise StateError("the disk is gone")
+
+    monkeypatch.setattr(SessionDriver, "start", fails)
+    once_more = home("a")
+    await once_more.daemon.resume()
+    assert session_name.get() == ""
+    assert any("the disk is gone" in line for line in once_more.recent.lines("home"))
 
 
 async def test_this_device_and_nobody_cannot_be_blocked(home: Make) -> None:

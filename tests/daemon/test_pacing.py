@@ -38,7 +38,7 @@ class Now:
         self.pacing = home.daemon.pacing
         self.pacing.see, self.pacing.minute = self._see, lambda: self.minute
 
-    async def _see(self) -> Host:
+    async def _see(self, _: object) -> Host:
         return self.host
 
     async def becomes(self, minute: int | None = None, host: Host | None = None) -> None:
@@ -246,7 +246,7 @@ async def test_pressure_that_our_own_learner_makes_is_not_taken_for_the_others(
     ticks = tmp_path / "proc/7/stat"
     ticks.parent.mkdir(parents=True)
 
-    async def see() -> Host:
+    async def see(_: object) -> Host:
         return Host(pressure=Pressure(everybody, others, "camera.service", everybody, used["group"]))
 
     pacing = Pacing(lambda: [one], see, lambda: NOON, tmp_path)
@@ -260,17 +260,20 @@ async def test_pressure_that_our_own_learner_makes_is_not_taken_for_the_others(
     assert one.told.share == (0.5 if why else 1.0)
 
 
+@pytest.mark.parametrize("first", [True, False])
 async def test_a_look_that_fails_is_said_and_training_goes_on(
-    home: Make, monkeypatch: pytest.MonkeyPatch
+    home: Make, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     monkeypatch.setattr("peer.daemon.pacing.LOOK_S", 0.0)
     a = home("a")
     now = Now(a)
-    await a.daemon.pacing.start()
 
-    async def see() -> Host:
+    async def see(_: object) -> Host:
         raise RuntimeError("no such thing")
 
+    if first:
+        now.pacing.see = see
+    await a.daemon.pacing.start()
     now.pacing.see = see
     async with asyncio.timeout(PATIENCE_S):
         await now.pacing.ended()

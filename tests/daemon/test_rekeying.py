@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ import torch
 from daemon.conftest import PATIENCE_S, Home, here, session
 from daemon.puppet import Puppet, ask
 from daemon.test_sessions import knows, pair, port, quiet, until
-from peer.errors import StateError, UnknownSessionError, UsageError
+from peer.daemon import rekeying
+from peer.daemon.session import SessionDriver
+from peer.errors import PortError, StateError, UnknownSessionError, UsageError
 from peer.keys import format_key, new_key, parse_key
 from peer.learner.checkpoint import Checkpoint, CheckpointFolder
 
@@ -121,3 +125,98 @@ async def test_a_full_disk_leaves_the_old_session_to_be_taken_up_again(
         assert a.daemon.changing == set()
         done, _ = await ask(a.socket, "rekey", name="home", key=None)
         assert a.daemon.key("home") == done["key"] != key
+
+
+class Copying:
+    """A copy to the new folder that takes until `go`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        self._whole = rekeying.carry_over
+        monkeypatch.setattr("peer.daemon.rekeying.carry_over", self._carry_over)
+
+    def _carry_over(self, *args: Any, **options: Any) -> Any:
+        self.begun.set()
+        assert self.go.wait(PATIENCE_S)
+        return self._whole(*args, **options)
+
+    async def on(self, home: Home) -> asyncio.Task[tuple[str, bool]]:
+        """A new key for the session of this device, which is being copied."""
+        task = asyncio.create_task(home.daemon.rekey("home", None))
+        assert await asyncio.to_thread(self.begun.wait, PATIENCE_S)
+        return task
+
+
+async def test_a_session_that_is_being_copied_is_neither_left_nor_joined(
+    home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        copying = Copying(monkeypatch)
+        task = await copying.on(a)
+        try:
+            for forget in (False, True):
+                with pytest.raises(UsageError, match="is being given another key; ask again in a moment"):
+                    await a.daemon.leave("home", forget)
+        finally:
+            copying.go.set()
+            key, _ = await task
+        assert a.daemon.key("home") == key
+        assert a.daemon.sessions["home"].failure is None
+
+
+async def test_a_copy_that_begins_while_a_join_clears_up_ends_the_join(
+    home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        failed = a.daemon.sessions["home"]
+        failed.fail(StateError("no space left"))
+        whole = failed.leave
+
+        async def leave(*, pause: bool) -> None:
+            a.daemon.changing.add("home")
+            await whole(pause=pause)
+
+        monkeypatch.setattr(failed, "leave", leave)
+        with pytest.raises(UsageError, match="is being given another key"):
+            await a.daemon.join("home", None, here(timeout_s=0.0), quiet)
+    assert a.daemon.sessions == {}
+
+
+async def test_a_daemon_that_ends_meanwhile_starts_nothing_any_more(
+    home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        copying = Copying(monkeypatch)
+        task = await copying.on(a)
+        a.daemon.stopping.set()
+        await a.daemon.stop()
+        copying.go.set()
+        key, _ = await task
+        assert a.daemon.sessions == {}
+        await a.stop()
+        again = home("a")
+        await again.daemon.resume()
+        assert again.daemon.key("home") == key
+        assert again.daemon.sessions["home"].failure is None
+
+
+async def test_a_session_that_does_not_start_with_its_new_key_tells_where_that_is(
+    home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        old = await a.daemon.create(session(), here())
+
+        async def start(_: SessionDriver) -> None:
+            raise PortError("port 7001 is taken")
+
+        monkeypatch.setattr(SessionDriver, "start", start)
+        with pytest.raises(PortError, match=r"taken; 'home' has its new key .* 'peerd key home'"):
+            await a.daemon.rekey("home", None)
+        assert a.daemon.key("home") != old
