@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peer.daemon import health
+from peer.daemon import disk, health
 from peer.daemon.condition import Firmware, Host
 from peer.daemon.manners import Verdict
 from peer.daemon.pacing import Pacing
@@ -27,8 +27,8 @@ def of_device(state: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said = [*pacing.sentences(), *health.of_device(state / "gone")]
     for flag, writable, free in ((os.ST_RDONLY, True, 1), (0, False, 1), (0, True, 0)):
         facts = os.statvfs_result((4096, 4096, 1, free, free, 1, 1, 1, flag, 255))
-        monkeypatch.setattr(health.os, "statvfs", lambda _, facts=facts: facts)
-        monkeypatch.setattr(health.os, "access", lambda *_, writable=writable: writable)
+        monkeypatch.setattr(disk.os, "statvfs", lambda _, facts=facts: facts)
+        monkeypatch.setattr(disk.os, "access", lambda *_, writable=writable: writable)
         said += health.of_device(state)
     return list(dict.fromkeys(said))
 
