@@ -110,9 +110,7 @@ class Story:
         self.other.run(PEERD, "join", "home", "--timeout", "300", user="carol", PEERD_KEY=key)
         took = until("both train", lambda: self.trains(self.pi) and self.trains(self.other))
         session = self.session(self.pi)
-        say(
-            f"ok: alice's create, carol's join on {self.other.name}, both of the group: both train after {took:.0f} s more"
-        )
+        say(f"ok: alice's create, and carol's join on {self.other.name}; both train after {took:.0f} s more")
         say(f"    round {session['round']}, loss {session['loss']:.3g}, links {len(session['links'])}")
         scores = [
             self.pi.output("cat", f"/proc/{pid}/oom_score_adj") for pid in (self.daemon(), self.learner())
