@@ -139,7 +139,7 @@ def local_steps(cell: Cell, known: dict[str, Any]) -> int | None:
         return 1
     of_rounds = known.get(cell.at_equal_rounds.name, {}).get("seeds", [])
     sent = [one["sent_per_peer"] for one in of_rounds if "sent_per_peer" in one]
-    return max(1, math.ceil(max(sent) / BYTES)) if sent else None
+    return math.ceil(STEPS / min(STEPS, int(BYTES * STEPS / max(sent)))) if sent else None
 
 
 def choose(asked: Sequence[Cell], folder: str, workers: int) -> None:
