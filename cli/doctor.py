@@ -29,7 +29,7 @@ def command(place: Place, as_json: bool) -> int:
     """Why are no peers found, and what to do.
 
     Asks the daemon, listens on each interface for some seconds, and looks at this device: firewall, clock,
-    disk, memory, heat, torch. As root it also reads the firewall's rules.
+    disk, memory, heat, torch. With sudo it also reads the firewall's rules.
 
     Ends with 0 if there are at most warnings, with 1 if there is a problem.
     """

@@ -55,6 +55,9 @@ def command(
         raise nobody_found(name, options)
     first = answer.get("first_link_s")
     after = f" after {span(first)}" if isinstance(first, (int, float)) else ""
+    if answer.get("paused"):
+        click.echo(f"joined '{clean(answer.get('name', name))}', and paused: {clean(answer['paused'])}")
+        return
     click.echo(f"joined '{clean(answer.get('name', name))}', first link{after}")
 
 

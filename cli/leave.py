@@ -15,7 +15,11 @@ _HAND_OVER_S = 120.0  # of silence: a large model to a slow neighbor (guess)
 @click.option("--forget", is_flag=True, help="Delete the checkpoint and the key, too.")
 @at_place
 def command(place: Place, name: str, forget: bool) -> None:
-    """Leave the session called NAME: its share of the model goes to a neighbor, the checkpoint stays."""
+    """Leave the session called NAME: its share of the model goes to a neighbor, the checkpoint stays.
+
+    Where scripts have trained through the system's service, their checkpoints are in the folder
+    .local/state/peerd/scripts of whoever ran them, and stay there with --forget, too.
+    """
     with open_client(place) as client:
         converse(client, {"op": "leave", "name": name, "forget": forget}, timeout_s=_HAND_OVER_S)
     kept = "checkpoint and key are deleted" if forget else "the checkpoint is kept"

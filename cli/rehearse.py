@@ -163,6 +163,8 @@ def request_of(arguments: dict[str, Any]) -> dict[str, Any]:
     if (arguments["rounds"] is None) == (arguments["steps"] is None):
         raise UsageError("how long? give --rounds or --steps, one of them")
     task = choose_task(arguments["task"])
+    if task.name == catalogue.SCRIPT:
+        raise UsageError("--task script leaves training to scripts, and nothing to rehearse; name another")
     terms = {
         **{name: arguments[name] for name in ("algorithm", "topology", "local_steps", "compression")},
         **{name: arguments[name] for name in ("pace", "lr", "batch", "momentum", "seed")},

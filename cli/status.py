@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import sys
 from typing import Any
 
@@ -21,7 +22,7 @@ WATCH_S = 1.0
 @click.command(name="status", short_help="Who trains, and how well.")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs; with --watch, one line a second.")
-@click.option("--watch", is_flag=True, help="Refresh every second until interrupted.")
+@click.option("--watch", is_flag=True, help="Refresh in place every second, until Ctrl-C.")
 @at_place
 def command(place: Place, name: str | None, as_json: bool, watch: bool) -> None:
     """Who trains, how well, and how many bytes it takes: all sessions, or the one called NAME."""
@@ -33,6 +34,8 @@ def command(place: Place, name: str | None, as_json: bool, watch: bool) -> None:
             click.echo(json.dumps(status) if as_json else _for_people(status), color=True)
             if not watch:
                 return
+            if not as_json:
+                click.echo()  # between two pictures in a file or a pipe
             _pause()
 
 
@@ -54,14 +57,21 @@ def _for_people(status: dict[str, Any]) -> str:
 
 
 def _watch(client: Client, name: str | None) -> None:
-    """Refresh in place until interrupted, or until the daemon goes."""
+    """Refresh in place until interrupted, or until the daemon goes. What was on the terminal is there again
+    then, however this ends."""
     from rich.live import Live
 
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _end)
     with Live(auto_refresh=False, screen=True) as live:
         while True:
             record = DeviceStatus.from_dict(_status(client, name))
             live.update(rich_view(record, live.console.width), refresh=True)
             _pause()
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _pause() -> None:

@@ -13,7 +13,17 @@ import click
 from cli.arguments import Place
 from cli.text import clean
 from peer.errors import NoDaemonError, PeerdError
-from peer.local import Client, HungDaemonError, connect, default_socket, error_of
+from peer.local import (
+    SYSTEM_SOCKET,
+    Client,
+    ForbiddenSocketError,
+    HungDaemonError,
+    connect,
+    default_socket,
+    error_of,
+    is_barred,
+    restarting,
+)
 
 Frame = dict[str, Any]
 ANSWER_S = 30.0  # how long a daemon may take for what it should do at once; its loop never waits (guess)
@@ -25,6 +35,10 @@ class SilentDaemonError(PeerdError):
     exit_code = NoDaemonError.exit_code
 
 
+class BarredDaemonError(SilentDaemonError):
+    """It is not this user's to ask, or the service's, which has no socket just now."""
+
+
 def show_progress(line: str) -> None:
     """A line of progress, for a person who waits at a terminal."""
     if sys.stderr.isatty():
@@ -32,12 +46,21 @@ def show_progress(line: str) -> None:
 
 
 def open_client(place: Place) -> Client:
-    """A connection to the daemon. Raises NoDaemonError if there is none, SilentDaemonError if it hangs, or
-    ConfigError if its socket is a stranger's."""
+    """A connection to the daemon. Raises NoDaemonError if there is none, SilentDaemonError if it hangs, is a
+    service between two lives, or not this user's to ask, or ConfigError if its socket is a stranger's."""
+    path = default_socket(place.socket, os.environ, place.state)
     try:
-        return connect(default_socket(place.socket, os.environ, place.state))
+        return connect(path)
     except HungDaemonError as error:
         raise SilentDaemonError(str(error)) from error
+    except ForbiddenSocketError as error:
+        raise BarredDaemonError(str(error)) from error
+    except NoDaemonError as error:
+        if path == SYSTEM_SOCKET:
+            raise SilentDaemonError(restarting()) from error
+        if is_barred(place.socket, os.environ, place.state):
+            raise BarredDaemonError(str(ForbiddenSocketError(SYSTEM_SOCKET))) from error
+        raise
 
 
 def converse(

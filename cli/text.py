@@ -50,6 +50,13 @@ def figure(value: float | None, digits: int = 3) -> str:
     return str(value) if isinstance(value, int) else f"{value:.{digits}g}"
 
 
+def percent(part: float | None) -> str:
+    """A part of one, in percent with two digits that count."""
+    if part is None:
+        return UNKNOWN
+    return f"{100 * part:.0f} %" if part >= 0.0995 else f"{100 * part:.2g} %" if part else "0 %"
+
+
 def times(ratio: float | None) -> str:
     """How many times fewer."""
     return UNKNOWN if ratio is None else f"{ratio:.0f}x" if ratio >= 9.5 else f"{ratio:.1f}x"

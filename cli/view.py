@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cli.text import UNKNOWN, clean, count, figure, size, span, times
-from peer.status import BudgetStatus, DeviceStatus, LinkStatus, SessionStatus
+from cli.text import UNKNOWN, clean, count, figure, percent, size, span, times
+from peer.status import BudgetStatus, DeviceStatus, LinkStatus, MemberStatus, SessionStatus
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 Row = Sequence[str]
 _STATE_STYLE = {"training": "green", "waiting": "yellow", "alone": "yellow", "failed": "red"}
-_LINK_STYLE = {"alive": "green", "suspect": "yellow", "dead": "red"}
-_LINK_HEAD = ("", "peer", "state", "address", "sent", "received", "parcels", "heard", "rtt")
-_LEFT_OUT_FIRST = ("address", "rtt", "parcels", "heard")  # where the terminal is too narrow for all
+_LINK_STYLE = {
+    "alive": "green",
+    "ok": "green",
+    "suspect": "yellow",
+    "late": "yellow",
+    "dead": "red",
+    "blocked": "red",
+}
+_LINK_HEAD = (
+    "",
+    "peer",
+    "state",
+    "address",
+    "sent",
+    "received",
+    "parcels",
+    "heard",
+    "behind",
+    "apart",
+    "rtt",
+)
+_LEFT_OUT_FIRST = ("address", "behind", "rtt", "parcels", "apart", "heard")  # where the terminal is narrow
+_IF_KNOWN = ("behind", "apart")  # columns that are there only with something in them
+_MOST_NAMED = 12  # members without a link that are named in a line; guess
 _INDENT = 4
 _ARROWS = {"out": "→", "in": "←"}
 
@@ -39,6 +61,8 @@ def session_lines(session: SessionStatus) -> list[str]:
     progress = f"round {figure(session.round)}, loss {figure(session.loss)}{metrics}"
     less = f" ({times(session.reduction)} less than dense)" if session.reduction is not None else ""
     weight = f", weight {session.weight:.3g}" if session.weight is not None else ""
+    if weight and session.mean_weight is not None:
+        weight += f" (mean {session.mean_weight:.3g})"
     cost = (
         f"{count(session.members, 'member')}{weight}, sent {size(session.bytes_sent)}{less}, "
         f"received {size(session.bytes_received)}"
@@ -47,9 +71,29 @@ def session_lines(session: SessionStatus) -> list[str]:
         f"step {span(session.step_s)}, round {span(session.round_s)}, checkpoint "
         f"{span(session.checkpoint_age_s)} old"
     )
+    apart = [_consensus_line(session)] if session.consensus_distance is not None else []
     spent = [_budget_line(session.budget)] if session.budget is not None else []
     alone = [f"{count(session.rounds_alone, 'round')} closed alone"] if session.rounds_alone else []
-    return [about, progress, cost, pace, *spent, *alone]
+    slowed = [manners_line(session)] if session.pace_reason else []
+    return [about, *slowed, progress, cost, pace, *apart, *spent, *alone]
+
+
+def manners_line(session: SessionStatus) -> str:
+    """Why this device trains less than it could, how much it does, and until when."""
+    until = f", until {clean(session.pace_until)}" if session.pace_until else ""
+    share = session.pace_share
+    held = "" if share is None or share == 1 else "paused: " if not share else f"{share:.0%} of the time: "
+    return f"{held}{clean(session.pace_reason or UNKNOWN)}{until}"
+
+
+def _consensus_line(session: SessionStatus) -> str:
+    """How far apart the models are: a part of one's norm is what says something."""
+    part = (
+        f", {percent(session.consensus_relative)} of the norm"
+        if session.consensus_relative is not None
+        else ""
+    )
+    return f"consensus distance {figure(session.consensus_distance)}{part} (by sketches, give or take 9 %)"
 
 
 def _budget_line(budget: BudgetStatus) -> str:
@@ -61,22 +105,63 @@ def _budget_line(budget: BudgetStatus) -> str:
     )
 
 
-def link_rows(links: Sequence[LinkStatus]) -> list[Row]:
-    """One row per directed link, under `_LINK_HEAD`."""
+def link_table(session: SessionStatus) -> list[Row]:
+    """The head, and one row per directed link; without the columns of which nothing is known."""
+    apart = {member.peer: member.distance_relative for member in session.peers}
+    rows = [list(row) for row in (_LINK_HEAD, *link_rows(session.links, apart))]
+    empty = [
+        at
+        for at, name in enumerate(_LINK_HEAD)
+        if name in _IF_KNOWN and all(row[at] == UNKNOWN for row in rows[1:])
+    ]
+    return [[cell for at, cell in enumerate(row) if at not in empty] for row in rows]
+
+
+def others_line(session: SessionStatus) -> str:
+    """The members that no link is open to, with what is known of them; "" without any."""
+    linked = {link.peer for link in session.links}
+    others = [member for member in session.peers if member.peer not in linked]
+    shown = [_other(member) for member in others[:_MOST_NAMED]]
+    more = f", and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+    return f"without a link now: {', '.join(shown)}{more}" if others else ""
+
+
+def _other(member: MemberStatus) -> str:
+    known = [] if member.state == "alive" else [clean(member.state)]
+    if member.distance_relative is not None:
+        known.append(f"{percent(member.distance_relative)} apart")
+    name = clean(member.device or member.peer[:10])
+    return f"{name} ({', '.join(known)})" if known else name
+
+
+def link_rows(links: Sequence[LinkStatus], apart: Mapping[str, float | None] | None = None) -> list[Row]:
+    """One row per directed link, under `_LINK_HEAD`. apart: how far each peer's model is, as a part of the
+    norm of this device's."""
+    far = apart or {}
+    bearers = Counter(device for device, _ in {(link.device, link.peer) for link in links})
     return [
         (
             _ARROWS.get(link.direction, "?"),
-            clean(link.device or link.peer[:10]),
-            clean(link.state),
+            _called(link, alone=bearers[link.device] < 2),
+            clean((link.verdict or link.state) if link.state == "alive" else link.state),
             clean(link.address or UNKNOWN),
             size(link.bytes_sent),
             size(link.bytes_received),
             figure(link.parcels) + (f" ({link.unacked} out)" if link.unacked else ""),
             f"{span(link.last_heard_s)} ago" if link.last_heard_s is not None else UNKNOWN,
+            count(link.behind, "round") if link.behind is not None else UNKNOWN,
+            percent(far.get(link.peer)),
             f"{link.rtt_ms:.0f} ms" if link.rtt_ms is not None else UNKNOWN,
         )
         for link in sorted(links, key=lambda link: (link.direction != "out", link.device or "", link.peer))
     ]
+
+
+def _called(link: LinkStatus, *, alone: bool) -> str:
+    """The device's name; with the beginning of its id where another one has that name, too."""
+    if not link.device:
+        return clean(link.peer[:10])
+    return clean(link.device) if alone else f"{clean(link.device)} {clean(link.peer[:8])}"
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
@@ -93,6 +178,8 @@ def narrowed(rows: Sequence[Row], width: int) -> list[Row]:
     for name in _LEFT_OUT_FIRST:
         if max(len(line) for line in columns(kept)) <= width:
             break
+        if name not in kept[0]:
+            continue
         index = kept[0].index(name)
         kept = [row[:index] + row[index + 1 :] for row in kept]
     return list(kept)
@@ -106,7 +193,9 @@ def plain(status: DeviceStatus) -> str:
         lines += ["", f"{clean(session.name)}: {clean(session.state)}"]
         lines += [f"  {line}" for line in session_lines(session)]
         if session.links:
-            lines += [f"    {line}" for line in columns([_LINK_HEAD, *link_rows(session.links)])]
+            lines += [f"    {line}" for line in columns(link_table(session))]
+        if others := others_line(session):
+            lines.append(f"    {others}")
     if not status.sessions:
         lines.append("no sessions; 'peerd create NAME' makes one, 'peerd join NAME' joins one")
     return "\n".join(lines)
@@ -130,18 +219,19 @@ def rich_view(status: DeviceStatus, width: int) -> Group:
         title = Text(f"\n{clean(session.name)}  ", style="bold")
         title.append(clean(session.state), style=_STATE_STYLE.get(session.state, ""))
         parts += [title, Text("\n".join(f"  {line}" for line in session_lines(session)))]
-        if not session.links:
-            continue
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        head, *rows = narrowed([_LINK_HEAD, *link_rows(session.links)], width - _INDENT)
-        for name in head:
-            right = name in ("sent", "received", "parcels", "heard", "rtt")
-            table.add_column(name, justify="right" if right else "left", no_wrap=True)
-        for row in rows:
-            cells = [Text(cell) for cell in row]
-            cells[2].stylize(_LINK_STYLE.get(row[2], "dim"))
-            table.add_row(*cells)
-        parts.append(Padding(table, (0, 0, 0, _INDENT)))
+        if session.links:
+            table = Table(box=None, pad_edge=False, header_style="dim")
+            head, *rows = narrowed(link_table(session), width - _INDENT)
+            for name in head:
+                left = name in ("", "peer", "state", "address")
+                table.add_column(name, justify="left" if left else "right", no_wrap=True)
+            for row in rows:
+                cells = [Text(cell) for cell in row]
+                cells[2].stylize(_LINK_STYLE.get(row[2], "dim"))
+                table.add_row(*cells)
+            parts.append(Padding(table, (0, 0, 0, _INDENT)))
+        if others := others_line(session):
+            parts.append(Padding(Text(others), (0, 0, 0, _INDENT)))
     if not status.sessions:
         parts.append(Text("no sessions; 'peerd create NAME' makes one, 'peerd join NAME' joins one"))
     return Group(*parts)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import peer
-from peer.tasks.spoken_digits import load_clips, shuffled
+from peer.tasks.batches import shuffled
+from peer.tasks.spoken_digits import load_clips
 
 
 def digits_model(seed: int) -> nn.Module:
@@ -73,6 +74,7 @@ def main() -> None:
                 print(f"round {swarm.round}: accuracy over all speakers {accuracy(model):.1%}", flush=True)
             if swarm.done:
                 break
+    print(f"{swarm.round + 1} rounds closed, {swarm.rounds_with_others} of them here and with others")
     print(f"accuracy over all speakers {accuracy(model):.1%}")
 
 

@@ -3,6 +3,7 @@
     algorithms/   one file per paper, pure            mesh/       the network: pure half and edges
     compression/  message <-> bytes                   daemon/     the driver of one device
     learner/      task, attach, loop, checkpoints     rehearsal/  the driver in virtual time
+    adapters/     attach in other people's loops
     tasks/        built-in tasks                      wire/       generated gRPC code
 
 `attach` makes a training script a member of a session. It is loaded when first used: `import peer` imports

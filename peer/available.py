@@ -27,18 +27,24 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 def _groups(root: Path) -> Iterator[int]:
     """What is left in each control group, from this process's own up to the root's."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+    for controllers, inside in control_groups(root):
         if controllers and "memory" not in controllers.split(","):
             continue
         mounts = ("sys/fs/cgroup/memory",) if controllers else ("sys/fs/cgroup", "sys/fs/cgroup/unified")
         names = _V1 if controllers else _V2
-        inside = Path(path.lstrip("/"))
         for mount in mounts:
             for folder in (inside, *inside.parents) if ".." not in inside.parts else (Path(),):
                 left = _left(root / mount / folder, *names)
                 if left is not None:
                     yield left
+
+
+def control_groups(root: Path, pid: int | None = None) -> Iterator[tuple[str, Path]]:
+    """The control groups of this process, or of another: their controllers, "" for version 2, and their path
+    below the mount. Nothing where that cannot be read."""
+    for line in _text(root / f"proc/{'self' if pid is None else pid}/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        yield controllers, Path(path.lstrip("/"))
 
 
 def _left(group: Path, limit: str, used: str, unused_files: str) -> int | None:
@@ -59,6 +65,6 @@ def _field(path: Path, name: str) -> int | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:  # not this kind of system, or not to be read by everybody
         return ""

@@ -21,6 +21,7 @@ from peer.entries import (
     MAX_PHASE,
     MAX_RANDOM_K,
     PACES,
+    SCRIPT,
     SPEAKERS,
     TASKS,
     TOPOLOGIES,
@@ -46,10 +47,12 @@ from peer.grammar import (
 
 __all__ = [
     "ALGORITHMS", "COMPRESSION_HELP", "DEFAULT_ALGORITHM", "DEFAULT_LOCAL_STEPS", "DEFAULT_TASK",
-    "DEFAULT_TOPOLOGY", "DIRECTED", "MAX_BITS", "MAX_PHASE", "PACES", "SPEAKERS", "TASKS", "TOPOLOGIES",
-    "TRAINING_OPTIONS", "TREES", "AlgorithmEntry", "Compression", "Option", "Shard", "parse_compression",
-    "parse_shard",
+    "DEFAULT_TOPOLOGY", "DIRECTED", "MAX_BITS", "MAX_PHASE", "PACES", "SCRIPT", "SPEAKERS", "TASKS",
+    "TOPOLOGIES", "TRAINING_OPTIONS", "TREES", "AlgorithmEntry", "Compression", "Option", "Shard",
+    "parse_compression", "parse_shard",
 ]  # fmt: skip
+
+MANNERS = ("on", "mains", "off")
 
 
 def algorithm(name: str) -> AlgorithmEntry:
@@ -97,6 +100,13 @@ def check_pace(algorithm_name: str, pace: str) -> str:
             f"(--pace, or pace= of peer.attach)"
         )
     return pace
+
+
+def check_manners(word: str) -> str:
+    """The word, if it is one for `--manners`. Raises UsageError."""
+    if word not in MANNERS:
+        raise UsageError(f"--manners is one of {', '.join(MANNERS)}, not '{word}'")
+    return word
 
 
 def check_budget(algorithm_name: str, budget: str | None) -> None:

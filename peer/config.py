@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 from peer import catalogue
 from peer.errors import ConfigError, UsageError
 from peer.grammar import parse_budget
+from peer.quiet_hours import QuietHours, parse_quiet_hours
 
 MAX_MEMBERS = 256  # of a session: architecture, section 9
 MAX_NAME = 63  # letters: as a DNS label (RFC 1035, 2.3.4)
@@ -117,7 +118,8 @@ class JoinOptions:
     listen may be ":port" (every address).
 
     timeout_s: how long to look for a first link. task_file_text: the text of the user's task file. budget: of
-    what this device sends, as in `--budget`; "none" lifts one given before.
+    what this device sends, as in `--budget`; "none" lifts one given before. quiet_hours: as in
+    `--quiet-hours`, "none" likewise. manners: "on", "off" or "mains"; None is "on".
     """
 
     data: str | None = None
@@ -130,17 +132,18 @@ class JoinOptions:
     insecure: bool = False
     task_file_text: str | None = None
     budget: str | None = None
+    quiet_hours: str | None = None
+    manners: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "peers": list(self.peers), "interfaces": list(self.interfaces)}
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any]) -> Self:
-        """Raises ConfigError: a key or value is off. Options of before there were budgets have none."""
+        """Raises ConfigError: a key or value is off. Options of before there were such have none."""
         if not isinstance(source, Mapping):
             raise ConfigError(f"the join options are no map but {str(source)[:80]!r}")
-        if "budget" not in source:
-            source = {**source, "budget": None}
+        source = {"budget": None, "quiet_hours": None, "manners": None, **source}
         found = cls(**_checked(cls, source, "the join options"))
         if found.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is auto, cpu or cuda, not {found.device!r}")
@@ -153,6 +156,10 @@ class JoinOptions:
                 check_address(found.listen)
             if found.budget is not None:
                 parse_budget(found.budget)
+            if found.quiet_hours is not None:
+                parse_quiet_hours(found.quiet_hours)
+            if found.manners is not None:
+                catalogue.check_manners(found.manners)
         except UsageError as error:
             raise ConfigError(str(error)) from error
         return found
@@ -161,6 +168,10 @@ class JoinOptions:
     def bytes_per_min(self) -> int | None:
         """The budget; None is without one."""
         return parse_budget(self.budget) if self.budget is not None else None
+
+    @property
+    def quiet(self) -> QuietHours | None:
+        return parse_quiet_hours(self.quiet_hours) if self.quiet_hours is not None else None
 
 
 def check_name(name: str) -> str:

@@ -355,6 +355,7 @@ _CLASSES = {
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # of the spoken-digits data
 
+SCRIPT = "script"  # the task of sessions that have none: scripts alone train in them
 TASKS: dict[str, TaskEntry] = {
     entry.name: entry
     for entry in (
@@ -391,6 +392,12 @@ TASKS: dict[str, TaskEntry] = {
                 "model": Option("gru", "which kind of model", choices=("gru", "transformer")),
                 "context": Option("64", "bytes it looks back", least=8, most=1024, whole=True),
             },
+        ),
+        TaskEntry(
+            SCRIPT,
+            "none: only scripts of your own train, those that call peer.attach",
+            shards=frozenset(),
+            options={},
         ),
     )
 }

@@ -145,16 +145,28 @@ class Suspicion:
 
 
 @dataclass(frozen=True, slots=True)
+class Sketch:
+    """A model in a few numbers (peer/sketch.py): of its owner's learner in this life, after this round.
+    layout: names what it is a sketch of."""
+
+    life: int
+    round: int
+    layout: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """I am here; `view` is a hash of my records, `records` those the receiver seems not to have.
 
-    pull: tell me all of yours, if your view is another.
+    pull: tell me all of yours, if your view is another. sketch: of my own model. view: b"" is not said.
     """
 
     view: bytes
     records: tuple[Record, ...] = ()
     suspicions: tuple[Suspicion, ...] = ()
     pull: bool = False
+    sketch: Sketch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +310,22 @@ class Measured:
 
     peer: PeerId
     rtt_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sketched:
+    """The learner has made a sketch of the model that it has mixed in this round; layout, body: its."""
+
+    round: int
+    layout: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The user wants nothing to do with these devices: all that are blocked now."""
+
+    peers: frozenset[PeerId]
 
 
 @dataclass(frozen=True, slots=True)

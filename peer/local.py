@@ -24,14 +24,17 @@ from typing import TYPE_CHECKING
 from peer.errors import NoDaemonError, PeerdError, by_exit_code
 from peer.framing import MAX_FRAME, MAX_LARGE, Frame, FrameReader, pack, receive_into
 from peer.places import (
-    SERVICE_USER,
+    SYSTEM_SOCKET,
     check_listener,
     check_owner,
     check_path,
     credentials,
     default_socket,
+    is_barred,
     own_socket,
+    restarting,
     state_folder,
+    why_barred,
 )
 from peer.shared_buffer import SharedBuffer
 
@@ -49,10 +52,12 @@ __all__ = [
     "MAX_FRAME",
     "MAX_LARGE",
     "PROTOCOL",
+    "SYSTEM_SOCKET",
     "Client",
     "Connection",
     "Event",
     "EventAssembler",
+    "ForbiddenSocketError",
     "Frame",
     "FrameReader",
     "HungDaemonError",
@@ -64,11 +69,14 @@ __all__ = [
     "error_frame",
     "error_of",
     "from_frame",
+    "is_barred",
     "nobody_answers",
     "own_socket",
     "pack",
+    "restarting",
     "state_folder",
     "to_frame",
+    "why_barred",
 ]
 
 
@@ -89,6 +97,20 @@ class HungDaemonError(NoDaemonError):
             f"the daemon on {path} does not answer, it is stopped or hung; restart it: end it, then run "
             "'peerd daemon' ('systemctl restart peerd' if it is the system's)"
         )
+
+
+class ForbiddenSocketError(NoDaemonError):
+    """A daemon is there, and this user may not use its socket: another one beside it would not help. Or the
+    service has none just now."""
+
+    def __init__(self, path: Path) -> None:
+        if path == SYSTEM_SOCKET:
+            super().__init__(f"{why_barred()}; or run one of your own, with --socket and --state")
+        else:
+            super().__init__(
+                f"the daemon's socket {path} may not be used by you; name another with --socket, or run your "
+                "own daemon with 'peerd daemon'"
+            )
 
 
 class Client:
@@ -198,10 +220,7 @@ def connect(path: Path | str, role: str = "cli", timeout_s: float = 10.0) -> Cli
         check_listener(sock, path)
     except PermissionError as error:
         sock.close()
-        raise NoDaemonError(
-            f"the daemon's socket {path} may not be used by you; join the group '{SERVICE_USER}', "
-            "or run your own daemon with 'peerd daemon'"
-        ) from error
+        raise ForbiddenSocketError(path) from error
     except TimeoutError as error:
         sock.close()
         raise HungDaemonError(path) from error

@@ -5,6 +5,7 @@ Order (cli.md "Which daemon"): the flag, the environment, the system service's, 
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import socket
@@ -16,7 +17,7 @@ from peer.errors import ConfigError
 
 SYSTEM_SOCKET = Path("/run/peerd/peerd.sock")
 SYSTEM_STATE = Path("/var/lib/peerd")
-SERVICE_USER = "peerd"
+SERVICE_USER = "peerd"  # and the group whose members may use its socket, and so run code as this user
 MAX_PATH = 100  # bytes of a socket's path; sun_path holds 108 (unix(7))
 
 
@@ -40,6 +41,61 @@ def default_socket(flag: str | None, env: Mapping[str, str], state: str | None =
     if not chosen and os.access(SYSTEM_SOCKET, os.R_OK | os.W_OK):  # also false where it may not be looked at
         return SYSTEM_SOCKET
     return own_socket(flag, env, state)
+
+
+def is_barred(flag: str | None, env: Mapping[str, str], state: str | None = None) -> bool:
+    """Is the daemon to ask a service's that cannot be asked: its socket is not this user's to use, or gone
+    between two lives of it? Not where the user has said which daemon is meant. flag, state: the flags."""
+    if flag or state or env.get("PEERD_SOCKET") or env.get("PEERD_STATE"):
+        return False
+    try:
+        owner = SYSTEM_SOCKET.parent.stat().st_uid
+    except OSError:  # the unit makes it, where all may look
+        return False
+    if _is_between_lives():
+        return owner != os.getuid()
+    return not os.access(SYSTEM_SOCKET, os.R_OK | os.W_OK)
+
+
+def why_barred() -> str:
+    """Why the service's daemon cannot be asked, and what a user can do about it."""
+    if _is_between_lives():
+        return restarting()
+    return (
+        f"the daemon of this device is a service, and its socket {SYSTEM_SOCKET} may not be used by you; "
+        f"{_how_to_be_let_in()}"
+    )
+
+
+def restarting() -> str:
+    """What is the case where the service's place is there and nobody answers."""
+    return (
+        f"the service's daemon does not answer on {SYSTEM_SOCKET}; it may be restarting; 'peerd service "
+        "status' says how it is, 'sudo systemctl restart peerd' starts it"
+    )
+
+
+def _is_between_lives() -> bool:
+    """The unit keeps the folder while it starts its daemon again (RuntimeDirectoryPreserve=)."""
+    return os.access(SYSTEM_SOCKET.parent, os.X_OK) and not os.path.lexists(SYSTEM_SOCKET)
+
+
+def _how_to_be_let_in() -> str:
+    name = _user_name(os.getuid()).strip("'")
+    try:
+        group = grp.getgrnam(SERVICE_USER)
+    except KeyError:
+        inside = waits = False
+    else:
+        inside, waits = group.gr_gid in os.getgroups(), name in group.gr_mem
+    if inside:
+        return f"its socket's permissions are not as it makes them: 'sudo systemctl restart {SERVICE_USER}'"
+    if waits:
+        return f"you have been put into group '{SERVICE_USER}' since you logged in: log in again"
+    return (
+        f"you are not in group '{SERVICE_USER}': 'sudo usermod -aG {SERVICE_USER} {name}', then log in again "
+        f"(its members may run code as user '{SERVICE_USER}')"
+    )
 
 
 def own_socket(flag: str | None, env: Mapping[str, str], state: str | None = None) -> Path:

@@ -16,12 +16,15 @@ from typing import Any, Literal, Self
 from peer.errors import PeerdError
 
 SessionState = Literal["waiting", "training", "alone", "paused", "stopped", "failed"]
-LinkState = Literal["alive", "suspect", "dead", "left"]
+LinkState = Literal["alive", "suspect", "dead", "left", "blocked"]
+MemberState = LinkState
 
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """One directed link, seen from this device: "out" carries what it sends."""
+    """One directed link, seen from this device: "out" carries what it sends. round: the newest that a message
+    of it has come of. behind: how many rounds that is before this device's own. verdict: "ok", or in a word
+    what is not."""
 
     peer: str
     device: str | None = None
@@ -35,6 +38,35 @@ class LinkStatus:
     unacked: int | None = None
     last_heard_s: float | None = None
     rejected: int | None = None
+    round: int | None = None
+    behind: int | None = None
+    verdict: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return _as_dict(self)
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any]) -> Self:
+        return cls(**_known(cls, source, ("peer",)))
+
+
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """Another member of a session, linked or not. distance: about how far its model is from this device's, by
+    sketches (standard error 9 %); distance_relative: to the norm of this device's; distance_age_s: of the
+    sketch that it is known by."""
+
+    peer: str
+    device: str | None = None
+    state: MemberState = "alive"
+    phase: str | None = None
+    address: str | None = None
+    rtt_ms: float | None = None
+    last_heard_s: float | None = None
+    weight: float | None = None
+    distance: float | None = None
+    distance_relative: float | None = None
+    distance_age_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return _as_dict(self)
@@ -67,7 +99,12 @@ class SessionStatus:
     """One session of this device. members: how many are alive, this device included. links_without_replica:
     for want of memory at one of their ends; replica_mb: what this device has for them. Both None where the
     algorithm needs none. budget: None is without one. rounds_closed, of which rounds_alone without a
-    neighbor, and learner_restarts: since this daemon takes part."""
+    neighbor, and learner_restarts: since this daemon takes part. pace_share: of the time in which this device
+    may train, 0.0 where manners or quiet hours pause it; pace_reason: why not all of it; pace_until: "07:00",
+    local time, where it is known when that ends. consensus_distance: root mean square, over the
+    members that train, of the distance from the mean of their models, estimated by sketches (standard error
+    at the most 9 %); consensus_relative: to the norm of this device's model. mean_weight: of the push-sum
+    weights. peers: the other members."""
 
     name: str
     id: str | None = None
@@ -99,6 +136,12 @@ class SessionStatus:
     budget: BudgetStatus | None = None
     rounds_closed: int | None = None
     learner_restarts: int | None = None
+    pace_share: float | None = None
+    pace_reason: str | None = None
+    pace_until: str | None = None
+    consensus_relative: float | None = None
+    mean_weight: float | None = None
+    peers: tuple[MemberStatus, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -106,6 +149,7 @@ class SessionStatus:
             "metrics": dict(self.metrics),
             "links": [link.to_dict() for link in self.links],
             "budget": self.budget.to_dict() if self.budget is not None else None,
+            "peers": [member.to_dict() for member in self.peers],
         }
 
     @classmethod
@@ -113,6 +157,7 @@ class SessionStatus:
         fields = _known(cls, source, ("name",))
         fields["metrics"] = dict(fields.get("metrics") or {})
         fields["links"] = tuple(LinkStatus.from_dict(link) for link in fields.get("links") or ())
+        fields["peers"] = tuple(MemberStatus.from_dict(member) for member in fields.get("peers") or ())
         budget = fields.get("budget")
         fields["budget"] = BudgetStatus.from_dict(budget) if budget is not None else None
         return cls(**fields)

@@ -153,7 +153,9 @@ def test_an_algorithm_refuses_a_compression_it_cannot_work_with() -> None:
 def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
     with pytest.raises(UsageError, match="difference-push, sgp, sparse-push"):
         catalogue.algorithm("choco")
-    with pytest.raises(UsageError, match=r"spoken-digits, quadratic, .*characters, or name a Python file"):
+    with pytest.raises(
+        UsageError, match=r"spoken-digits, quadratic, .*characters, script, or name a Python file"
+    ):
         catalogue.task("mnist")
     with pytest.raises(UsageError, match="ring, exponential, random-K, complete"):
         catalogue.check_topology("torus")

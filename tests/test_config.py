@@ -100,6 +100,8 @@ def test_join_options_come_back_as_they_went() -> None:
         {"interfaces": "lo"},
         {"task_file_text": "x" * 70000},
         {"key": "secret"},
+        {"quiet_hours": "22"},
+        {"manners": "good"},
     ],
 )
 def test_join_options_are_checked(values: dict[str, object]) -> None:
@@ -122,6 +124,12 @@ def test_addresses_have_a_host_and_a_port() -> None:
     for wrong in ("pi-1", ":", "7070", "pi-1:", "pi-1:70707", "fe80::1:7070", "pi-1:http"):
         with pytest.raises(UsageError):
             check_address(wrong)
+
+
+def test_options_kept_before_there_were_quiet_hours_are_read_and_have_none() -> None:
+    old = JoinOptions(budget="2MB/min", shard="1/8").to_dict()
+    del old["quiet_hours"], old["manners"]
+    assert JoinOptions.from_dict(old) == JoinOptions(budget="2MB/min", shard="1/8")
 
 
 def test_every_address_can_be_listened_on_and_none_can_be_dialed_without_a_host() -> None:

@@ -97,6 +97,12 @@ def test_the_board_shows_every_state(state: str) -> None:
     assert any(f'state="{state}"' in expression for _, expression in queries())
 
 
+@pytest.mark.parametrize("figure", ["pace_ratio", "consensus_ratio", "mean_weight"])
+def test_the_board_shows_what_a_status_is_read_for(figure: str) -> None:
+    read = {selector.name for _, expression in queries() for selector in selectors(expression)}
+    assert f"peerd_session_{figure}" in read
+
+
 def test_texts_name_labels_that_exist() -> None:
     for rule in (rule for group in ALERTS["groups"] for rule in group["rules"]):
         said = re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values()))

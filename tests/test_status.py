@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from peer.errors import PeerdError
-from peer.status import BudgetStatus, DeviceStatus, LinkStatus, SessionStatus
+from peer.status import BudgetStatus, DeviceStatus, LinkStatus, MemberStatus, SessionStatus
 
 # The names of the contract, in its order.
 DEVICE = [
@@ -52,6 +52,25 @@ SESSION = [
     "budget",
     "rounds_closed",
     "learner_restarts",
+    "pace_share",
+    "pace_reason",
+    "pace_until",
+    "consensus_relative",
+    "mean_weight",
+    "peers",
+]
+MEMBER = [
+    "peer",
+    "device",
+    "state",
+    "phase",
+    "address",
+    "rtt_ms",
+    "last_heard_s",
+    "weight",
+    "distance",
+    "distance_relative",
+    "distance_age_s",
 ]
 BUDGET = ["bytes_per_min", "spent_last_min", "forecast_day", "rounds_held_back"]
 LINK = [
@@ -67,6 +86,9 @@ LINK = [
     "unacked",
     "last_heard_s",
     "rejected",
+    "round",
+    "behind",
+    "verdict",
 ]
 
 FULL = DeviceStatus(
@@ -79,6 +101,7 @@ FULL = DeviceStatus(
             metrics={"accuracy": 0.9},
             links=(LinkStatus("p-b", parcels=3),),
             budget=BudgetStatus(200_000, 12_000, 17_280_000),
+            peers=(MemberStatus("p-b", "pi-2", distance=0.5),),
         ),
     ),
 )
@@ -90,11 +113,12 @@ def test_the_names_are_the_contracts() -> None:
     assert list(status["sessions"][0]) == SESSION
     assert list(status["sessions"][0]["links"][0]) == LINK
     assert list(status["sessions"][0]["budget"]) == BUDGET
+    assert list(status["sessions"][0]["peers"][0]) == MEMBER
 
 
 def test_what_is_not_known_yet_is_null() -> None:
     session = SessionStatus("home").to_dict()
-    known = {"name": "home", "state": "waiting", "metrics": {}, "links": []}
+    known = {"name": "home", "state": "waiting", "metrics": {}, "links": [], "peers": []}
     assert session == {**dict.fromkeys(SESSION), **known}
 
 

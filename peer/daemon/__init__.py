@@ -6,6 +6,9 @@
     learner_end.py  one learner's connection: frames <-> events
     finding.py      sightings and --peer addresses -> Hello
     figures.py      what `status` shows of one session; health.py: its sentences
+    manners.py      may a session train now, and how much; pacing.py: looks again and again, and tells it
+    condition.py    heat, power and pressure of this device; host.py: reads them, groups.py: control groups;
+                    disk.py: the disk of a folder
     supervisor.py   the learner process; store.py: the state folder; logs.py; notify.py
     metrics.py      those figures for Prometheus; metrics_server.py: where it reads them
     structured.py   the log for programs: fields of systemd's journal, or JSON

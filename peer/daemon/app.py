@@ -14,19 +14,23 @@ import resource
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peer import catalogue
 from peer.config import Descriptor, JoinOptions, check_name
-from peer.daemon import clocks, health
-from peer.daemon.exporting import from_checkpoint
+from peer.daemon import clocks, health, rekeying
+from peer.daemon.blocking import BlockList
+from peer.daemon.disk import free_mb
+from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
 from peer.daemon.finding import MAX_FOREIGN
 from peer.daemon.learner_end import LearnerEnd
-from peer.daemon.logs import Recent
+from peer.daemon.logs import Recent, session_name
 from peer.daemon.network import network
-from peer.daemon.notify import notify
+from peer.daemon.pacing import Pacing
+from peer.daemon.readable import check_readable
 from peer.daemon.session import SessionDriver, ThisDevice
 from peer.daemon.store import SessionFolder, Store
 from peer.daemon.supervisor import Supervisor, learner_command, share_of_cores
@@ -37,6 +41,7 @@ from peer.errors import (
     UnknownSessionError,
     UsageError,
     WrongKeyError,
+    by_exit_code,
 )
 from peer.events import PeerId
 from peer.keys import format_key, new_key, parse_key
@@ -61,24 +66,42 @@ Say = Callable[[str], None]
 
 
 class Daemon:
-    """socket: where learners find it. `stopping` is set when it is to end; `sessions` are those that run,
-    by name; `metrics`: who serves them, if anybody."""
+    """socket: where learners find it. awaited: the session of the script that has started this daemon; no
+    child is to train in it. `stopping` is set when it is to end, `no_script` while no script is attached;
+    `sessions` are those that run, by name, and `changing` those that are between two keys; `metrics`: who
+    serves them, if anybody."""
 
-    def __init__(self, store: Store, socket: Path, recent: Recent) -> None:
+    def __init__(self, store: Store, socket: Path, recent: Recent, awaited: str | None = None) -> None:
         self.store, self.socket, self.recent = store, socket, recent
+        self._awaited = awaited
+        self._scripts = 0  # attached now, in all sessions
+        self.no_script = asyncio.Event()
+        self.no_script.set()
         self.stopping = asyncio.Event()
         self.sessions: dict[str, SessionDriver] = {}
+        self.changing: set[str] = set()
+        self.blocked = BlockList(store.folder)
         self.metrics: MetricsServer | None = None
         key, boot = Device.load_or_create(store.folder), store.next_boot()
         instance = min(boot, MAX_BOOT) << INSTANCE_BITS | secrets.randbits(INSTANCE_BITS)
         self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads, instance=instance)
+        self._taken_up = asyncio.Event()  # clear while sessions are
+        self._taken_up.set()
         self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start
         self._lives = 0
+        self.pacing = Pacing(self.sessions.values)
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
 
     async def resume(self) -> None:
         """Take up every session that was not left."""
+        self._taken_up.clear()
+        try:
+            await self._take_up()
+        finally:
+            self._taken_up.set()
+
+    async def _take_up(self) -> None:
         for folder in self.store.sessions():
             if folder.problem:
                 self._spoilt[folder.path] = folder
@@ -97,7 +120,9 @@ class Daemon:
         if driver is not None:
             if not isinstance(error, PeerdError):
                 error = PeerdError(f"internal error: {error!r}")
-            driver.fail(error)
+            context = copy_context()
+            context.run(session_name.set, driver.name)
+            context.run(driver.fail, error)
             return
         folder.spoil(error)
         self._spoilt[folder.path] = folder
@@ -111,6 +136,7 @@ class Daemon:
 
     async def create(self, descriptor: Descriptor, options: JoinOptions) -> str:
         """Make a session and be its first member; the join key."""
+        await _check_data(options)
         self._refuse_taken(descriptor.name)
         catalogue.check_budget(descriptor.algorithm, options.budget)
         key = new_key()
@@ -129,6 +155,8 @@ class Daemon:
         """Take part in a session; returns at the first link. Raises NobodyFoundError or WrongKeyError when
         `options.timeout_s` is over (the session stays and waits), DataError when the model does not fit."""
         check_name(name)
+        await _check_data(options)
+        self._refuse_changing(name)
         is_new = key is not None and self.store.known(parse_key(key)) is None
         folder = await self._folder_to_join(name, key)
         if folder.note.finished:
@@ -137,6 +165,8 @@ class Daemon:
         if driver is not None and driver.failure is None and not driver.ended.is_set():
             refuse_change(driver, options)
             driver.set_budget(options)
+            driver.set_manners(options)
+            driver.pace(self.pacing.verdict(driver.options))
             driver.take_up()
             return await self._wait_for_link(driver, options.timeout_s, say)
         for other in [d for d in self.sessions.values() if d.folder.path == folder.path]:
@@ -145,6 +175,7 @@ class Daemon:
         if folder.descriptor is not None:
             catalogue.check_budget(folder.descriptor.algorithm, merged.budget)
         try:
+            self._refuse_changing(name)  # others were waited for
             folder.save_options(merged)
             folder.mark(over=False, name=name)
             folder.problem = ""
@@ -169,6 +200,7 @@ class Daemon:
 
     async def leave(self, name: str, forget: bool) -> None:
         """Hand over, say goodbye, and keep checkpoint and key unless told to forget."""
+        self._refuse_changing(name)
         folder = self._folder(name)
         driver = self.sessions.get(name)
         if driver is not None:
@@ -184,8 +216,55 @@ class Daemon:
         if forget:
             folder.forget()
 
+    def in_short(self) -> str:
+        """One line for 'systemctl status'."""
+        states = [f"{name} {driver.state}" for name, driver in sorted(self.sessions.items())]
+        return f"{len(states)} session(s){': ' if states else ''}{', '.join(states)}"
+
     def key(self, name: str) -> str:
         return format_key(self._folder(name).key)
+
+    async def rekey(self, name: str, key: str | None) -> tuple[str, bool]:
+        """Leave the session as it is, and begin it with another key: the one that another device has made, or
+        a new one. Gives that key, and whether a checkpoint is carried over."""
+        self._refuse_changing(name)
+        folder, driver = self._folder(name), self.sessions.get(name)
+        raw = parse_key(key) if key is not None else new_key()
+        rekeying.check(self.store, folder, raw)
+        if driver is not None and driver.learning.end is not None and not driver.learning.end.child:
+            pid = driver.learning.end.pid
+            raise UsageError(
+                f"a script (pid {pid}) trains in '{name}'; end it first, and attach it again then"
+            )
+        self.changing.add(name)
+        try:
+            if driver is not None:
+                folder.mark(over=True)
+                await driver.leave(pause=False)
+                self.sessions.pop(name, None)
+            new, kept = await asyncio.to_thread(
+                rekeying.carry_over, self.store, folder, raw, first=key is None
+            )
+            if not self.stopping.is_set():  # nobody would take it down again; the next start takes it up
+                await self._start_rekeyed(new)
+        finally:
+            self.changing.discard(name)
+        return format_key(raw), kept
+
+    async def _start_rekeyed(self, folder: SessionFolder) -> None:
+        try:
+            await self._start(folder)
+        except PeerdError as error:
+            name = folder.note.name
+            raise by_exit_code(
+                error.exit_code,
+                f"{error}; '{name}' has its new key all the same: 'peerd key {name}' shows it, "
+                f"'peerd join {name}' takes part again",
+            ) from error
+
+    def _refuse_changing(self, name: str) -> None:
+        if name in self.changing:
+            raise UsageError(f"session '{name}' is being given another key; ask again in a moment")
 
     def status(self, name: str | None) -> DeviceStatus:
         """The whole of `peerd status --json`."""
@@ -216,9 +295,7 @@ class Daemon:
             pid=os.getpid(),
             uptime_s=self._loop.time() - self._started_at,
             rss_mb=rss_mb(),
-            health=tuple(
-                dict.fromkeys([*health.of_device(self.store.folder), *self._of_metrics(), *sentences])
-            ),
+            health=tuple(dict.fromkeys([*self._own_health(), *sentences])),
             sessions=tuple(sessions),
             state_free_mb=free_mb(self.store.folder),
             clock_set=not clocks.is_unset(),
@@ -229,8 +306,12 @@ class Daemon:
         drivers = [driver for _, driver in sorted(self.sessions.items())]
         return network(self.device.key.id, self.store.folder, drivers, self._loop.time())
 
-    def _of_metrics(self) -> Iterable[str]:
-        return () if self.metrics is None else self.metrics.sentences()
+    def _own_health(self) -> Iterable[str]:
+        """Sentences that are of no session."""
+        yield from health.of_device(self.store.folder)
+        yield from self.pacing.sentences()
+        if self.metrics is not None:
+            yield from self.metrics.sentences()
 
     async def known_and_seen(self) -> list[Frame]:
         """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known
@@ -261,17 +342,25 @@ class Daemon:
             })  # fmt: skip
         return rows
 
-    async def export(self, name: str) -> SharedBuffer:
-        """The model as a safetensors file, of the learner or else of the newest checkpoint; the buffer is
-        the caller's. Raises UnknownSessionError, or DataError when there is no model."""
+    async def export(self, name: str, *, onnx: bool = False) -> SharedBuffer:
+        """The model as a safetensors file, of the learner or else of the newest checkpoint, or as ONNX; the
+        buffer is the caller's. Raises UnknownSessionError, DataError when there is no model, or UsageError
+        when ONNX is not to be had here."""
         folder, driver = self._folder(name), self.sessions.get(name)
         end = driver.learning.end if driver is not None else None
+        known = provenance(folder, driver.members if end is not None and driver is not None else [])
+        model = None
         if end is not None:
             try:
-                return await end.export(EXPORT_S)
+                model = await end.export(known, EXPORT_S)
             except (TimeoutError, NoDaemonError) as error:
                 log.info("the learner wrote no model, its checkpoint is exported: %s", error)
-        return await from_checkpoint(name, folder.path)
+        if model is None:
+            model = await from_checkpoint(name, folder.path, known)
+        if not onnx:
+            return model
+        with model:
+            return await as_onnx(name, folder.path, model)
 
     def check_known(self, name: str) -> None:
         """Raises UnknownSessionError unless a session of that name is on disk."""
@@ -280,18 +369,33 @@ class Daemon:
     async def attach(self, connection: Connection, request: Frame) -> None:
         """Serve a learner of one of the sessions until it is gone."""
         name = str(request.get("session"))
+        if name not in self.sessions:
+            await self._taken_up.wait()  # it may be about to be
         driver = self.sessions.get(name)
         if driver is None:
             raise unknown(name)
         self._lives += 1
         life = (self.device.boot << 20) + self._lives
         pid, _ = connection.credentials()
-        await driver.attach(connection, LearnerEnd(connection, life, bool(request.get("child")), pid))
+        end = LearnerEnd(connection, life, bool(request.get("child")), pid)
+        if end.child:
+            await driver.attach(connection, end)
+            return
+        self._scripts += 1
+        self.no_script.clear()
+        try:
+            await driver.attach(connection, end)
+        finally:
+            self._scripts -= 1
+            if not self._scripts:
+                self.no_script.set()
 
     # --- inside ------------------------------------------------------------------------------------------
 
     def _driver(self, folder: SessionFolder) -> SessionDriver:
-        driver = SessionDriver(folder, self.device)
+        driver = SessionDriver(folder, self.device, self.blocked.ids)
+        driver.learning.scripted = driver.name == self._awaited
+        driver.verdict = self.pacing.verdict(folder.options)
         self.sessions[driver.name] = driver
         return driver
 
@@ -313,7 +417,6 @@ class Daemon:
         except PeerdError:
             await self._drop(driver)
             raise
-        notify(f"STATUS={len(self.sessions)} session(s)")
         return driver
 
     async def _drop(self, driver: SessionDriver) -> None:
@@ -347,8 +450,8 @@ class Daemon:
         kept = self.store.known(raw)
         if kept is not None and kept.descriptor is not None and kept.descriptor.name != name:
             raise UsageError(
-                f"this key is of the session '{kept.descriptor.name}', not '{name}'; run 'peerd join "
-                f"{kept.descriptor.name}'"
+                f"this key is of the session '{kept.descriptor.name}', not '{name}'; run "
+                f"'peerd join {kept.descriptor.name}'"
             )
         with suppress(UnknownSessionError):
             known = self._folder(name)
@@ -356,7 +459,8 @@ class Daemon:
                 if not known.is_empty:
                     raise UsageError(
                         f"this device knows another session '{name}', with another key; forget it first with "
-                        f"'peerd leave {name} --forget'"
+                        f"'peerd leave {name} --forget', or if 'peerd rekey' has made that key for it, run "
+                        f"'peerd rekey {name}' with it here, too"
                     )
                 if name in self.sessions:
                     await self._drop(self.sessions[name])
@@ -371,6 +475,8 @@ class Daemon:
         while not driver.linked.is_set() and not self.stopping.is_set():
             if driver.failure is not None:
                 raise driver.failure
+            if driver.state == "paused":
+                return driver  # it stays with the others, and trains when it may
             if driver.has_met() and driver.descriptor is not None and not found:
                 found = True
                 say("found a member; the learner is starting")
@@ -381,6 +487,12 @@ class Daemon:
             if self._loop.time() >= deadline and not driver.linked.is_set() and driver.failure is None:
                 raise nobody(driver, timeout_s)
         return driver
+
+
+async def _check_data(options: JoinOptions) -> None:
+    """Raises DataError where this daemon may not read what is to be trained on."""
+    if options.data is not None:
+        await asyncio.to_thread(check_readable, options.data)
 
 
 async def look_around(me: PeerId) -> set[PeerId]:
@@ -469,7 +581,7 @@ def finished(name: str) -> UsageError:
 def refuse_change(driver: SessionDriver, options: JoinOptions) -> None:
     """Raises UsageError if a join of a session that runs here names an option that it does not run with."""
     asked, plain, runs = options.to_dict(), JoinOptions().to_dict(), driver.options.to_dict()
-    at_any_time = ("timeout_s", "budget")
+    at_any_time = ("timeout_s", "budget", "quiet_hours", "manners")
     changed = [key for key in asked if key not in at_any_time and asked[key] not in (plain[key], runs[key])]
     text = options.task_file_text
     if text is not None and hashlib.sha256(text.encode()).digest() == driver.folder.task_digest:
@@ -483,21 +595,13 @@ def refuse_change(driver: SessionDriver, options: JoinOptions) -> None:
 
 
 def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
-    """Options of a join; a session known already keeps those that are not given anew, and its budget until
-    another is."""
-    budget = options.budget or folder.options.budget
-    plain = JoinOptions(timeout_s=options.timeout_s, budget=options.budget)
+    """Options of a join; a session known already keeps those that are not given anew, and its budget, quiet
+    hours and manners until others are."""
+    lasting = ("budget", "quiet_hours", "manners")
+    given = {name: getattr(options, name) for name in lasting}
+    plain = JoinOptions(timeout_s=options.timeout_s, **given)
     kept = options if folder.descriptor is None or options != plain else folder.options
-    return replace(kept, budget=budget)
-
-
-def free_mb(folder: Path) -> float | None:
-    """Free for this user on its disk; None where that cannot be looked at, of which `health` says more."""
-    try:
-        disk = os.statvfs(folder)
-    except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize / 1e6
+    return replace(kept, **{name: given[name] or getattr(folder.options, name) for name in lasting})
 
 
 def rss_mb() -> float:

@@ -1,6 +1,7 @@
 """What the clocks of this machine say about each other. An edge: it reads them.
 
-Nothing in peerd is decided by wall time. Here it is only looked at, to tell a user that it is wrong."""
+Of what devices do with each other nothing is decided by wall time. Here it is looked at, to tell a user
+that it is wrong, for the quiet hours that he has set by it, and to note when a model was exported."""
 
 from __future__ import annotations
 
@@ -32,9 +33,23 @@ class SuspendWatch:
         return gap if gap > SUSPENDED_S else 0.0
 
 
+def written() -> str | None:
+    """Now, in UTC, for a file's own note of when it was made; None where the clock shows no real time."""
+    return None if is_unset() else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def shown_s() -> float:
     """What the wall clock shows, s since 1970."""
     return time.time()
+
+
+def minute_of_day() -> int | None:
+    """What a clock on the wall shows here, in minutes; None while the clock is unset."""
+    if is_unset():
+        return None
+    time.tzset()  # the time zone may have been set anew
+    shown = time.localtime()
+    return 60 * shown.tm_hour + shown.tm_min
 
 
 def is_unset(wall_s: float | None = None) -> bool:

@@ -120,7 +120,8 @@ class Host:
             s.online for s in self.supplies if s.kind not in ("Battery", "UPS") and s.online is not None
         ]
         inside = [s for s in self.supplies if s.kind in ("Battery", "UPS")]
-        if any(outside) or not inside:
+        charging = any(supply.status == "Charging" for supply in inside)  # by whatever does not say so
+        if any(outside) or charging or not inside:
             return False
         return bool(outside) or any(supply.status == "Discharging" for supply in inside)
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from peer.config import Descriptor, JoinOptions
+from peer.daemon import blocking
 from peer.daemon.app import Daemon
 from peer.daemon.store import make_folder
 from peer.errors import ConfigError, PeerdError, UsageError
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 16
 ACCEPT_AGAIN_S = 1.0  # after one that failed; guess
 HELLO_S = 10.0  # for a client's first frame
-UNBROKEN = frozenset({"leave"})  # requests that are done and answered before the daemon ends
+UNBROKEN = frozenset({"leave", "rekey"})  # requests that are done and answered before the daemon ends
 UNBROKEN_S = 15.0  # and for no longer than this: a leave gives up on its hand-over after 10 s
 MAX_UNSENT_LOG = 1 << 20  # bytes of log lines a follower may be behind
 
@@ -53,6 +54,10 @@ class ControlServer:
             "join": self._join,
             "leave": self._leave,
             "key": self._key,
+            "rekey": self._rekey,
+            "block": self._block,
+            "unblock": self._unblock,
+            "blocked": self._blocked,
             "status": self._status,
             "sessions": self._sessions,
             "network": self._network,
@@ -183,8 +188,11 @@ class ControlServer:
 
         name = _text(request, "name")
         driver = await self._daemon.join(name, str(key) if key is not None else None, options, say)
-        waiting = not driver.linked.is_set()  # the daemon was told to end meanwhile
-        return {"name": driver.name, "first_link_s": driver.first_link_s, "waiting": waiting}, None
+        status = driver.status()
+        paused = status.pace_reason if status.state == "paused" else None
+        waiting = not driver.linked.is_set() and paused is None  # the daemon was told to end meanwhile
+        first = driver.first_link_s
+        return {"name": driver.name, "first_link_s": first, "waiting": waiting, "paused": paused}, None
 
     async def _leave(self, request: Frame, connection: Connection) -> Answer:
         await self._daemon.leave(_text(request, "name"), bool(request.get("forget")))
@@ -192,6 +200,26 @@ class ControlServer:
 
     async def _key(self, request: Frame, connection: Connection) -> Answer:
         return {"key": self._daemon.key(_text(request, "name"))}, None
+
+    async def _rekey(self, request: Frame, connection: Connection) -> Answer:
+        key = request.get("key")
+        made, kept = await self._daemon.rekey(_text(request, "name"), str(key) if key is not None else None)
+        return {"key": made, "checkpoint": kept}, None
+
+    async def _block(self, request: Frame, connection: Connection) -> Answer:
+        peer = blocking.block(self._daemon, _text(request, "peer"))
+        return {"peer": peer, "device": self._daemon.blocked.peers[peer]}, None
+
+    async def _unblock(self, request: Frame, connection: Connection) -> Answer:
+        before = dict(self._daemon.blocked.peers)
+        peer = blocking.unblock(self._daemon, _text(request, "peer"))
+        return {"peer": peer, "device": before[peer]}, None
+
+    async def _blocked(self, request: Frame, connection: Connection) -> Answer:
+        rows = [
+            {"peer": peer, "device": device} for peer, device in sorted(self._daemon.blocked.peers.items())
+        ]
+        return {"blocked": rows}, None
 
     async def _status(self, request: Frame, connection: Connection) -> Answer:
         name = request.get("name")
@@ -222,8 +250,10 @@ class ControlServer:
         return {}, None
 
     async def _export(self, request: Frame, connection: Connection) -> Answer:
-        with await self._daemon.export(_text(request, "name")) as buffer:
-            return {"size": len(buffer)}, os.dup(buffer.fileno())
+        onnx = bool(request.get("onnx"))
+        with await self._daemon.export(_text(request, "name"), onnx=onnx) as buffer:
+            kind = "onnx" if onnx else "safetensors"
+            return {"size": len(buffer), "format": kind}, os.dup(buffer.fileno())
 
     async def _stop(self, request: Frame, connection: Connection) -> Answer:
         self._daemon.stopping.set()

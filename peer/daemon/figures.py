@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peer.config import Descriptor
+from peer.daemon.company import consensus, members, shown_state, verdict
 from peer.events import TRAIN, Closed, Direction, HandOver, OpenRound, PeerId, Push, Pushed, Record, ToLearner
 from peer.local import Frame
 from peer.mesh.budget import Spending
@@ -17,7 +18,7 @@ from peer.mesh.links import Counts
 from peer.mesh.node import Node
 from peer.mesh.transport import Transport
 from peer.placing import Placing
-from peer.status import BudgetStatus, LinkState, LinkStatus
+from peer.status import BudgetStatus, LinkStatus
 
 FLOAT32_BYTES = 4
 ROUND_GAIN = 0.2  # of the newest round's time (guess)
@@ -40,7 +41,6 @@ class Figures:
         self.round_s: float | None = None
         self.round: int | None = None
         self.parameters: int | None = None
-        self.consensus_distance: float | None = None
         self.checkpoint_at: float | None = None
         self.checkpoint_problem = ""
         self.links_without_replica: int | None = None
@@ -60,7 +60,6 @@ class Figures:
         """A learner's report; what is no number is left out."""
         self.loss = _number(frame.get("loss"), self.loss)
         self.step_s = _number(frame.get("step_s"), self.step_s)
-        self.consensus_distance = _number(frame.get("consensus_distance"), self.consensus_distance)
         parameters = frame.get("parameters")
         if isinstance(parameters, int) and parameters > 0:
             self.parameters = parameters
@@ -162,7 +161,6 @@ class Figures:
             "step_s": self.step_s,
             "round_s": self.round_s,
             "round": self.round,
-            "consensus_distance": self.consensus_distance,
             "bytes_sent": sent,
             "message_bytes_sent": sum(contact.frame_bytes_sent for contact in transport.contacts.ever()),
             "bytes_received": sum(contact.bytes_received for contact in transport.contacts.ever()),
@@ -186,6 +184,8 @@ class Figures:
                 "rounds_alone": self._alone_before + node.rounds.alone_total,
                 "links": links(node, transport, now, self._counts_before),
                 "budget": budget(node.spending, now),
+                "peers": members(node, transport, now),
+                **consensus(node, now),
             }
         return fields
 
@@ -245,13 +245,14 @@ def _link(
 ) -> LinkStatus:
     counts = node.links.counts(record.peer, direction)
     heard = now - node.members.heard_at(record.peer)
+    reached = node.rounds.pace.reached(record.peer) if direction == "in" else None
     # bytes are counted per peer: what was sent is shown on its out-link, what came on its in-link
     sends, hears = direction == "out" or len(used) == 1, direction == "in" or len(used) == 1
     return LinkStatus(
         peer=record.peer,
         device=record.device or None,
         direction=direction,
-        state=_link_state(record),
+        state=shown_state(record, contact),
         address=contact.addresses[0] if contact is not None and contact.addresses else None,
         rtt_ms=1000 * contact.rtt_s if contact is not None and contact.rtt_s is not None else None,
         bytes_sent=contact.bytes_sent if contact is not None and sends else None,
@@ -260,11 +261,10 @@ def _link(
         unacked=counts.unacked,
         last_heard_s=heard if math.isfinite(heard) else None,
         rejected=counts.rejected + (contact.rejected if contact is not None and hears else 0),
+        round=reached,
+        behind=max(0, node.key.round - 1 - reached) if reached is not None else None,
+        verdict=verdict(node, record, contact, direction, counts, now),
     )
-
-
-def _link_state(record: Record) -> LinkState:
-    return "left" if record.state == "paused" else record.state
 
 
 def _number(value: object, otherwise: float | None) -> float | None:

@@ -65,7 +65,7 @@ async def run(daemon: Daemon, request: Request) -> None:
         view.say("Ctrl-C hands over and ends")
     watching = asyncio.create_task(view.watch(daemon, driver))
     try:
-        while running(daemon) and not daemon.stopping.is_set():
+        while (running(daemon) or daemon.changing) and not daemon.stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S):
                     await daemon.stopping.wait()
@@ -199,6 +199,8 @@ def summary(status: SessionStatus) -> list[str]:
     """Round, loss, metrics, bytes, reduction, links, members: what matters most comes first, and a state only
     if it is not training."""
     parts: list[str] = [] if status.state == "training" else [status.state]
+    if status.pace_reason:
+        parts.append(status.pace_reason)
     if status.round is not None:
         parts.append(f"round {status.round}")
     if status.loss is not None:

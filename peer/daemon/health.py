@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peer.daemon import clocks
+from peer.daemon.disk import disk_in_use
 from peer.events import Record
 from peer.mesh.greeting import PROTOCOL_MAX
 
 if TYPE_CHECKING:
     from peer.daemon.session import SessionDriver
 
-LONELY_S = (
-    15.0  # without any other peerd heard until it is said; mDNS answers within 2 s, a Pi boots in 60 (guess)
-)
+LONELY_S = 15.0  # until it is said that no other peerd is heard; mDNS takes 2 s, a Pi boots in 60 (guess)
 ALONE_ROUNDS = 3  # rounds closed alone in a row until it is said: one may be a Wi-Fi stall (guess)
 STUCK_S, STUCK_ROUNDS = 60.0, 10.0  # a round that takes so long, and so many times the usual, is said (guess)
 MUCH_CONTROL = 0.5  # of the budget: with so much for control it is said (guess)
@@ -31,16 +29,14 @@ def of_device(state: Path) -> Iterator[str]:
             "the clock is unset: it shows a time before this peerd was written; training does not mind, log "
             "lines are dated wrongly until the network sets it"
         )
-    try:
-        disk = os.statvfs(state)
-    except OSError as error:
-        yield f"the state folder {state} cannot be looked at: {error.strerror}; is its disk still there?"
-        return
-    if disk.f_flag & os.ST_RDONLY:
+    facts = disk_in_use(state)
+    if facts["problem"] is not None:
+        yield f"the state folder {state} cannot be looked at: {facts['problem']}; is its disk still there?"
+    elif facts["read_only"]:
         yield f"{state} has become read-only: nothing is saved; a worn-out SD card does that, replace it"
-    elif not os.access(state, os.W_OK):
-        yield f"{state} cannot be written: nothing is saved; make it writable for user {os.getuid()}"
-    elif disk.f_bavail * disk.f_frsize < LOW_BYTES:
+    elif not facts["writable"]:
+        yield f"{state} cannot be written: nothing is saved; make it writable for user {facts['uid']}"
+    elif facts["free_bytes"] < LOW_BYTES:
         yield f"no space left on the disk of {state}: checkpoints are not saved; free some"
 
 
@@ -51,7 +47,9 @@ def of_session(session: SessionDriver, now: float) -> Iterator[str]:
         *_finding(session, now),
         *_others(session),
         *_copies(session),
+        *_blocked(session),
         *_learner(session),
+        *_silent(session, now),
         *_stuck(session, now),
         *_memory(session),
         *_budget(session),
@@ -126,6 +124,23 @@ def _copies(session: SessionDriver) -> Iterator[str]:
         yield copied(earlier, later)
 
 
+def _blocked(session: SessionDriver) -> Iterator[str]:
+    """On a graph that all agree on, the others count on a device that is blocked here."""
+    node = session.node
+    if node is None or node.agreement is None or session.failure is not None:
+        return
+    current = node.agreement.generations.current
+    seated = sorted(session.blocked.intersection(current.view)) if current is not None else []
+    for peer in seated:
+        record = node.members.record(peer)
+        who = (record.device if record is not None else "") or peer
+        yield (
+            f"{who} is blocked here, and on the graph that all members agree on: rounds do not wait for it, "
+            "and where the two are neighbors nothing passes between them; "
+            f"'peerd rekey {session.name}' keeps it out for everybody"
+        )
+
+
 def copied(earlier: Record, later: Record) -> str:
     """Two devices run with one key."""
     return (
@@ -160,11 +175,28 @@ def _learner(session: SessionDriver) -> Iterator[str]:
                 f"the learner died with exit code {supervisor.last_code} and is started again soon; "
                 f"'peerd logs {session.name}' says why"
             )
+    elif session.learning.end is None and session.learning.needs_script:
+        yield f"no script trains here now; start one that calls peer.attach('{session.name}', …)"
     elif session.learning.end is None and session.learning.scripted:
         yield f"the script that trained has ended; start it again, or run 'peerd join {session.name}'"
 
 
+def _silent(session: SessionDriver, now: float) -> Iterator[str]:
+    silent_s, end = session.learning.silent_s(now), session.learning.end
+    if end is None or not silent_s:
+        return
+    if end.child:
+        yield (f"the learner (pid {end.pid}) has said nothing for {silent_s:.0f} s; another is started")
+    else:
+        yield (
+            f"the script that trains (pid {end.pid}) has said nothing for {silent_s:.0f} s; is it stopped? "
+            f"In a debugger? peerd ends no script: end it, and run 'peerd join {session.name}'"
+        )
+
+
 def _stuck(session: SessionDriver, now: float) -> Iterator[str]:
+    if session.learning.silent_s(now):
+        return  # said already
     node, end = session.node, session.learning.end
     usual_s = session.figures.usual_s(node.key.round) if node is not None else None
     if node is None or usual_s is None or end is None:
@@ -223,8 +255,10 @@ def _rounds(session: SessionDriver) -> Iterator[str]:
     if node is None or node.phase != "training" or node.rounds.alone < ALONE_ROUNDS:
         return
     known = [r for r in node.members.members() if r.peer != node.me]
-    others = [r for r in known if r.state not in ("left", "paused")]
-    if others:  # those who left or paused said so, and are not missed
+    others = [
+        r for r in known if r.state not in ("left", "paused") and (r.state, r.phase) != ("alive", "idle")
+    ]
+    if others:  # those who left or paused, or are there without a learner, said so, and are not missed
         yield (
             f"the last {node.rounds.alone} rounds were closed alone: none of {len(others)} other device(s) "
             "was heard in time; are they on, and is the network up?"

@@ -2,6 +2,7 @@
 reads /proc and /sys below a root, and asks the Raspberry Pi's firmware.
 
     host = await look()        # records of condition.py; below Path("/") unless a test has its own tree
+    await look(learners=pids)  # what these processes wait for is not taken for the others'
     host.zones, host.cooling   thermal zones with their trip points; what the kernel holds back to cool
     host.firmware              a Pi's own word on voltage and heat
     host.supplies              mains, batteries
@@ -16,17 +17,16 @@ nor ill. Read at most every few seconds: some sensors answer slowly, so files ar
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from peer.daemon.condition import Cooling, Firmware, Frequency, Host, Pressure, Supply, Zone
+from peer.daemon.groups import TICKS_PER_S, Group, beside, group_of
 
 PROGRAM_S = 3.0  # for vcgencmd, which answers in milliseconds or hangs in the firmware's mailbox (guess)
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 LEAST_C, MOST_C = -40.0, 150.0  # outside of this a sensor is off, or broken
 FIRMWARE = (
     "sys/devices/platform/soc*/*firmware/get_throttled",
@@ -34,9 +34,10 @@ FIRMWARE = (
 )
 
 
-async def look(root: Path = Path("/"), program: str = "vcgencmd") -> Host:
-    """Read everything once. program: asked where no file has the firmware's word, if it is installed."""
-    host = await asyncio.to_thread(read, root)
+async def look(root: Path = Path("/"), program: str = "vcgencmd", learners: Collection[int] = ()) -> Host:
+    """Read everything once. program: asked where no file has the firmware's word, if it is installed.
+    learners: processes of ours, wherever they run."""
+    host = await asyncio.to_thread(read, root, learners)
     path = shutil.which(program)
     if host.firmware is not None or path is None:
         return host
@@ -78,16 +79,16 @@ def firmware_of(text: str) -> Firmware:
     return Firmware(int(text.strip().removeprefix("throttled="), 16))
 
 
-def read(root: Path) -> Host:
+def read(root: Path, learners: Collection[int] = ()) -> Host:
     """What files say. Takes some ms for each slow sensor."""
-    return _Reader(root).host()
+    return _Reader(root, learners).host()
 
 
 class _Reader:
     """One look at the files below `root`; `unknown` fills up on the way."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, learners: Collection[int]) -> None:
+        self.root, self.learners = root, learners
         self.unknown: dict[str, str] = {}
 
     def host(self) -> Host:
@@ -180,7 +181,8 @@ class _Reader:
         if everybody is None:
             return None
         top, parts = self._group()
-        found = [(self._avg10(file), name) for name, file in _beside(top, parts)] if top is not None else []
+        groups = beside(top, parts, self.learners) if top is not None else ()
+        found = [(self._avg10(file), name) for name, file in groups]
         others, who = max(((avg10, name) for avg10, name in found if avg10 is not None), default=(None, ""))
         ours = top.joinpath(*parts) if top is not None and parts else None
         group = self._avg10(ours / "cpu.pressure") if ours is not None else everybody
@@ -193,13 +195,12 @@ class _Reader:
             self.unknown["pressure"] = f"{path} shows {text[:60]!r}, which is no pressure"
         return float(found[1]) if found is not None else None
 
-    def _group(self) -> tuple[Path | None, tuple[str, ...]]:
+    def _group(self) -> tuple[Path | None, Group]:
         """Where control groups are listed, and the path to ours. None: this kernel has none of version 2."""
-        text = self._text(self.root / "proc/self/cgroup", "pressure") or ""
-        ours = re.search("^0::/(.*)$", text, re.MULTILINE)
+        ours = group_of(self.root)
         mounts = [self.root / "sys/fs/cgroup", self.root / "sys/fs/cgroup/unified"]
         top = next((path for path in mounts if (path / "cgroup.procs").exists()), None)
-        return (top, Path(ours[1]).parts) if ours is not None else (None, ())
+        return (top, ours.parts) if ours is not None else (None, ())
 
     def _used_s(self, group: Path | None) -> float | None:
         """CPU seconds of all in this control group so far, or of the whole device."""
@@ -240,26 +241,3 @@ def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {PROGRAM_S:.0f} s"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _beside(top: Path, parts: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """The pressure of all control groups that we are in no part of, from the root down to our own: their
-    tasks are all of the others' that are not in a group with us. Those in the root group have all there are
-    beside them."""
-    here = top
-    for part in parts or ("",):
-        for path in sorted(here.glob("*/cpu.pressure")):
-            if path.parent.name != part:
-                yield str(path.parent.relative_to(top)), path
-        here = here / part
-
-
-def used_s(root: Path, pids: Iterable[int]) -> float:
-    """CPU seconds that these processes, and those of their children that have ended, have used so far. One
-    that is not there any more counts nothing."""
-    total = 0
-    for pid in pids:
-        with suppress(FileNotFoundError, ProcessLookupError):
-            fields = (root / f"proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-            total += sum(int(ticks) for ticks in fields.rpartition(")")[2].split()[11:15])
-    return total / TICKS_PER_S

@@ -26,12 +26,15 @@ class LearnersSession(Protocol):
 
 class LearnerEnd:
     """One life of a learner. child: started by the daemon, else a user's script. `failure`: what it said it
-    died of."""
+    died of. `heard_at`: the loop's time of its last word, once it sends signs of life (link.py, BEAT_S)."""
 
     def __init__(self, connection: Connection, life: int, child: bool, pid: int) -> None:
         self.life, self.child, self.pid = life, child, pid
         self.failure: PeerdError | None = None
+        self.heard_at: float | None = None
+        self.minds = child  # manners: it takes local steps for a share of the time, if told so
         self._threads = 0  # as told last
+        self._share = 1.0  # as told last
         self._connection = connection
         self._assembler = EventAssembler()
         self._export: asyncio.Future[SharedBuffer] | None = None
@@ -52,6 +55,12 @@ class LearnerEnd:
             self._threads = count
             self._connection.send({"op": "threads", "count": count})
 
+    def use_share(self, share: float) -> None:
+        """Of the time, for local steps from now on, if that is news."""
+        if share != self._share:
+            self._share = share
+            self._connection.send({"op": "share", "share": share})
+
     def close(self) -> None:
         self._connection.close()
 
@@ -60,6 +69,8 @@ class LearnerEnd:
         try:
             while True:
                 frame, fd = await self._connection.receive()
+                if self.heard_at is not None or "beat_s" in frame:
+                    self.heard_at = asyncio.get_running_loop().time()
                 self._take(frame, fd, session)
         except EOFError as error:
             return str(error)
@@ -72,12 +83,13 @@ class LearnerEnd:
             if self._export is not None and not self._export.done():
                 self._export.set_exception(NoDaemonError("the learner ended before it wrote its model"))
 
-    async def export(self, timeout_s: float) -> SharedBuffer:
-        """The model as the bytes of a safetensors file; the buffer is the caller's."""
+    async def export(self, known: dict[str, str], timeout_s: float) -> SharedBuffer:
+        """The model as the bytes of a safetensors file that says what is `known` of it; the buffer is the
+        caller's."""
         if self._export is None or self._export.done():
             self._export = asyncio.get_running_loop().create_future()
             self._export.add_done_callback(lambda done: done.exception())  # nobody may be waiting any more
-            self._connection.send({"op": "export"})
+            self._connection.send({"op": "export", "provenance": known})
         async with asyncio.timeout(timeout_s):
             buffer = await asyncio.shield(self._export)
         return SharedBuffer.from_fd(os.dup(buffer.fileno()), len(buffer))

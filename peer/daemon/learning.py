@@ -2,7 +2,11 @@
 
 The child is started by the daemon and restarted when it dies. A user's script that attaches takes its
 place: the child is told to stop, and none is started again until the next `join` or the daemon's next
-start."""
+start.
+
+A learner whose link thread says nothing for SILENT_S is stopped, or hangs where no other thread can run.
+A child is killed and started again; a script is its user's, and is reported. One that only waits, for its
+data or for the others, goes on saying that it lives, and is left alone."""
 
 from __future__ import annotations
 
@@ -17,15 +21,19 @@ from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.signatures import first_difference
 from peer.daemon.supervisor import HOPELESS, Supervisor
 from peer.errors import DataError, PeerdError, UsageError, by_exit_code
-from peer.events import Closed, FromLearner, Leave, PeerId, Push, Pushed, Ready
+from peer.events import Closed, FromLearner, Leave, PeerId, Push, Pushed, Ready, Sketched
 from peer.local import Connection, Frame
+from peer.mesh.frames import ROUNDS
 from peer.mesh.greeting import Signature
 from peer.mesh.node import Node, NodeEvent
 from peer.mesh.transport import Transport
+from peer.sketch import TAG_BYTES, is_body
 
 log = logging.getLogger(__name__)
 
 LOG_S = 0.1  # between two lines about rounds: small models alone do hundreds in a second (guess)
+SILENT_S = 120.0  # a task that reads much data at once may keep the interpreter for itself (guess)
+LOOK_S = 10.0  # between two looks for that; it takes two, for the daemon may have stood still, too
 ADMIT_S = 5.0  # to hear the members' model signatures before a learner may be seated (guess)
 
 
@@ -44,7 +52,7 @@ class Owner(Protocol):
 
 
 class Learning:
-    """`end`: the learner that is attached. `scripted`: a user's script has taken the child's place.
+    """`end`: the learner that is attached. `scripted`: a user's script has taken the child's place, or is to.
     `signature`: of the model it trains."""
 
     def __init__(
@@ -56,6 +64,7 @@ class Learning:
     ) -> None:
         self.end: LearnerEnd | None = None
         self.scripted = False
+        self._has_task = True  # a session for scripts has none that a child could train
         self.signature: Signature | None = None
         self.wanted = True  # False from the session's end on: a child that dies stays dead
         self._logged_at = -math.inf
@@ -65,17 +74,51 @@ class Learning:
         self.supervisor = supervisor(self._on_death)
         self._loop = asyncio.get_running_loop()
 
+    def begin(self, *, has_task: bool) -> None:
+        """The session is known, and with it whether a child could train in it."""
+        self._has_task = has_task
+        self.scripted = self.scripted or not has_task
+
+    @property
+    def needs_script(self) -> bool:
+        """Is there nothing that trains here but scripts?"""
+        return not self._has_task
+
     async def serve(self, connection: Connection, end: LearnerEnd, welcome: Frame) -> None:
         """Be this learner's session until its connection ends. welcome: the "attached" frame. Call after
         `make_way`."""
         self.end = end
         connection.send(welcome)
         log.info("a learner is attached", extra={"pid": end.pid, "life": end.life})
-        reason = await end.serve(self)
+        watching = self._loop.create_task(self._watch(end))
+        try:
+            reason = await end.serve(self)
+        finally:
+            watching.cancel()
         if self.end is end:
             self._lost(str(end.failure) if end.failure is not None else reason)
         if end.failure is not None and end.failure.exit_code in HOPELESS:
             self._owner.fail(end.failure)
+
+    def silent_s(self, now: float) -> float:
+        """For how long the learner has said nothing, if long enough to be taken for a fault; else 0."""
+        heard_at = self.end.heard_at if self.end is not None else None
+        silent_s = now - heard_at if heard_at is not None else 0.0
+        return silent_s if silent_s > SILENT_S else 0.0
+
+    async def _watch(self, end: LearnerEnd) -> None:
+        """End a child that has fallen silent; its supervisor starts another."""
+        silent_before = False
+        while end.child:
+            await asyncio.sleep(LOOK_S)
+            silent_s = self.silent_s(self._loop.time())
+            if silent_s and silent_before:
+                log.error(
+                    "the learner has said nothing for %.0f s and is killed", silent_s, extra={"pid": end.pid}
+                )
+                self.supervisor.kill()
+                return
+            silent_before = bool(silent_s)
 
     async def stop(self) -> None:
         """Ask it to stop, and see to it that it does."""
@@ -86,6 +129,18 @@ class Learning:
         await self.supervisor.stop()
         if end is not None:
             end.close()
+
+    async def rest(self) -> None:
+        """End our own learner until the supervisor is started again. One that trains hands its mass over
+        first."""
+        old = self.end
+        if old is not None:
+            await self._owner.hand_over()
+            old.ask_to_stop()
+        await self.supervisor.stop()
+        if old is not None and self.end is old:
+            old.close()
+            self._lost("this device pauses")
 
     async def make_way(self, end: LearnerEnd) -> None:
         """End the learner that is attached, if there is one. One that trains hands its mass over first."""
@@ -138,9 +193,13 @@ class Learning:
         self._figures.report(frame, self._loop.time())
         if self.end is not None and self.end.child and (threads := self._threads()) is not None:
             self.end.use_threads(threads)  # learners come and go
+        if self.end is not None and isinstance(minds := frame.get("manners"), bool):
+            self.end.minds = minds
         digest, text = frame.get("signature"), frame.get("signature_list")
         if isinstance(digest, bytes) and len(digest) == 32:
             self.signature = Signature(digest, text if isinstance(text, bytes) else b"")
+        if (sketched := sketch_of(frame)) is not None:
+            self._owner.feed(sketched)
 
     def on_learner_leaves(self) -> None:
         """A script ends politely: its mass goes to a neighbor, the session stays."""
@@ -189,3 +248,15 @@ class Learning:
                 self._owner.fail(DataError(first_difference(self.signature.text, said.signature.text)))
                 return False
         return True
+
+
+def sketch_of(frame: Frame) -> Sketched | None:
+    """The sketch in a learner's report, if there is one; what is none is left out."""
+    round_, layout, body = (frame.get(name) for name in ("sketch_round", "sketch_layout", "sketch"))
+    if not isinstance(round_, int) or not 0 <= round_ < ROUNDS:
+        return None
+    if not isinstance(layout, bytes) or len(layout) != TAG_BYTES:
+        return None
+    if not isinstance(body, bytes) or not is_body(body):
+        return None
+    return Sketched(round_, layout, body)

@@ -68,10 +68,16 @@ SESSION = (
     Figure("peerd_session_loss", "Training loss of late.", lambda s: s.loss),
     Figure("peerd_session_members", "Members alive, this device included.", lambda s: s.members),
     Figure("peerd_session_weight", "Push-sum weight of this device's model.", lambda s: s.weight),
+    Figure("peerd_session_mean_weight", "Mean of the members' push-sum weights.", lambda s: s.mean_weight),
     Figure(
         "peerd_session_consensus_distance",
-        "Distance between this model and those of the others.",
+        "Root mean square distance of the members' models from their mean.",
         lambda s: s.consensus_distance,
+    ),
+    Figure(
+        "peerd_session_consensus_ratio",
+        "Consensus distance as a share of the norm of this device's model.",
+        lambda s: s.consensus_relative,
     ),
     Figure("peerd_session_step_seconds", "An optimizer step, as of late.", lambda s: s.step_s),
     Figure("peerd_session_round_seconds", "From round to round, as of late.", lambda s: s.round_s),
@@ -82,6 +88,11 @@ SESSION = (
         "peerd_session_learner_restarts_total",
         "Times the learner died and was started again.",
         lambda s: s.learner_restarts,
+    ),
+    Figure(
+        "peerd_session_pace_ratio",
+        "Share of the time in which manners let it train; 0 while they pause it.",
+        lambda s: s.pace_share,
     ),
     Figure(
         "peerd_session_message_bytes_total",

@@ -6,13 +6,12 @@ doctor of another version may ask.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peer.daemon import health
+from peer.daemon.disk import disk_in_use
 
 if TYPE_CHECKING:
     from peer.daemon.session import SessionDriver
@@ -23,29 +22,8 @@ Frame = dict[str, Any]
 
 def network(peer: str, state: Path, drivers: Iterable[SessionDriver], now: float) -> Frame:
     """peer: this device's id. state: its state folder. now: of the event loop's clock."""
-    there = disk(state)
-    if not there["exists"] and there["problem"] is None:
-        there["problem"] = "it is gone"
-    return {"peer": peer, "disk": there, "sessions": [of_session(driver, now) for driver in drivers]}
-
-
-def disk(folder: Path) -> Frame:
-    """The folder, or the nearest one above it that is there, as whoever asks may use it."""
-    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-    facts: Frame = {"folder": str(folder), "exists": there == folder, "problem": None}
-    try:
-        with suppress(FileNotFoundError):  # it is still to be made
-            folder.stat()
-        found = os.statvfs(there)
-    except OSError as error:
-        return {**facts, "problem": error.strerror}
-    return {
-        **facts,
-        "free_bytes": found.f_bavail * found.f_frsize,
-        "read_only": bool(found.f_flag & os.ST_RDONLY),
-        "writable": os.access(there, os.W_OK | os.X_OK),
-        "uid": os.getuid(),
-    }
+    sessions = [of_session(driver, now) for driver in drivers]
+    return {"peer": peer, "disk": disk_in_use(state), "sessions": sessions}
 
 
 def of_session(driver: SessionDriver, now: float) -> Frame:

@@ -30,10 +30,12 @@ from peer.daemon.health import ALONE_ROUNDS
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.learning import Learning
 from peer.daemon.logs import session_name
+from peer.daemon.manners import LEAST_SHARE, Verdict
 from peer.daemon.store import SessionFolder, check_task
 from peer.daemon.supervisor import Supervisor
 from peer.errors import ConfigError, PeerdError, StateError, UsageError
 from peer.events import (
+    Block,
     Dispose,
     Farewell,
     ForLearner,
@@ -97,7 +99,9 @@ class SessionDriver:
     `linked` and `ended` are events to wait on: both ends of a first link are up (or it trains already);
     nothing runs any more. `changed` is set with each of them, and with `failure`."""
 
-    def __init__(self, folder: SessionFolder, device: ThisDevice) -> None:
+    def __init__(
+        self, folder: SessionFolder, device: ThisDevice, blocked: frozenset[PeerId] = frozenset()
+    ) -> None:
         self.folder, self.name, self.options = folder, folder.note.name, folder.options
         self.descriptor: Descriptor | None = None
         self.node: Node | None = None
@@ -123,6 +127,8 @@ class SessionDriver:
         self.learning = Learning(
             self, self.figures, lambda died: device.supervisor(self.name, died), device.threads
         )
+        self.verdict = Verdict()  # whether this device may train now
+        self._resting = False  # by that verdict, our own learner
         self._attaching = asyncio.Lock()
         self._asking: set[PeerId] = set()
         self._suspends = SuspendWatch()
@@ -130,6 +136,9 @@ class SessionDriver:
         self._went = asyncio.Event()  # the node has said goodbye
         self._gone: Gone | None = None
         self._leaving: Leave | None = None
+        self.blocked = blocked
+        for peer in blocked:  # a node is told when there is one
+            self.transport.block(peer)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life --------------------------------------------------------------------------------------------
@@ -234,7 +243,9 @@ class SessionDriver:
         me = replace(self._me, incarnation=self._me.incarnation + 1)
         self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it
         self.node = Node(me, terms, self._farewells(), self.spending)
-        self.learning.supervisor.start()
+        self.learning.begin(has_task=descriptor.task != catalogue.SCRIPT)
+        self.feed(Block(self.blocked))
+        self._start_learner()
 
     def _consider(self, met: Met) -> None:
         """A member has said Hello. Take its descriptor if there is none here yet."""
@@ -276,6 +287,8 @@ class SessionDriver:
         self.feed(event)
         if isinstance(event, Met):
             self.learning.check_model()
+            if self.descriptor is not None and self.learning.scripted and self.learning.end is None:
+                self._linked()  # more comes of it when the script is there
 
     def _on_moved(self, addresses: tuple[str, ...]) -> None:
         self._me = replace(self._me, addresses=addresses)
@@ -327,9 +340,18 @@ class SessionDriver:
             if self.descriptor is not None:
                 catalogue.check_budget(self.descriptor.algorithm, options.budget)
             self._control_bytes = self._sent_as_control()  # nothing was counted while there was none
-            self.folder.save_options(replace(self.folder.options, budget=options.budget))
-            self.options = self.folder.options
+            self._keep(budget=options.budget)
             self.spending.limit(self.options.bytes_per_min)
+
+    def set_manners(self, options: JoinOptions) -> None:
+        """Other quiet hours and manners from now on, if these options name any. Raises StateError."""
+        asked = {"quiet_hours": options.quiet_hours, "manners": options.manners}
+        if any(asked.values()):
+            self._keep(**{name: value for name, value in asked.items() if value is not None})
+
+    def _keep(self, **changes: Any) -> None:
+        self.folder.save_options(replace(self.folder.options, **changes))
+        self.options = self.folder.options
 
     async def _fall_silent(self) -> None:
         """A copy of this device has run for longer: whatever this one says would be taken for that one's."""
@@ -402,10 +424,12 @@ class SessionDriver:
             self._signal(self.ended)
 
     def _keep_farewells(self) -> None:
-        """For a neighbor that did not hear the goodbye. On a full disk it takes its last parcel back."""
+        """For a neighbor that did not hear the goodbye; on a full disk it takes its last parcel back. And
+        who was here, for an export later on."""
         assert self.node is not None
         try:
             self.folder.save_farewells(self.node.farewells())
+            self.folder.save_members(self.members)
         except StateError as error:
             log.warning("%s", error)
 
@@ -435,8 +459,19 @@ class SessionDriver:
         others = [record for record in self.node.members.alive() if record.peer != me.peer]
         terms = replace(self.node.terms, founder=self.folder.note.founder)
         self.node = Node(self._me, terms, farewells, self.spending)
+        self.feed(Block(self.blocked))
         for record in others:
             self.feed(Met(record))
+
+    def block(self, peers: frozenset[PeerId]) -> None:
+        """Have nothing to do with these devices from now on, and with all others again."""
+        session_name.set(self.name)
+        before, self.blocked = self.blocked, peers
+        self.feed(Block(peers))
+        for peer in peers - before:
+            self.transport.block(peer)
+        for peer in before - peers:
+            self.transport.unblock(peer)
 
     # --- the learner -------------------------------------------------------------------------------------
 
@@ -454,8 +489,49 @@ class SessionDriver:
         if self._attaching.locked():
             return  # a script is about to train here
         if self.descriptor is not None and self.failure is None and self.learning.end is None:
-            self.learning.scripted = False
+            self.learning.scripted = self.learning.needs_script
+            self._start_learner()
+
+    def _start_learner(self) -> None:
+        if self.learning.scripted:
+            return
+        self._resting = self.verdict.pauses
+        if not self._resting:
             self.learning.supervisor.start()
+
+    def pace(self, now: Verdict) -> None:
+        """Train so much from now on. A pause is told to the others as any that somebody has asked for, and
+        this device stays with them; a script is slowed if it has asked for that, and never paused."""
+        session_name.set(self.name)
+        before, self.verdict = self.verdict, now
+        if before.share != now.share:
+            log.info("trains for %.3g %% of the time: %s", 100 * now.share, now.reason or "all is well")
+        if self.failure is not None or self._leaving is not None or self._gone is not None:
+            return
+        end = self.learning.end
+        if end is not None and end.minds:
+            end.use_share(max(now.share, LEAST_SHARE))
+        if self.learning.scripted or self._attaching.locked():
+            self._resting = self._resting and not self.learning.scripted
+        elif now.pauses and not self._resting and self.descriptor is not None:
+            self._resting = True
+            self.spawn(self._rest())
+        elif self._resting and not now.pauses:
+            self.take_up()
+
+    async def _rest(self) -> None:
+        session_name.set(self.name)
+        async with self._attaching:
+            if self._leaving is None and self._gone is None and not self.learning.scripted:
+                await self.learning.rest()
+
+    def learner_pids(self) -> Iterator[int]:
+        """Processes that train here."""
+        found = (
+            self.learning.supervisor.pid,
+            self.learning.end.pid if self.learning.end is not None else None,
+        )
+        yield from {pid for pid in found if pid is not None}
 
     async def attach(self, connection: Connection, end: LearnerEnd) -> None:
         """Serve a learner until its connection ends. Raises UsageError when there is nothing to learn."""
@@ -491,10 +567,21 @@ class SessionDriver:
     def _longest_parcel(self) -> int:
         return 16 * (self.figures.parameters or 0) + PARCEL_SLACK
 
+    @property
+    def members(self) -> list[PeerId]:
+        """Who is in the session, as far as is known here, or has seen it through; this device included."""
+        if self.node is None:
+            return []
+        known = self.node.members
+        through = (record.peer for record in known.records() if record.phase == "finished")
+        return sorted({known.me.peer, *through, *(record.peer for record in known.alive())})
+
     # --- questions ---------------------------------------------------------------------------------------
 
     def _knows(self, peer: PeerId) -> bool:
-        """Is this peer a member that is alive?"""
+        """Is this peer a member that is alive, or one that is not to be dialed?"""
+        if peer in self.blocked:
+            return True
         return self.node is not None and any(r.peer == peer for r in self.node.members.alive())
 
     def has_met(self) -> bool:
@@ -506,6 +593,8 @@ class SessionDriver:
             return "failed"
         if self._gone is not None:
             return "paused" if self._gone.reason == "paused" else "stopped"
+        if self._resting and not self.learning.scripted:
+            return "paused"
         node = self.node
         if node is None or node.phase != "training" or not node.company:
             return "waiting"
@@ -520,4 +609,14 @@ class SessionDriver:
         identifier = known.id if known is not None else None
         if self._gone is not None:  # nobody listens here any more: that the others are not heard says nothing
             fields["links"] = tuple(replace(link, state="left") for link in fields["links"])
-        return SessionStatus(name=self.name, id=identifier, state=self.state, **fields)
+        return SessionStatus(name=self.name, id=identifier, state=self.state, **fields, **self._pace_status())
+
+    def _pace_status(self) -> dict[str, Any]:
+        now, end = self.verdict, self.learning.end
+        share, reason = now.share, now.reason or None
+        if end is not None and not end.child:
+            share = max(share, LEAST_SHARE) if end.minds else 1.0
+            reason = (
+                f"{reason}; the script that trains is not held back" if reason and not end.minds else reason
+            )
+        return {"pace_share": share, "pace_reason": reason, "pace_until": now.until}

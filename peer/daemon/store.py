@@ -3,6 +3,7 @@
     STATE/                      0700
       lock                      held by the daemon that uses this folder; its pid and socket
       boot                      how often a daemon has started here
+      blocked.json              devices this one wants nothing to do with (blocking.py)
       device.pem                the device's own key (peer/mesh/identity.py)
       log/peerd.log             peer/daemon/logs.py
       sessions/FINGERPRINT/     one per session key
@@ -26,7 +27,7 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
@@ -100,8 +101,12 @@ class Store:
 
     def known(self, key: bytes) -> SessionFolder | None:
         """The folder of the session with this key, if there is one."""
-        folder = SessionFolder(self._place(key))
+        folder = self.folder_of(key)
         return folder if folder.is_whole() else None
+
+    def folder_of(self, key: bytes) -> SessionFolder:
+        """Where the session with this key is kept, or would be."""
+        return SessionFolder(self._place(key))
 
     def session(self, key: bytes, name: str) -> SessionFolder:
         """The folder of the session with this key, made if need be."""
@@ -205,6 +210,17 @@ class SessionFolder:
             return kept
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StateError(f"{path} is damaged ({error}); delete it") from error
+
+    def save_members(self, members: Sequence[PeerId]) -> None:
+        """Keep who was in the session when this device's part in it ended."""
+        write(self.path / "members.json", json.dumps(members).encode())
+
+    def members(self) -> tuple[PeerId, ...]:
+        """What `save_members` kept last; nobody, when it cannot be read."""
+        try:
+            return tuple(str(peer) for peer in json.loads((self.path / "members.json").read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return ()
 
     def forget(self) -> None:
         """Delete everything, the key first."""

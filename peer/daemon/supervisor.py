@@ -26,6 +26,7 @@ REAP_S = 10.0  # from SIGKILL to its end: a process in a disk wait takes its tim
 STOP_S, TERM_S = 10.0, 5.0  # for a last checkpoint after "stop", then after SIGTERM (guess)
 HOPELESS = frozenset({2, 65, 78})  # exit codes that a restart does not help: usage, model or data, config
 SECRETS = ("PEERD_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS")
+OOM_SCORE = 800  # of 1000: before nearly everything, whatever its size (proc(5), oom_score_adj)
 MAX_LINE = 4096  # bytes of a printed line that reach the log
 
 
@@ -94,6 +95,11 @@ class Supervisor:
         await asyncio.gather(keeper, return_exceptions=True)
         self._process = None
 
+    def kill(self) -> None:
+        """End a child that does not answer, as if it had died: another is started."""
+        if self._process is not None:
+            _kill_group(self._process.pid)
+
     async def _keep(self) -> None:
         pause = BACKOFF_FIRST_S
         clock = asyncio.get_running_loop().time
@@ -135,6 +141,7 @@ class Supervisor:
         finally:
             os.close(printing)
         self._process = process
+        _let_it_go_first(process.pid)
         copying = asyncio.create_task(_copy_to_log(said))
         try:
             code = await process.wait()
@@ -145,6 +152,14 @@ class Supervisor:
             if process.returncode is not None or self._keeper is not None:
                 _kill_group(process.pid)  # with what it started: it leads a session of its own
             self._process = None
+
+
+def _let_it_go_first(pid: int) -> None:
+    """Where memory ends the kernel is to take a learner, which starts again, and not the daemon (proc(5))."""
+    try:
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
+    except OSError as error:  # it has ended already, or /proc is not to be written here
+        log.info("the learner is no more likely to be ended for memory than others: %s", error.strerror)
 
 
 def _kill_group(leader: int) -> None:

@@ -7,6 +7,8 @@
     peers       what the daemon and the listening found: keys, names, versions, copies, who cannot be dialed
     machine     clock, disk, memory, throttling
     computing   does torch work here
+    complaints  what the daemon says of itself, where no check tells the same
+    invoker     who runs it through sudo, and whose daemon is meant then
     examine     all of it, in order and within bounds
 
 Each check ends in findings (finding.py). The room runs as a process of its own, `python -m peer.doctor`,

@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 
+from peer.doctor import firewall
 from peer.doctor.examine import examine
+from peer.doctor.invoker import become, invoker
 
 
 def main() -> None:
@@ -22,7 +25,11 @@ def main() -> None:
 
 
 async def _write(socket: str | None, state: str | None) -> None:
-    async for finding in examine(socket, state, lambda text: _line({"progress": text})):
+    rules = None
+    if (user := invoker(socket, state, os.environ)) is not None:
+        rules = firewall.rules_or_why()  # while this is root
+        become(user, os.environ)
+    async for finding in examine(socket, state, lambda text: _line({"progress": text}), rules):
         _line({"finding": finding.to_dict()})
 
 

@@ -24,6 +24,7 @@ assert torch.arange(64).sum().item() == 2016 and x.grad is not None
 print("works", flush=True)
 """
 FOR_A_PI = "'torch>=2.5,<2.10'"
+INSTALLED = "/opt/peerd"  # deploy/install.sh's; what its releases hold is its own to change
 UNTRIED_BYTES = 300 << 20  # with less memory left the trial itself would push others out (guess)
 
 
@@ -64,9 +65,8 @@ def judge(code: int, said: str, complaint: str) -> Finding:
             "torch",
             "problem",
             f"{torch} dies of an illegal instruction {when}: it was built for a processor that has "
-            f"instructions "
-            "this one lacks (torch 2.10 on a Raspberry Pi 4 does so)",
-            f"install another one beside peerd: '{sys.executable} -m pip install {FOR_A_PI}'",
+            "instructions this one lacks (torch 2.10 on a Raspberry Pi 4 does so)",
+            f"install another one beside peerd: {_install()}",
             data,
         )
     if code < 0:
@@ -74,12 +74,18 @@ def judge(code: int, said: str, complaint: str) -> Finding:
         why = "the kernel's log may say why ('sudo dmesg | tail'); memory may be short"
         return Finding("torch", "problem", seen, why, data)
     if "No module named 'torch'" in last:
-        advice = (
-            f"install it: '{sys.executable} -m pip install {FOR_A_PI}' on a Pi; README says which elsewhere"
-        )
+        advice = f"install it: {_install()} on a Pi; docs/install.md says which elsewhere"
         return Finding("torch", "problem", "torch is not installed beside peerd", advice, data)
     seen = f"{torch} does not work: {last or f'exit code {code}'}"
-    return Finding("torch", "problem", seen, "install torch again, beside peerd; README says how", data)
+    again = f"install torch again, beside peerd: {_install()}; docs/install.md says which"
+    return Finding("torch", "problem", seen, again, data)
+
+
+def _install() -> str:
+    """The command that puts a torch beside this peerd, by the means that peerd came with."""
+    if sys.executable.startswith(f"{INSTALLED}/"):
+        return "'sudo deploy/install.sh --torch torch==2.9.1'"
+    return f"'{sys.executable} -m pip install {FOR_A_PI}'"
 
 
 def not_tried(available: int) -> Finding:

@@ -10,8 +10,8 @@ from typing import Any
 from peer import places
 from peer.available import available_bytes
 from peer.daemon import clocks, host
-from peer.daemon.network import disk
-from peer.doctor import computing, firewall, interfaces, machine, multicast, peers
+from peer.daemon.disk import disk
+from peer.doctor import complaints, computing, firewall, interfaces, machine, multicast, peers
 from peer.doctor.finding import Finding
 from peer.doctor.reach import Reached, reach
 from peer.errors import PeerdError
@@ -22,8 +22,11 @@ MAX_DIALED = 32
 Say = Callable[[str], None]
 
 
-async def examine(socket: str | None, state: str | None, say: Say) -> AsyncIterator[Finding]:
-    """Findings as they are ready. socket, state: the flags. say: told what is waited for."""
+async def examine(
+    socket: str | None, state: str | None, say: Say, rules: firewall.Rules | str | None = None
+) -> AsyncIterator[Finding]:
+    """Findings as they are ready. socket, state: the flags. say: told what is waited for. rules: of the
+    firewall, where they are read already."""
     clock = asyncio.get_running_loop().time
     ends = clock() + TOTAL_S
     say("asking the daemon")
@@ -31,15 +34,14 @@ async def examine(socket: str | None, state: str | None, say: Say) -> AsyncItera
     for finding in reached.findings:
         yield finding
     computes = asyncio.create_task(_torch(reached, ends))
+    told = set()
     try:
-        async for finding in _network(reached, say):
+        async for finding in _checks(reached, state, say, rules):
+            if finding.verdict != "ok":
+                told.add(finding.check)
             yield finding
-        for finding in _health(reached.status):
+        for finding in complaints.judge(reached, told):
             yield finding
-        yield machine.clock(clocks.shown_s())
-        yield machine.disk(_disk(reached, state))
-        yield machine.memory(await asyncio.to_thread(available_bytes), _learner(reached) is not None)
-        yield machine.throttling(await host.look())
         say("trying torch")
         yield await computes
     finally:
@@ -47,11 +49,25 @@ async def examine(socket: str | None, state: str | None, say: Say) -> AsyncItera
         await asyncio.gather(computes, return_exceptions=True)
 
 
-async def _network(reached: Reached, say: Say) -> AsyncIterator[Finding]:
+async def _checks(
+    reached: Reached, state: str | None, say: Say, rules: firewall.Rules | str | None
+) -> AsyncIterator[Finding]:
+    """What is looked at here, and needs no trial."""
+    async for finding in _network(reached, say, rules):
+        yield finding
+    yield machine.clock(clocks.shown_s())
+    yield machine.disk(_disk(reached, state))
+    yield machine.memory(await asyncio.to_thread(available_bytes), _learner(reached) is not None)
+    yield machine.throttling(await host.look(), complaints.slowed(reached.status))
+
+
+async def _network(reached: Reached, say: Say, rules: firewall.Rules | str | None) -> AsyncIterator[Finding]:
     """Interfaces, multicast, firewall, and who is there."""
     network = reached.network
     asked = _asked(network)
-    reading = asyncio.create_task(asyncio.to_thread(_rules))
+    reading = asyncio.create_task(
+        asyncio.to_thread(firewall.rules_or_why if rules is None else lambda: rules)
+    )
     try:
         wires = interfaces.look(asked)
     except OSError as error:
@@ -71,16 +87,10 @@ async def _network(reached: Reached, say: Say) -> AsyncIterator[Finding]:
     me = str(network["peer"]) if network is not None else ""
     others = [s for s in heard.sightings if s.peer != me][:MAX_DIALED]
     dialed = await multicast.dial(others, DIAL_S)
-    around = peers.Around(heard.sightings, dialed, wires.own, me, heard.deaf)
+    pace = complaints.pace(reached.status)
+    around = peers.Around(heard.sightings, dialed, wires.own, me, heard.deaf, pace)
     for finding in peers.judge(network, around):
         yield finding
-
-
-def _rules() -> firewall.Rules | str:
-    try:
-        return firewall.read()
-    except firewall.UnreadableError as error:
-        return str(error)
 
 
 def _asked(network: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -89,17 +99,6 @@ def _asked(network: Mapping[str, Any] | None) -> tuple[str, ...]:
     if not named or () in named:
         return ()
     return tuple(dict.fromkeys(name for names in named for name in names))
-
-
-def _health(status: Mapping[str, Any] | None) -> list[Finding]:
-    """The daemon's own sentences, which `status` shows too."""
-    if status is None:
-        return []
-    sentences = [str(sentence) for sentence in status.get("health", ())]
-    if not sentences:
-        return [Finding("health", "ok", "the daemon has nothing to complain of")]
-    split = (sentence.partition("; ") for sentence in sentences)
-    return [Finding("health", "warning", seen, advice) for seen, _, advice in split]
 
 
 def _disk(reached: Reached, state: str | None) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,8 +30,8 @@ class Finding:
         }
 
 
-def listed(names: object, most: int = 6) -> str:
+def listed(names: Iterable[object], most: int = 6) -> str:
     """`a, b and 3 more`."""
-    every = [str(name) for name in names]  # type: ignore[attr-defined]
+    every = [str(name) for name in names]
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more

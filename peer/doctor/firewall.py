@@ -22,7 +22,7 @@ from peer.doctor.finding import Finding
 from peer.mesh.interfaces import MDNS_GROUP
 
 READ_S = 3.0
-NFT = ("nft", "/usr/sbin/nft", "/sbin/nft")  # not on the path of a user
+NFT = ("/usr/sbin/nft", "/sbin/nft", "nft")  # root's before what a path finds, since root may run this
 MAX_DEPTH = 16  # chains within chains: nftables' own limit
 Rules = list[dict[str, Any]]
 
@@ -60,6 +60,14 @@ def read() -> Rules:
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableError(f"nft says what is not understood here: {error!r}") from error
     return rules
+
+
+def rules_or_why() -> Rules | str:
+    """The rules, or why they are not read, as `judge` takes them."""
+    try:
+        return read()
+    except UnreadableError as error:
+        return str(error)
 
 
 def lets_in(rules: Rules, packet: Packet) -> bool | None:

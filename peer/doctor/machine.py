@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peer.daemon import clocks
@@ -35,7 +35,7 @@ def clock(wall_s: float) -> Finding:
 
 
 def disk(facts: Mapping[str, Any]) -> Finding:
-    """facts: of the state folder, as `peer.daemon.network.disk` finds them for whoever writes there."""
+    """facts: of the state folder, as `peer.daemon.disk.disk` finds them for whoever writes there."""
     folder, free = facts["folder"], facts.get("free_bytes")
     data = dict(facts)
 
@@ -84,9 +84,9 @@ def memory(available: int | None, learns: bool) -> Finding:
     return Finding("memory", "ok", seen, "", data)
 
 
-def throttling(host: Host) -> Finding:
+def throttling(host: Host, slowed: Sequence[str] = ()) -> Finding:
     """Is the processor held back, now or since the start? Nothing stops for it, but rounds wait for this
-    device."""
+    device. slowed: what the daemon says of the sessions that train less for it."""
     hot = {zone.name: zone.celsius for zone in host.zones if _throttles(zone.trips, zone.celsius)}
     held = sorted({cooling.kind for cooling in host.cooling if cooling.throttles})
     firmware = host.firmware
@@ -99,6 +99,7 @@ def throttling(host: Host) -> Finding:
                 for f in host.frequencies},
         "cpu_pressure": host.pressure.everybody if host.pressure is not None else None,
         "unknown": dict(host.unknown),
+        "slowed": list(slowed),
     }  # fmt: skip
     sentences, advice = [], []
     if firmware is not None and firmware.under_voltage:
@@ -123,6 +124,9 @@ def throttling(host: Host) -> Finding:
             f"another program ({pressed.who}) waits for a processor {pressed.others:.0f} % of the time"
         )
         advice.append("this device has other work to do; rounds will wait for it")
+    if slowed:
+        sentences += slowed
+        advice.append("this is manners, which 'peerd join NAME --manners off' turns off")
     if not sentences:
         known = host.zones or host.firmware is not None or host.frequencies
         seen = _calm(host) if known else "this device tells nothing of its temperature"

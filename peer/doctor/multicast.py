@@ -222,8 +222,7 @@ def judge(heard: Heard, waits: bool, allow: str) -> Finding:
         "problem" if waits else "warning",
         f"works on this device, and nothing of any other was heard on {where} within {LISTEN_S:.0f} s",
         "if others are on this network, it keeps multicast back (AP or guest isolation, VLANs, IGMP "
-        "snooping, "
-        "a repeater): change that, or name a member with 'peerd join NAME --peer HOST:PORT'",
+        "snooping, a repeater): change that, or name a member with 'peerd join NAME --peer HOST:PORT'",
         data,
     )
 

@@ -16,9 +16,8 @@ from peer.doctor.finding import Finding, listed
 from peer.mesh.discovery import Sighting
 from peer.mesh.greeting import PROTOCOL_MAX, PROTOCOL_MIN
 
-CALLED_BY_S = (
-    20.0  # members probe each other every 2 s, in turn (guess: with a few of them that is time enough)
-)
+# members probe each other every 2 s, in turn (guess: with a few of them that is time enough)
+CALLED_BY_S = 20.0
 Session = Mapping[str, Any]
 
 
@@ -26,13 +25,14 @@ Session = Mapping[str, Any]
 class Around:
     """sightings: who announces peerd now. dialed: by their nonce, why no connection could be opened to them,
     "" where one could. own: every address of this device. me: its id, "" if unknown. deaf: multicast does not
-    work here, by this device's own doing."""
+    work here, by this device's own doing. pace: why a session trains less than it could, by its name."""
 
     sightings: Sequence[Sighting] = ()
     dialed: Mapping[str, str] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
     me: str = ""
     deaf: bool = False
+    pace: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def others(self) -> list[Sighting]:
@@ -91,13 +91,11 @@ def _peers(network: Mapping[str, Any] | None, around: Around) -> Iterator[Findin
             "state": session.get("state"),
             "members": [m["peer"] for m in members],
         }
+        is_so = f"'{name}' is {session.get('state')}{_why_paused(session, around)}"
         if members:
-            who = listed(m.get("device") or m["peer"] for m in members)
-            yield Finding(
-                "peers", "ok", f"'{name}': {len(members)} other member(s) are alive: {who}", "", mine
-            )
+            yield _alive(name, members, is_so if session.get("state") == "paused" else "", mine)
         elif not _lonely(session):
-            yield Finding("peers", "ok", f"'{name}' is {session.get('state')}; {heard}", "", mine)
+            yield Finding("peers", "ok", f"{is_so}; {heard}", "", mine)
         elif _unmet(session, around):
             continue  # told by _dialing
         else:
@@ -108,10 +106,29 @@ def _peers(network: Mapping[str, Any] | None, around: Around) -> Iterator[Findin
             yield Finding("peers", "problem", f"'{name}' has met nobody; {heard}{tried}", advice, mine)
 
 
+def _alive(name: str, members: Sequence[Mapping[str, Any]], paused: str, data: dict[str, Any]) -> Finding:
+    """Who is blocked here is alive and takes no part."""
+    takes_part = [m for m in members if not m.get("blocked")]
+    blocked = [str(m.get("device") or m["peer"]) for m in members if m.get("blocked")]
+    data = {**data, "blocked": [m["peer"] for m in members if m.get("blocked")]}
+    after = f"; {paused}" if paused else ""
+    if not takes_part:
+        seen = f"'{name}': every other member that is alive is blocked here: {listed(blocked)}{after}"
+        return Finding("peers", "warning", seen, f"'peerd unblock {blocked[0]}' lets it in again", data)
+    who = listed(m.get("device") or m["peer"] for m in takes_part)
+    and_blocked = f"; blocked here: {listed(blocked)}" if blocked else ""
+    seen = f"'{name}': {len(takes_part)} other member(s) are alive: {who}{and_blocked}{after}"
+    return Finding("peers", "ok", seen, "", data)
+
+
+def _why_paused(session: Session, around: Around) -> str:
+    why = around.pace.get(session["name"]) if session.get("state") == "paused" else None
+    return f" ({why})" if why else ""
+
+
 _ON = (
     "is another device on, on this network, and in the session? 'peerd status' there says so; if it is, "
-    "name it "
-    "with 'peerd join NAME --peer HOST:PORT'"
+    "name it with 'peerd join NAME --peer HOST:PORT'"
 )
 
 
@@ -148,8 +165,7 @@ def _keys(network: Mapping[str, Any] | None) -> Iterator[Finding]:
             "problem",
             f"'{name}': {who}, and none recognises this key",
             f"compare it with 'peerd key {name}' on a member; then 'peerd leave {name} --forget' here, and "
-            f"'peerd "
-            f"join {name} --key KEY' with the right one",
+            f"'peerd join {name} --key KEY' with the right one",
             {"session": name, "strangers": list(strangers), "refused_by": list(refused)},
         )
     if not wrong and sessions_of(network):
@@ -167,11 +183,9 @@ def _names(network: Mapping[str, Any] | None) -> Iterator[Finding]:
                 "names",
                 "problem",
                 f"'{name}' is {session.get('id')} here, and {len(others)} device(s) with this key have "
-                f"another "
-                f"session in its place: {ids}",
+                f"another session in its place: {ids}",
                 f"one of them was made anew with an old key: 'peerd leave {name} --forget' on the devices "
-                f"that are "
-                f"to change, then 'peerd join {name}' with the key of the others",
+                f"that are to change, then 'peerd join {name}' with the key of the others",
                 {"session": name, "id": session.get("id"), "others": dict(others)},
             )
         elif session.get("founder") and not session.get("met") and session.get("strangers"):
@@ -180,11 +194,10 @@ def _names(network: Mapping[str, Any] | None) -> Iterator[Finding]:
                 "names",
                 "warning",
                 f"'{name}' was made here and nobody has joined it, while {count} peerd device(s) are in "
-                f"other "
-                "sessions",
+                "other sessions",
                 f"if 'peerd create {name}' was run on another device too, these are two sessions of one "
-                f"name: "
-                f"'peerd leave {name} --forget' on one of them, and 'peerd join {name}' with the other's key",
+                f"name: 'peerd leave {name} --forget' on one of them, and 'peerd join {name}' with the key "
+                "of the other",
                 {"session": name, "id": session.get("id"), "strangers": list(session["strangers"])},
             )
 
@@ -277,8 +290,7 @@ def _dialing(network: Mapping[str, Any] | None, around: Around) -> Iterator[Find
 
 _OPEN_THERE = (
     "let TCP in on that device, or keep its port and open that one: 'peerd join NAME --listen "
-    "0.0.0.0:PORT'; Wi-Fi "
-    "with client isolation does the same"
+    "0.0.0.0:PORT'; Wi-Fi with client isolation does the same"
 )
 
 
@@ -306,8 +318,7 @@ def _dialing_of(session: Session, around: Around) -> Iterator[Finding]:
             "dialing",
             "warning",
             f"'{name}': {who} cannot be dialed from here, and trains over the connections that it opens "
-            f"itself; two "
-            "such devices have no link with each other",
+            "itself; two such devices have no link with each other",
             _OPEN_THERE,
             {"session": name, "undialable": {peer: m["unreached"] for peer, m in hidden.items()}},
         )
@@ -318,8 +329,7 @@ def _dialing_of(session: Session, around: Around) -> Iterator[Finding]:
             "warning",
             f"'{name}': none of {len(members)} member(s) has opened a connection to this device",
             f"let TCP port {port} in here (see 'firewall'); a port that stays the same is had with 'peerd "
-            f"join "
-            f"{name} --listen 0.0.0.0:PORT'",
+            f"join {name} --listen 0.0.0.0:PORT'",
             {"session": name, "port": port, "called_by": []},
         )
 

@@ -6,9 +6,7 @@ somebody who has no daemon of his own that looks like none at all: here it is sa
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 from peer import places
 from peer.doctor.finding import Finding
 from peer.errors import NoDaemonError, PeerdError
-from peer.local import HungDaemonError, connect
+from peer.local import ForbiddenSocketError, HungDaemonError, connect
 from peer.version import VERSION
 
 CONNECT_S, ANSWER_S = 2.0, 3.0  # its loop never waits for a step (guess)
@@ -70,19 +68,21 @@ def reach(socket: str | None, state: str | None, env: Mapping[str, str]) -> Reac
         path = places.default_socket(socket, env, state)
     except PeerdError as error:
         return Reached((_refused("which socket the daemon has is not known", error),))
-    closed = _closed_system_socket() if not socket and not env.get("PEERD_SOCKET") else None
+    barred = places.is_barred(socket, env, state)
     asked = _Asked(path, CONNECT_S)
-    tried = {"socket": str(path), "system_socket_closed": closed is not None}
+    tried = {"socket": str(path), "system_socket_closed": barred}
     try:
         asked.ask()
     except HungDaemonError:
         advice = "end it, then start it again ('systemctl restart peerd' if it is the system's)"
         seen = f"the daemon on {path} does not answer: it is stopped or hangs"
         return Reached((Finding("daemon", "problem", seen, advice, tried),))
-    except NoDaemonError as error:
-        if closed is not None or isinstance(error.__cause__, PermissionError):
-            return Reached((_not_permitted(closed or path, tried),))
-        return Reached((_nobody(path, tried),))
+    except ForbiddenSocketError as error:
+        return Reached((_not_permitted(error, tried),))
+    except NoDaemonError:
+        if barred:
+            return Reached((_not_permitted(ForbiddenSocketError(places.SYSTEM_SOCKET), tried),))
+        return Reached((_nobody(path, tried, as_root="SUDO_UID" in env and os.geteuid() == 0),))
     except PeerdError as error:
         return Reached((_refused(f"the daemon on {path} cannot be asked", error, tried),))
     second = _second(asked, state, env) if asked.status is not None else ()
@@ -102,7 +102,8 @@ def _answers(asked: _Asked, tried: dict[str, Any]) -> Finding:
     return Finding("daemon", "ok", f"peerd {version} (pid {pid}) answers on {asked.path}", "", data)
 
 
-def _nobody(path: Path, tried: dict[str, Any]) -> Finding:
+def _nobody(path: Path, tried: dict[str, Any], *, as_root: bool) -> Finding:
+    """as_root: for a user who may have a daemon that root does not find (peer/doctor/invoker.py)."""
     unit = next((unit for unit in UNITS if unit.exists()), None)
     start = "start it with 'systemctl start peerd'" if unit is not None else "start one with 'peerd daemon'"
     why = "nothing is there" if not os.path.lexists(path) else "what is there is left of one that has ended"
@@ -110,41 +111,15 @@ def _nobody(path: Path, tried: dict[str, Any]) -> Finding:
         "daemon",
         "problem",
         f"no daemon runs: none answers on {path} ({why})",
-        f"{start}, or let 'peerd join' run one; one that listens elsewhere is named with --socket",
+        f"{start}, or let 'peerd join' run one; one that listens elsewhere is named with --socket"
+        + ("; a user's own is found by 'peerd doctor' without sudo" if as_root else ""),
         tried,
     )
 
 
-def _not_permitted(path: Path, tried: dict[str, Any]) -> Finding:
-    me = _user()
-    try:
-        group = grp.getgrnam(places.SERVICE_USER)
-    except KeyError:
-        remedy = "run 'peerd doctor' as its owner, or run your own daemon with 'peerd daemon'"
-        return Finding(
-            "daemon", "problem", f"the daemon's socket {path} may not be used by {me}", remedy, tried
-        )
-    inside = me in group.gr_mem and group.gr_gid not in os.getgroups()
-    remedy = (
-        f"{me} is in the group '{group.gr_name}' already, which counts from the next login: log out and in "
-        f"again"
-        if inside
-        else f"'sudo usermod -aG {group.gr_name} {me}', then log out and in again"
-    )
-    seen = f"the daemon's socket {path} may not be used by {me}, only by the group '{group.gr_name}'"
-    return Finding("daemon", "problem", seen, remedy, {**tried, "system_socket_closed": True})
-
-
-def _closed_system_socket() -> Path | None:
-    """The service's socket, if it is there, or may be, and may not be used."""
-    path = places.SYSTEM_SOCKET
-    try:
-        path.stat()
-    except PermissionError:
-        return path
-    except OSError:
-        return None
-    return None if os.access(path, os.R_OK | os.W_OK) else path
+def _not_permitted(error: ForbiddenSocketError, tried: dict[str, Any]) -> Finding:
+    seen, _, advice = str(error).partition("; ")
+    return Finding("daemon", "problem", seen, advice, tried)
 
 
 def _second(first: _Asked, state: str | None, env: Mapping[str, str]) -> tuple[Finding, ...]:
@@ -190,10 +165,3 @@ def _two(first: _Asked, other: _Asked) -> Finding:
 def _refused(what: str, error: PeerdError, data: Mapping[str, Any] | None = None) -> Finding:
     seen, _, advice = str(error).partition("; ")
     return Finding("daemon", "problem", f"{what}: {seen}", advice, data or {})
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"user {os.getuid()}"

@@ -64,7 +64,7 @@ def _take_part(attached: Attachment, socket: Path) -> None:
     model = seeded_model(task, session.seed).to(device)
     optimizer = task.optimizer(model.parameters())
     batches = endless(task, options.shard, device)
-    terms = Terms(socket, session.pace, session.local_steps, child=True)
+    terms = Terms(socket, session.pace, session.local_steps, child=True, manners=True)
     with Swarm(attached, model, optimizer, terms) as swarm:
         signal.signal(signal.SIGTERM, lambda *_: swarm.stop())
         if remark:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +46,16 @@ from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.link import Duties, Link
 from peer.learner.look import mixes
 from peer.learner.memory import with_memory
+from peer.learner.own_daemon import OwnDaemon, Where, attach_to
 from peer.learner.pulse import Pulse
 from peer.learner.rate import ScaledRate
-from peer.local import default_socket
+from peer.learner.sketching import Sketching
 from peer.placing import Placing
 
 log = logging.getLogger("peerd.learner")
 Pace = Literal["lockstep", "overlap", "free"]
 PATIENCE = 3  # losses in a row that are not finite before training counts as diverged (guess)
+LONGER = 4.0  # times as long a round of this device may take at the most, for manners (guess)
 LEAVE_S = 12.0  # for the hand-over of a script that ends: its node gives up on it after 10 s
 SIGNATURE_MAX = 256 * 1024  # bytes of the list that devices show each other; of a longer one only the digest
 
@@ -65,43 +66,70 @@ def attach(
     optimizer: torch.optim.Optimizer,
     *,
     socket: str | Path | None = None,
+    state: str | Path | None = None,
+    key: str | None = None,
+    start_daemon: bool = True,
     pace: Pace | None = None,
     local_steps: int | None = None,
+    manners: bool = False,
 ) -> Swarm:
-    """Train `model` with the other devices of `session`, which this device's daemon has created or joined.
+    """Train `model` with the other devices of `session`, which this device has created or joined.
+
+    Only `model` is shared, and of it what requires a gradient, with the floating-point buffers: give a part
+    of yours to keep the rest at home. Other parameters that the optimizer has stay this device's own.
 
     Blocks until there is a model to train from (as founder, from a member's snapshot, or after a power cut
     from this device's checkpoint) and loads it into `model`, in place. Use the result in a `with` statement
     and call its `step()` after each `optimizer.step()`.
 
-    socket: the daemon's; None finds it as the command line does. pace: "free" never waits for others, and is
-    what a script gets whatever the session's own pace is, where the algorithm can run so; "lockstep", which
-    it gets elsewhere, waits in every exchange, "overlap" for the last one before it hands over to the next.
+    socket: the daemon's; None finds it as the command line does. If none runs there, one is started, unless
+    `start_daemon` is false: with that state folder, None for the usual one, and for as long as this script,
+    or another that found it, trains. Meanwhile it takes up every other session of that folder that was not
+    left, too, and trains in it with the session's own task.
+    key: joins the session with it if this device does not know it; None takes PEERD_KEY. pace: "free" never
+    waits for others, and is what a script gets whatever the session's own pace is, where the algorithm can
+    run so; "lockstep", which it gets elsewhere, waits in every exchange, "overlap" for the last one before it
+    hands over to the next.
     local_steps: calls of `step()` per exchange; None: the session's, which in a session with an end may place
-    its exchanges by its learning rate (peer/placing.py).
-    Raises NoDaemonError, UnknownSessionError, DataError when the model does not fit the session, UsageError
+    its exchanges by its learning rate (peer/placing.py). manners: let `step()` rest, and take fewer local
+    steps per exchange, while the device is hot, on battery, or has others that need its processors.
+    Raises NoDaemonError, UnknownSessionError, NobodyFoundError for a key that no member is found with,
+    DataError when the model does not fit the session, UsageError
     for a pace that its algorithm cannot run in, or CodecCheckError when this machine's libraries are not to
     be trusted with messages.
     """
     check_codecs()
-    path = Path(socket) if socket is not None else default_socket(None, os.environ)
-    attached = dial(path, session, child=False)
-    descriptor = attached.descriptor
-    if pace is None:
-        pace = "free" if "free" in catalogue.algorithm(descriptor.algorithm).paces else "lockstep"
-    swarm = Swarm(attached, model, optimizer, Terms(path, pace, local_steps or descriptor.local_steps))
-    swarm.begin()
+    own = OwnDaemon(Where.of(socket, state), session, may_start=start_daemon)
+    try:
+        attached = attach_to(own, session, key)
+        descriptor = attached.descriptor
+        if pace is None:
+            pace = "free" if "free" in catalogue.algorithm(descriptor.algorithm).paces else "lockstep"
+        steps = local_steps or descriptor.local_steps
+        terms = Terms(own.where.socket, pace, steps, manners=manners, daemon=own)
+        swarm = Swarm(attached, model, optimizer, terms)
+    except BaseException:
+        own.close()
+        raise
+    try:
+        swarm.begin()
+    except BaseException:
+        swarm.close()
+        raise
     return swarm
 
 
 @dataclass(frozen=True)
 class Terms:
-    """How this learner takes part. child: started by the daemon, and ending with it."""
+    """How this learner takes part. child: started by the daemon, and ending with it. manners: it rests as the
+    daemon says. daemon: one that a script may start, and that ends with it."""
 
     socket: Path
     pace: Pace
     local_steps: int
     child: bool = False
+    manners: bool = False
+    daemon: OwnDaemon | None = None
 
 
 class Swarm:
@@ -132,6 +160,8 @@ class Swarm:
         self._bad = 0
         self.loss_now: Callable[[], float] | None = None  # of the module as it is, on a batch of this device
         self._pulse = Pulse()
+        self._sketching = Sketching(self.descriptor.id, signature_bytes(self._flat.signature))
+        self._sketch: dict[str, Any] = {}  # to be told with the next report
         found = self._keeper.found
         self._link = Link(attached, Duties(
             self._exchange, self._export, self._redial, self._introduction(), terms.child
@@ -145,6 +175,11 @@ class Swarm:
     def round(self) -> int:
         """The last exchange that closed; -1 before there was one."""
         return self._link.round
+
+    @property
+    def rounds_with_others(self) -> int:
+        """Exchanges of this script that closed with what a neighbor sent; the others were closed alone."""
+        return self._link.rounds_heard
 
     @property
     def steps(self) -> int:
@@ -184,8 +219,9 @@ class Swarm:
         loss: of this step, for `status`. Raises DivergedError when the model is not finite again and again,
         and whatever ended the link thread.
         """
-        self._pulse.step(loss)
+        took_s = self._pulse.step(loss)
         self._since += 1
+        self._rest(took_s)
         if not self._link.connected:
             self._rate.scale = 1.0  # alone, nothing is mixed
         try:
@@ -213,6 +249,19 @@ class Swarm:
         self._flat.write(self._base)
         self._optimizer.state.clear()
         self._since = 0
+
+    def _rest(self, step_s: float) -> None:
+        """After a local step that took so long, rest as long as makes that the share of the time that this
+        device has for them. Together with `_wanted` rounds take as long as without, and nobody waits for it;
+        only where they have a step or two they take longer, up to LONGER times."""
+        link, share = self._link, self._share
+        if share < 1.0 and not (link.over or link.final):
+            with link.met:
+                link.wait(lambda: link.over or link.final or self._share > share, step_s * (1 / share - 1))
+
+    @property
+    def _share(self) -> float:
+        return max(self._link.share, 1 / (LONGER * self._whole)) if self.terms.manners else 1.0
 
     def _meet_lockstep(self) -> bool:
         link = self._link
@@ -308,6 +357,8 @@ class Swarm:
         else:
             self._flat.write(self._flat.read().add_(z - self._base))
         self._base, self._mass = z, True
+        if (not anew or self.finished) and self._sketching.is_due(self.round):
+            self._sketch = self._sketching.made(z, self.round)
         return True
 
     def _look(self) -> None:
@@ -343,6 +394,11 @@ class Swarm:
 
     def _wanted(self) -> int:
         """Local steps of the round that is worked on."""
+        return math.ceil(self._share * self._whole)
+
+    @property
+    def _whole(self) -> int:
+        """Local steps that this round has for a device at full pace."""
         own = self.terms.local_steps
         return self._placing.steps(self._position) if own == self._placing.local_steps else own
 
@@ -373,13 +429,14 @@ class Swarm:
             torch.set_num_threads(threads)
         if self._keeper.due():
             self._checkpoint()
-        if self._pulse.due():
+        if self._pulse.due() or self._sketch:
             self._tell()
 
     def _tell(self) -> None:
         kept = {"checkpoint_round": self._keeper.round, "checkpoint_problem": self._keeper.problem}
         memory = {} if self._replica_mb is None else self._memory(self._replica_mb)
-        self._link.post({"op": "report", **self._pulse.report(), **kept, **memory})
+        self._link.post({"op": "report", **self._pulse.report(), **kept, **memory, **self._sketch})
+        self._sketch = {}
 
     def _memory(self, replica_mb: float) -> dict[str, Any]:
         return {"replica_mb": replica_mb, "links_without_replica": len(self._link.lacking())}
@@ -430,6 +487,8 @@ class Swarm:
             self._mass = False
             self._checkpoint()
         link.close()
+        if self.terms.daemon is not None:
+            self.terms.daemon.close()
 
     def _hand_mass_over(self) -> None:
         """Until the daemon says stop: not before a neighbor has confirmed that it took the mass."""
@@ -466,17 +525,22 @@ class Swarm:
         )
         return Exchange(algorithm, layout, initial, lockstep=lockstep, resume=resume)
 
-    def _export(self, model: Tensor, round_: int) -> bytes:
-        return exported(model, self._flat.signature, self.descriptor.name, round_, self.descriptor.algorithm)
+    def _export(self, model: Tensor, round_: int, known: dict[str, str]) -> tuple[bytes, memoryview]:
+        origin = {**known, "algorithm": self.descriptor.algorithm, "round": str(round_)}
+        return exported(model, self._flat.signature, origin)
 
     def _redial(self) -> Attachment:
-        return dial(self.terms.socket, self.descriptor.name, child=self.terms.child)
+        def again() -> Attachment:
+            return dial(self.terms.socket, self.descriptor.name, child=self.terms.child)
+
+        own = self.terms.daemon
+        return own.reach(again) if own is not None and own.runs else again()
 
     def _introduction(self) -> dict[str, Any]:
         signature = signature_bytes(self._flat.signature)
         return {
             "op": "report", "parameters": self._flat.parameters, "checkpoint_round": self._keeper.round,
-            "local_steps": self.terms.local_steps,
+            "local_steps": self.terms.local_steps, "manners": self.terms.manners,
             "signature": hashlib.sha256(signature).digest(),
             "signature_list": signature if len(signature) <= SIGNATURE_MAX else b"",
         }  # fmt: skip

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peer.config import Descriptor, JoinOptions
 from peer.errors import NoDaemonError, PeerdError
-from peer.local import Client, connect
+from peer.files import cannot_write
+from peer.local import Client, connect, state_folder
 
 ANSWER_S = 60.0  # for the learner whose place this one takes to hand its mass over and end (guess)
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """What the daemon answered to `attach`. folder: this session's state on this device."""
+    """What the daemon answered to `attach`. folder: this session's state on this device, or what a script
+    keeps that may not look at that."""
 
     client: Client
     life: int
@@ -44,16 +47,31 @@ def dial(socket: Path, session: str, *, child: bool) -> Attachment:
         raise
 
 
+def folder_for_checkpoints(daemons: Path, session_id: str, env: Mapping[str, str]) -> Path:
+    """The daemon's own folder of the session; one in this user's state folder where that is shut, as the
+    service's is to those of its group. That one goes by the session's id, which a new key does not change.
+    Raises StateError."""
+    if os.access(daemons, os.X_OK):
+        return daemons
+    own = state_folder(None, env) / "scripts" / session_id
+    try:
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(own, error) from error
+    return own
+
+
 def attachment(client: Client, frame: dict[str, Any]) -> Attachment:
     """The "attached" frame, checked. Raises PeerdError."""
     try:
         task_file = frame.get("task_file")
+        descriptor = Descriptor.from_dict(frame["descriptor"])
         return Attachment(
             client,
             int(frame["life"]),
-            Descriptor.from_dict(frame["descriptor"]),
+            descriptor,
             JoinOptions.from_dict(frame["options"]),
-            Path(frame["folder"]),
+            folder_for_checkpoints(Path(frame["folder"]), descriptor.id, os.environ),
             Path(task_file) if task_file else None,
         )
     except (KeyError, TypeError, ValueError) as error:

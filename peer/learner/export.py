@@ -1,16 +1,30 @@
-"""The model as safetensors: what `peerd export` writes.
+"""The model as safetensors, with where it comes from: what `peerd export` writes.
 
-    python -m peer.learner.export CHECKPOINT OUT.safetensors      when no learner runs; CHECKPOINT: a file,
-    or a
-                                                                 session's folder (its newest whole one)
+    python -m peer.learner.export CHECKPOINT OUT.safetensors PROVENANCE
+
+when no learner runs; CHECKPOINT: a file, or a session's folder (its newest whole one); PROVENANCE: what the
+daemon knows of the model, as a JSON object of strings.
 
 Exported are the tensors devices share (flat.py): load them with `load_state_dict(…, strict=False)` when the
-model has frozen parameters or counters besides.
+model has frozen parameters or counters besides. The file's metadata:
+
+    session, session_id, task, task_digest    which session; the digest is that of a task file
+    algorithm, round                          how far the model is
+    members                                   ids of the devices in the session then, with commas
+    peerd, written                            the version, and when (UTC), where the clock was set
+    digest                                    "sha256:" and the digest of all that comes after the header
+
+What is not known is left out. The digest tells whether the numbers are the ones that were exported, not who
+wrote them: nothing here is signed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -21,12 +35,21 @@ from peer.files import atomic_write
 from peer.learner.checkpoint import Checkpoint, CheckpointFolder, unpack
 from peer.learner.flat import Signature, unflatten
 
+_LENGTH = struct.Struct("<Q")  # of the header, in a safetensors file
+_ALIGNED = 8  # bytes that the tensors of a safetensors file begin at a multiple of
 
-def exported(model: Tensor, signature: Signature, session: str, round_: int, algorithm: str) -> bytes:
-    """A safetensors file of the flat `model`, with metadata session, round and algorithm."""
-    metadata = {"session": session, "round": str(round_), "algorithm": algorithm}
-    data: bytes = safetensors.torch.save(unflatten(model, signature), metadata=metadata)
-    return data
+
+def exported(model: Tensor, signature: Signature, provenance: Mapping[str, str]) -> tuple[bytes, memoryview]:
+    """A safetensors file of the flat `model` in two parts: its header, with this metadata and the digest, and
+    the numbers."""
+    whole = memoryview(safetensors.torch.save(unflatten(model, signature)))
+    [length] = _LENGTH.unpack_from(whole)
+    numbers = whole[_LENGTH.size + length :]
+    header = json.loads(bytes(whole[_LENGTH.size : _LENGTH.size + length]))
+    header["__metadata__"] = {**provenance, "digest": f"sha256:{hashlib.sha256(numbers).hexdigest()}"}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    return _LENGTH.pack(len(text)) + text, numbers
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -46,10 +69,11 @@ def main(arguments: list[str]) -> int:
     """Write the export; returns the exit code."""
     try:
         if len(arguments) != 3:
-            raise UsageError("expected CHECKPOINT OUT.safetensors SESSION")
-        source, target, session = Path(arguments[0]), Path(arguments[1]), arguments[2]
+            raise UsageError("expected CHECKPOINT OUT.safetensors PROVENANCE")
+        source, target = Path(arguments[0]), Path(arguments[1])
         found = read_checkpoint(source)
-        data = exported(found.model, found.signature, session, found.round, found.algorithm)
+        origin = {**json.loads(arguments[2]), "algorithm": found.algorithm, "round": str(found.round)}
+        data = exported(found.model, found.signature, origin)
         try:
             atomic_write(target, data, 0o644)
         except OSError as error:

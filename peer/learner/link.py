@@ -5,8 +5,10 @@ computes.
       hand_over(change) ──condition──▶ exchange.submit ──Push, Pushed──▶
       take() ◀──condition── exchange.take ◀── exchange.handle ◀──OpenRound, Deliver, …──
 
-Everything both threads touch is guarded by one condition, `Link.met`. When the daemon vanishes, a child
-learner is over; an attached script goes on alone, and the link thread redials and rejoins as a new life.
+However long a step takes, the daemon hears a sign of life every BEAT_S: a learner that sends none is stopped,
+or hangs. Everything both threads touch is guarded by one condition, `Link.met`. When the daemon vanishes, a
+child learner is over; an attached script goes on alone, and the link thread redials and rejoins as a new
+life.
 """
 
 from __future__ import annotations
@@ -45,17 +47,19 @@ from peer.learner.outbox import Outbox, Rooms
 from peer.local import SharedBuffer, error_of
 
 log = logging.getLogger("peerd.learner")
+BEAT_S = 10.0  # between two signs of life; the daemon takes two minutes of silence for a fault (guess)
 REDIAL_S = 0.5, 30.0  # first and longest wait between two tries; each is twice the one before (guess)
 
 
 @dataclass(frozen=True)
 class Duties:
     """What the link thread needs from its owner. exchange: a new one that knows this initial model, if it is
-    kept, and resumes from this one of its own if it must. export: a safetensors file of a flat model at a
-    round. introduction: the frame that comes before Ready. child: the daemon's own, which ends with it."""
+    kept, and resumes from this one of its own if it must. export: a safetensors file, in parts, of a flat
+    model at a round, with what the daemon knows of it. introduction: the frame that comes before Ready.
+    child: the daemon's own, which ends with it."""
 
     exchange: Callable[[Tensor | None, Resume | None], Exchange]
-    export: Callable[[Tensor, int], bytes]
+    export: Callable[[Tensor, int, dict[str, str]], tuple[bytes, memoryview]]
     redial: Callable[[], Attachment]
     introduction: dict[str, Any]
     child: bool = False
@@ -75,10 +79,12 @@ class Link:
         self.round = -1  # the last round closed or joined at
         self.weight = 0.0
         self.heard: Sequence[str] = ()
+        self.rounds_heard = 0  # so many closed in which a neighbor was heard
         self.connected = True
         self.stopping = False  # the daemon, a signal or the owner says: no more steps
         self.dismissed = False  # the daemon says so: what this learner held is handed over
         self.threads: int | None = None  # for the training thread; None: as it began
+        self.share = 1.0  # of the time, for local steps
         self.resumed = False  # this life began from this device's own checkpoint
         self._attached, self._duties = attached, duties
         self._assembler = EventAssembler()
@@ -254,6 +260,7 @@ class Link:
         round_ = self._resume.round if self._resume is not None else -1
         client.send(self._duties.introduction)
         client.send_event(Ready(self._attached.life, round_, algorithm.bases))
+        beat_at = time.monotonic()  # at once: from then on silence is a fault
         while True:
             for frame, fd in client.receive_ready():
                 self._on_frame(frame, fd)
@@ -261,7 +268,10 @@ class Link:
             self._answer_training_thread()
             if closing:
                 return
-            select.select([client.fileno(), self._wake], [], [])
+            if time.monotonic() >= beat_at:
+                client.send({"op": "report", "beat_s": BEAT_S})
+                beat_at = time.monotonic() + BEAT_S
+            select.select([client.fileno(), self._wake], [], [], max(0.0, beat_at - time.monotonic()))
             self._clear_nudge()
 
     def _clear_nudge(self) -> None:
@@ -284,7 +294,8 @@ class Link:
     def _on_frame(self, frame: dict[str, Any], fd: int | None) -> None:
         match frame["op"]:
             case "export":
-                self._export()
+                known = frame.get("provenance") or {"session": self._attached.descriptor.name}
+                self._export({str(key): str(value) for key, value in known.items()})
             case "stop":
                 with self.met:
                     self.stopping = self.dismissed = True
@@ -293,6 +304,10 @@ class Link:
                 raise _AnewError
             case "threads":
                 self.threads = max(1, int(frame.get("count", 1)))
+            case "share":
+                with self.met:
+                    self.share = min(1.0, max(0.0, float(frame.get("share", 1.0)))) or 1.0
+                    self.met.notify_all()
             case "error":
                 raise error_of(frame)
             case _:
@@ -322,6 +337,7 @@ class Link:
         for answer in answers:
             if isinstance(answer, Closed):
                 self.round, self.heard, self.weight = answer.key.round, answer.heard, answer.weight
+                self.rounds_heard += bool(answer.heard)
         mixed = self._exchange.take()
         if mixed is not None:
             self._last, self._resume = Resume(mixed, self.round), None
@@ -344,10 +360,10 @@ class Link:
                     answer = replace(answer, payload=outbox.put(answer.payload))
                 self._attached.client.send_event(answer)
 
-    def _export(self) -> None:
+    def _export(self, known: dict[str, str]) -> None:
         kept = self.kept()
         model, round_ = kept[:2] if kept is not None else (self._exchange.estimate(), -1)
-        with SharedBuffer.of(self._duties.export(model, round_)) as buffer:
+        with SharedBuffer.of(*self._duties.export(model, round_, known)) as buffer:
             self._attached.client.send({"op": "exported", "size": len(buffer)}, buffer.fileno())
 
     def _redial(self, first_s: float = REDIAL_S[0]) -> bool:

@@ -25,14 +25,16 @@ class Pulse:
         """A local step begins."""
         self._started = time.monotonic()
 
-    def step(self, loss: float | None) -> None:
-        """A local step is done, with this loss."""
+    def step(self, loss: float | None) -> float:
+        """A local step is done, with this loss; how long it took, s."""
+        took_s = 0.0
         if self._started is not None:
             took_s = time.monotonic() - self._started
             self._step_s = _blend(self._step_s, took_s)
             self._worked_s += took_s
         if loss is not None and math.isfinite(loss):
             self._loss = _blend(self._loss, loss)
+        return took_s
 
     def worked(self) -> float:
         """Seconds of local steps since this was last asked."""

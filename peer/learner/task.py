@@ -27,6 +27,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from peer.catalogue import SCRIPT
 from peer.errors import DataError, PeerdError
 
 BUILT_IN = {
@@ -101,6 +102,11 @@ def load_task(name: str, settings: Settings, file: Path | None = None) -> Task:
     """The built-in task `name`, or the one in `file`. Raises DataError."""
     if file is not None:
         return FileTask(file, settings)
+    if name == SCRIPT:
+        raise DataError(
+            "the session's task is 'script': only scripts train in it: call peer.attach in one of your own, "
+            "for the model is known to it alone"
+        )
     if name not in BUILT_IN:
         raise DataError(f"no task is called '{name}'; known: {', '.join(BUILT_IN)}, or a Python file")
     task: Task = importlib.import_module(BUILT_IN[name]).create(settings)

@@ -27,14 +27,15 @@ _DIGEST = 32  # SHA-256, at a parcel's end
 _DELIVERY = 1  # never 0 on the wire
 RECORD_BYTES = 420  # of a signed record, about (measured)
 SUSPICION_BYTES, MEMBER_BYTES, CALL_BYTES = 70, 32, 16  # same; the last of any other control message
+SKETCH_BYTES = 164  # of a model, at the most
 
 
 def control_bytes(message: Control) -> int:
     """About how many bytes a control message takes."""
     match message:
-        case Probe(view, records, suspicions):
+        case Probe(view, records, suspicions, _, sketch):
             told = RECORD_BYTES * len(records) + SUSPICION_BYTES * len(suspicions)
-            return CALL_BYTES + len(view) + told
+            return CALL_BYTES + len(view) + told + (SKETCH_BYTES if sketch is not None else 0)
         case Goodbye():
             return CALL_BYTES + RECORD_BYTES
         case Generation(view=view):

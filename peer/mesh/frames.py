@@ -37,10 +37,12 @@ from peer.events import (
     Refuse,
     Reunion,
     ShowMe,
+    Sketch,
     SponsorMe,
     Suspicion,
     Vouch,
 )
+from peer.sketch import TAG_BYTES, is_body
 from peer.wire import peer_pb2 as pb
 
 PEER_ID = re.compile(r"p-[a-z2-7]{26}")
@@ -312,7 +314,14 @@ def _probe(said: pb.Probe, seal: Seal) -> Probe:
         Suspicion(peer_id(s.peer), _count(s.incarnation, "incarnation"), peer_id(s.by))
         for s in said.suspicions
     )
-    return Probe(_digest(said.view, "view hash"), records, suspicions, said.pull)
+    sketch = _sketch(said.sketch) if said.HasField("sketch") else None
+    return Probe(_digest(said.view, "view hash"), records, suspicions, said.pull, sketch)
+
+
+def _sketch(said: pb.Sketch) -> Sketch:
+    if len(said.layout) != TAG_BYTES or not is_body(said.body):
+        raise RemoteError(f"{len(said.body)} bytes are no sketch, or {len(said.layout)} no layout's digest")
+    return Sketch(_count(said.life, "life"), _below(ROUNDS, said.round, "round"), said.layout, said.body)
 
 
 def _probe_to_wire(probe: Probe, seal: Seal) -> pb.Probe:
@@ -320,6 +329,10 @@ def _probe_to_wire(probe: Probe, seal: Seal) -> pb.Probe:
     message.records.extend(record_to_wire(record, seal) for record in probe.records[:MAX_MEMBERS])
     for rumor in probe.suspicions[:MAX_SUSPICIONS]:
         message.suspicions.add(peer=rumor.peer, incarnation=rumor.incarnation, by=rumor.by)
+    if (made := probe.sketch) is not None:
+        message.sketch.CopyFrom(
+            pb.Sketch(life=made.life, round=made.round, layout=made.layout, body=made.body)
+        )
     return message
 
 

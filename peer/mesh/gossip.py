@@ -18,9 +18,10 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from peer.errors import RemoteError
-from peer.events import Effect, Note, PeerId, Probe, ProbeFor, Reach, Record, Suspicion, Tell, Vouch
+from peer.events import Effect, Note, PeerId, Probe, ProbeFor, Reach, Record, Sketch, Suspicion, Tell, Vouch
 from peer.mesh.membership import Membership
 from peer.mesh.probing import Probing, shuffled
+from peer.mesh.sketches import Sketches
 
 # reliability note, section e; memberlist's are 3 each 0.2 s, and 30 s
 SPREAD_S, SPREAD_TO = 0.5, 3
@@ -41,6 +42,7 @@ class Gossip:
 
     def __init__(self, me: Record) -> None:
         self.members = Membership(me)
+        self.sketches = Sketches(me.peer)
         self._me = me.peer
         self._probing = Probing(self.members)
         self._told: dict[PeerId, dict[PeerId, Mark]] = {}  # what each member was told, or told itself
@@ -66,6 +68,7 @@ class Gossip:
             self._say(peer, own=True)
         self._spread(now)
         self._compare(now)
+        self._show_sketch(self.sketches.due(self.members.others(), now), now)
         return self._take()
 
     def heard(self, peer: PeerId, now: float) -> list[Effect]:
@@ -109,11 +112,13 @@ class Gossip:
 
     def absent(self, peer: PeerId, now: float) -> bool:
         """Is nothing to be expected of this member for now? It does not answer, or others say so too."""
+        if peer in self.members.blocked:
+            return True
         return self._probing.unanswered(peer, now) or self.members.suspicion(peer) is not None
 
     def cut_off(self, peer: PeerId, now: float) -> bool:
         """Is there no way from here to this member, even if it lives?"""
-        return self._probing.cut_off(peer, now)
+        return peer in self.members.blocked or self._probing.cut_off(peer, now)
 
     def merge(self, records: Iterable[Record], now: float) -> list[Effect]:
         self._merge(records, now)
@@ -161,8 +166,22 @@ class Gossip:
             self._say(peer, also=(own,), rumors=seconds)  # so that it can outrank what is known of it
         elif seconds:
             self._say(peer, rumors=seconds)
-        else:
+        elif probe.view:
             self._compare_views(peer, probe.view, now)
+        if probe.sketch is not None:
+            self._hear_sketch(peer, probe.sketch, now)
+
+    def _hear_sketch(self, peer: PeerId, sketch: Sketch, now: float) -> None:
+        """Keep it, and answer with this device's own, if that is news."""
+        record = self.members.record(peer)
+        if record is None or not self.sketches.hear(peer, record.life, sketch, now):
+            self._note("a sketch says nothing here", "debug", peer=peer, round=sketch.round)
+        self._show_sketch(peer, now)
+
+    def _show_sketch(self, peer: PeerId | None, now: float) -> None:
+        """In a Probe without a view: to compare views as often as that would be a storm of records."""
+        if peer is not None and (sketch := self.sketches.news_for(peer, now)) is not None:
+            self._effects.append(Tell(peer, Probe(b"", sketch=sketch)))
 
     def _take_rumor(self, rumor: Suspicion, now: float) -> bool:
         """True if it is about this node."""

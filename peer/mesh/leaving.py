@@ -67,7 +67,8 @@ class Leaving:
             self.over = True
         if self.over or self.heir is not None or self._links.in_hand():
             return effects
-        if self._has_mass and self._links.ledger() and now - self._since < HAND_OVER_S / 2:
+        out = [parcel for parcel in self._links.ledger() if parcel.dst not in self._members.blocked]
+        if self._has_mass and out and now - self._since < HAND_OVER_S / 2:
             return effects  # what is out to others arrives, or comes back and is handed over too
         heirs = self._heirs()
         clear = [peer for peer in heirs if self._links.clear(peer)]
@@ -84,7 +85,8 @@ class Leaving:
         return effects
 
     def _heirs(self) -> list[PeerId]:
-        others = [r for r in self._members.alive() if r.peer != self._members.me.peer]
+        none = {self._members.me.peer, *self._members.blocked}
+        others = [r for r in self._members.alive() if r.peer not in none]
         heirs = [r.peer for r in others if r.phase == "training"]
         return heirs or [r.peer for r in others if r.phase == "seeking"]  # it begins with what it is given
 

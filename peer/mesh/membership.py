@@ -50,6 +50,7 @@ class Membership:
         self.awareness = Awareness()
         self.contested = 0  # how often others said about this node what it had not
         self.yields = False  # is this device a copy of one that runs already?
+        self.blocked: frozenset[PeerId] = frozenset()  # members as others see them, out of reach of this node
         self._copies = Copies()
         self._weight = me.weight
         self._records: dict[PeerId, Record] = {}  # of the others

@@ -87,16 +87,32 @@ class Neighborhood:
         spec, view, seed = self.terms.topology, self.view, self.terms.seed
         if key.phase == FINAL:
             spec, view = topology.final_spec(spec), self._final_view
-        self.expected = frozenset(topology.in_neighbors(spec, view, self.me, key.round, seed))
+        blocked = self._members.blocked
+        self.expected = frozenset(topology.in_neighbors(spec, view, self.me, key.round, seed)) - blocked
         self.has_senders = bool(self.expected)
         soon = range(key.round, key.round + topology.cycle(spec, len(view)))
+        dsts = (dst for at in soon for dst in topology.out_neighbors(spec, view, self.me, at, seed))
+        srcs = (src for at in soon for src in topology.in_neighbors(spec, view, self.me, at, seed))
         return Neighbors(
-            topology.out_neighbors(spec, view, self.me, key.round, seed),
+            self._around(topology.out_neighbors(spec, view, self.me, key.round, seed), view),
             len(view),
             self._members.mean_weight(self._apart),
-            tuple(dst for at in soon for dst in topology.out_neighbors(spec, view, self.me, at, seed)),
-            tuple(src for at in soon for src in topology.in_neighbors(spec, view, self.me, at, seed)),
+            tuple(around for dst in dsts for around in self._around({dst: 1.0}, view)),
+            tuple(src for src in srcs if src not in blocked),
         )
+
+    def _around(self, out: dict[PeerId, float], view: tuple[PeerId, ...]) -> dict[PeerId, float]:
+        """In place of one that is blocked whoever comes next in the view, as if it were passed on: to leave
+        it out of the view would give this node another graph than the others have."""
+        blocked, found = self._members.blocked, {}
+        for dst, weight in out.items():
+            at = view.index(dst)
+            after = (*view[at:], *view[:at])
+            free = (peer for peer in after if peer not in blocked and peer != self.me and peer not in found)
+            instead = dst if dst not in blocked else next((p for p in free if p not in out), None)
+            if instead is not None:
+                found[instead] = weight
+        return found
 
     def _senders(self, key: Key) -> frozenset[PeerId]:
         """Whose message of this round is on its way or will be: who is leaving, or in a later generation,

@@ -22,6 +22,7 @@ from peer.events import (
     FINAL,
     Ack,
     Acked,
+    Block,
     Closed,
     Control,
     Deliver,
@@ -66,6 +67,8 @@ from peer.events import (
     Reunion,
     Send,
     ShowMe,
+    Sketch,
+    Sketched,
     Spent,
     SponsorMe,
     StartOver,
@@ -109,6 +112,8 @@ NodeEvent = (
     | Leave
     | Measured
     | Moved
+    | Sketched
+    | Block
     | Spent
     | FromLearner
 )
@@ -230,8 +235,8 @@ class Node:
                 self._leave(event, now)
             case Moved(addresses):
                 self._publish(addresses=addresses)
-            case Measured():
-                self._measured(event, now)
+            case Measured() | Sketched() | Block():
+                self._told_here(event, now)
             case _:
                 assert not isinstance(event, Spent), "booked before"
                 self._from_learner(event, now)
@@ -318,6 +323,7 @@ class Node:
     def _learner_gone(self, reason: str, now: float) -> None:
         self._absorb(self.links.learner_gone(), now)
         self.rounds.stop()
+        self.gossip.sketches.forget_own()
         self.weight = 0.0
         self._unanswered.clear()
         if self.agreement is not None:
@@ -550,6 +556,17 @@ class Node:
 
     # --- membership ------------------------------------------------------------------------------
 
+    def _told_here(self, event: Measured | Sketched | Block, now: float) -> None:
+        """By the driver, of this device and what it sees."""
+        match event:
+            case Measured():
+                self._measured(event, now)
+            case Sketched(round_, layout, body) if self.phase == "training":
+                self.gossip.sketches.limit(self.spending.bytes_per_min)
+                self.gossip.sketches.took(Sketch(self.life, round_, layout, body), now)
+            case Block(peers):
+                self.members.blocked = peers
+
     def _alive(self, peer: PeerId, now: float) -> None:
         self.seats.heard(peer, now)
         self._effects += self.gossip.heard(peer, now)
@@ -589,6 +606,7 @@ class Node:
         alive = self.members.alive()
         self._absorb(self.links.lives({r.peer: r.life for r in alive}), now)
         lives = {r.peer: r.life for r in alive if r.phase == "training"}
+        self.gossip.sketches.watch(lives)
         self.reunions.watch(lives, now)
         if self.phase == "training":
             self.giving.train(lives)

@@ -177,6 +177,11 @@ class Pace:
         elif key == at:
             self.patience.came(src, 0.0)
 
+    def reached(self, src: PeerId) -> int | None:
+        """The newest round that a message of this neighbor has come of; None: of none yet."""
+        key = self._heard.get(src)
+        return key.round if key is not None else None
+
     def forget_rounds(self, src: PeerId | None = None) -> None:
         """Rounds may go backwards: of one whose link begins anew, or of everybody."""
         for peer in [src] if src is not None else list(self._heard):

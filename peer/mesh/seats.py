@@ -48,7 +48,8 @@ class Seats:
     def ask(self, now: float) -> PeerId | None:
         """Who is to be asked now."""
         others = (r for r in self._members.alive() if r.phase in self._phases and r.peer != self.me)
-        trainers = [r for r in others if self._given_up.get(r.peer) != r.life]
+        given_up, blocked = self._given_up, self._members.blocked
+        trainers = [r for r in others if given_up.get(r.peer) != r.life and r.peer not in blocked]
         if trainers:
             self._trainer_at = now
         if not trainers or any(now - at < ASK_AGAIN_S for at in self._asked.values()):

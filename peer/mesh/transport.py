@@ -202,13 +202,16 @@ class Transport:
             self._tellers[peer].add_done_callback(_surface)
 
     def block(self, peer: PeerId) -> None:
-        """Cut this member off, live streams included, until `unblock`."""
+        """Cut this member off, live streams included, until `unblock`. What is connected stays wanted."""
         self.contacts.of(peer).blocked = True
         for direction in OTHER_END:
-            self.disconnect(peer, direction)
+            stream = self._streams.get((peer, direction))
+            if stream is not None:
+                self._drop(stream, "blocked on this device")
 
     def unblock(self, peer: PeerId) -> None:
         self.contacts.of(peer).blocked = False
+        self.poke(peer)
 
     # --- events ----------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from peer.events import (
     FINAL,
+    Closed,
     Connect,
     Control,
     Disconnect,
@@ -39,6 +40,7 @@ from peer.events import (
     Ready,
     Record,
     Send,
+    Sketched,
     Spent,
     StartOver,
     Tell,
@@ -47,6 +49,7 @@ from peer.events import (
 )
 from peer.learner.exchange import Exchange, Resume
 from peer.learner.look import mixes
+from peer.learner.projection import project, tag_of
 from peer.mesh.budget import Spending
 from peer.mesh.frame_bytes import control_bytes
 from peer.mesh.node import Node, NodeEvent
@@ -54,6 +57,7 @@ from peer.mesh.terms import Terms
 from peer.rehearsal.network import Network
 from peer.rehearsal.network import Weather as Weather
 from peer.rehearsal.timeline import Timeline
+from peer.sketch import pack
 
 Train = Callable[[PeerId, Tensor, int], tuple[Tensor, float] | Tensor]  # with the learning rate, else 1
 MakeExchange = Callable[[PeerId, Resume | None], Exchange]
@@ -120,15 +124,18 @@ class Rehearsal:
         keep_checkpoints: int = 1,
         overlap: bool = False,
         witness: Witness | None = None,
+        sketch_every: int = 0,
     ) -> None:
         """step_s: of a round's local steps; infinite for a device that is to take no more. overlap: the next
-        ones begin while a round's exchange goes its way, from this device's own model."""
+        ones begin while a round's exchange goes its way, from this device's own model. sketch_every: so many
+        rounds each learner makes a sketch of its model; 0: never, for here all models can be looked at."""
         self.terms, self.seed = terms, seed
         self.devices: dict[PeerId, Device] = {}
         self.notes: list[tuple[float, PeerId, Note]] = []
         self._make_exchange, self._train, self._step_s = make_exchange, train, step_s
         self._witness = witness or Witness()
         self._keep_checkpoints, self._overlap = keep_checkpoints, overlap
+        self._sketch_every = sketch_every
         self._random = random.Random(seed)
         self._timeline = Timeline()
         self._at = self._timeline.at
@@ -373,6 +380,15 @@ class Rehearsal:
             near = mixes(device.exchange.estimate(), look.model)
             self._locally(device, lambda: self._feed(device, Looked(look.peer, look.round, near)))
 
+    def _sketch(self, device: Device, model: Tensor, round_: int) -> None:
+        if not self._sketch_every or round_ % self._sketch_every:
+            return
+        session = f"rehearsal {self.seed}"
+        body = pack(project(model, session))
+        if body is not None:
+            made = Sketched(round_, tag_of(session, b""), body)
+            self._locally(device, lambda: self._feed(device, made))
+
     def _tell_learner(self, device: Device, command: ToLearner) -> None:
         self._witness.told(device, command)
         self._answer(device, device.exchange.handle(command, self.now))
@@ -387,6 +403,9 @@ class Rehearsal:
             device.older.append(device.checkpoint)
         self._witness.said(device, events)
         self._locally(device, lambda: self._feed(device, *events))
+        closed = next((event for event in events if isinstance(event, Closed)), None)
+        if model is not None and closed is not None:
+            self._sketch(device, model, closed.key.round)
         self._look(device)
         self._go_on(device)
 

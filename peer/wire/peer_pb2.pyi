@@ -150,16 +150,30 @@ class ControlMessage(_message.Message):
     def __init__(self, probe: _Optional[_Union[Probe, _Mapping]] = ..., sponsor_me: _Optional[_Union[SponsorMe, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., nothing: _Optional[_Union[Nothing, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., probe_for: _Optional[_Union[ProbeFor, _Mapping]] = ..., vouch: _Optional[_Union[Vouch, _Mapping]] = ..., show_me: _Optional[_Union[ShowMe, _Mapping]] = ..., reunion: _Optional[_Union[Reunion, _Mapping]] = ...) -> None: ...
 
 class Probe(_message.Message):
-    __slots__ = ("view", "records", "suspicions", "pull")
+    __slots__ = ("view", "records", "suspicions", "pull", "sketch")
     VIEW_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     SUSPICIONS_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_FIELD_NUMBER: _ClassVar[int]
     view: bytes
     records: _containers.RepeatedCompositeFieldContainer[SignedRecord]
     suspicions: _containers.RepeatedCompositeFieldContainer[Suspicion]
     pull: bool
-    def __init__(self, view: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[SignedRecord, _Mapping]]] = ..., suspicions: _Optional[_Iterable[_Union[Suspicion, _Mapping]]] = ..., pull: _Optional[bool] = ...) -> None: ...
+    sketch: Sketch
+    def __init__(self, view: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[SignedRecord, _Mapping]]] = ..., suspicions: _Optional[_Iterable[_Union[Suspicion, _Mapping]]] = ..., pull: _Optional[bool] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ...) -> None: ...
+
+class Sketch(_message.Message):
+    __slots__ = ("life", "round", "layout", "body")
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    life: int
+    round: int
+    layout: bytes
+    body: bytes
+    def __init__(self, life: _Optional[int] = ..., round: _Optional[int] = ..., layout: _Optional[bytes] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class Suspicion(_message.Message):
     __slots__ = ("peer", "incarnation", "by")

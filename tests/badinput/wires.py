@@ -41,6 +41,7 @@ from peer.events import (
     Refuse,
     Reunion,
     ShowMe,
+    Sketch,
     SponsorMe,
     Suspicion,
     Vouch,
@@ -53,6 +54,7 @@ from peer.mesh.frames import Attach, Begin, Chunk, Control, End, WireFrame
 from peer.mesh.greeting import Greeting, Introduction, Signature, greeting_from_wire, greeting_to_wire
 from peer.mesh.identity import Device, SessionIdentity, load_certificate, peer_id_of
 from peer.mesh.stream import CHUNK_BYTES, Intake, LinkStream
+from peer.sketch import pack, spread, unpack
 from peer.wire import peer_pb2 as pb
 
 SESSION_KEY = b"k" * 16
@@ -129,6 +131,7 @@ def control_messages(random: Random) -> list[Control | None]:
         None,
         Probe(b"v" * 32, records, rumors, pull=True),
         Probe(b"", records[:1], ()),
+        Probe(b"", sketch=Sketch(random.choice(COUNTS), 7, b"l" * 8, pack([random.random()] * 64) or b"")),
         ProbeFor(others[0]),
         Vouch(others[1]),
         SponsorMe(3),
@@ -217,6 +220,9 @@ def control_decoder() -> Wire:
             assert len(found.records) <= MAX_MEMBERS and len(found.suspicions) <= frames.MAX_SUSPICIONS
             for record in found.records:
                 check_record(record)
+            if found.sketch is not None:
+                assert all(map(math.isfinite, unpack(found.sketch.body)))
+                assert math.isfinite(spread([unpack(found.sketch.body), (0.0,) * 64]))
         if isinstance(found, Goodbye):
             check_record(found.record)
         if isinstance(found, Generation):

@@ -97,6 +97,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No key and no folder of whoever runs the tests."""
     monkeypatch.delenv("PEERD_KEY", raising=False)
+    monkeypatch.delenv("PEERD_MANNERS", raising=False)
     monkeypatch.setenv("PEERD_STATE", str(tmp_path / "state"))
 
 

@@ -212,6 +212,8 @@ def test_an_algorithm_brings_its_topology(run: Run, creating: Any, algorithm: st
         ("--nosuch", 2, "--nosuch"),
         ("--budget 2MB", 2, "2MB/min"),
         ("--budget 1kB/min", 2, "kB/min"),
+        ("--quiet-hours 22", 2, "22:30-06:15"),
+        ("--manners good", 2, "'on', 'mains', 'off'"),
     ],
 )
 def test_what_is_wrong_is_said_before_anyone_is_asked(

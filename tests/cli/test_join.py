@@ -89,6 +89,26 @@ def test_a_budget_goes_to_the_daemon_as_it_is_written(run: Run, joining: Any) ->
     assert "2MB/min" in refused.stderr
 
 
+def test_quiet_hours_and_manners_go_to_the_daemon_and_manners_may_be_in_the_environment(
+    run: Run, joining: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("join", "home", "--key", KEY)
+    assert run(*words, "--quiet-hours", "22-7", "--manners", "mains").exit_code == 0
+    assert run(*words).exit_code == 0
+    monkeypatch.setenv("PEERD_MANNERS", "off")
+    assert run(*words, "--quiet-hours", "none").exit_code == 0
+    options = [request["options"] for request in joining.asked if request["op"] == "join"]
+    asked = [(each["quiet_hours"], each["manners"]) for each in options]
+    assert asked == [("22-7", "mains"), (None, None), ("none", "off")]
+
+
+def test_a_join_in_quiet_hours_is_done_and_says_why_nothing_trains(run: Run, joining: Any) -> None:
+    why = "quiet hours 22:00-07:00, until 07:00"
+    joining.answers["join"] = lambda _: [{"op": "done", "name": "home", "waiting": False, "paused": why}]
+    done = run("join", "home", "--key", KEY)
+    assert (done.exit_code, done.stdout) == (0, f"joined 'home', and paused: {why}\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -63,14 +63,6 @@ def test_help_names_every_command_and_every_command_is_there(run: Run) -> None:
         assert run(name, "--help").exit_code == 0
 
 
-def test_what_is_planned_is_not_promised(run: Run) -> None:
-    for name in ("block", "rekey", "service"):
-        assert name not in run("--help").stdout
-        refused = run(name)
-        assert refused.exit_code == 2
-        assert refused.stderr.startswith("peerd: ")
-
-
 def test_usage_errors_are_one_line_that_names_the_help(run: Run) -> None:
     refused = run("create", "home", "--rounds", "many")
     assert refused.exit_code == 2

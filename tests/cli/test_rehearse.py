@@ -112,6 +112,7 @@ def test_steps_are_rounded_up_to_whole_rounds(become: Callable[..., dict[str, An
         ("--rounds 5 --steps 5", "--rounds or --steps"),
         ("--rounds 5 --algorithm gossip", "no algorithm is called 'gossip'"),
         ("--rounds 5 --topology star", "no topology is called 'star'"),
+        ("--rounds 5 --task script", "leaves training to scripts, and nothing to rehearse"),
         ("--rounds 5 --task nosuch", "no task is called 'nosuch'"),
         ("--rounds 5 --task quadratic --option depth=3", "no option 'depth'"),
         ("--rounds 5 --compression zip", "no compression is called 'zip'"),

@@ -137,6 +137,11 @@ def test_logs_show_every_line_of_the_session(run: Run, daemon: Any) -> None:
     assert daemon.asked == [{"op": "logs", "name": "home", "follow": True}]
 
 
+@pytest.mark.parametrize("verb", ["leave", "export"])
+def test_the_help_says_where_scripts_beside_the_service_keep_theirs(run: Run, verb: str) -> None:
+    assert ".local/state/peerd/scripts" in run(verb, "--help").stdout
+
+
 def test_export_writes_the_whole_file(run: Run, daemon: Any, tmp_path: Path) -> None:
     model = os.urandom(3_000_000)
     daemon.answers["export"] = lambda _: [({"op": "done"}, memfd(model))]
@@ -147,6 +152,30 @@ def test_export_writes_the_whole_file(run: Run, daemon: Any, tmp_path: Path) -> 
     assert target.read_bytes() == model
     assert stat.S_IMODE(target.stat().st_mode) & 0o077 == 0o077 & ~umask() & 0o066
     assert "3.0 MB" in done.stdout
+
+
+def test_export_asks_for_what_the_files_names_say(run: Run, daemon: Any, tmp_path: Path) -> None:
+    def answer(request: Any) -> Any:
+        kind = "onnx" if request["onnx"] else "safetensors"
+        return [({"op": "done", "format": kind}, memfd(kind.encode()))]
+
+    daemon.answers["export"] = answer
+    plain, graph, other = (str(tmp_path / name) for name in ("m.safetensors", "m.onnx", "graph"))
+    assert run("export", "home", "-o", plain, "--onnx", other).exit_code == 0
+    assert run("export", "home", "-o", graph).exit_code == 0
+    written = [Path(path).read_bytes() for path in (plain, graph, other)]
+    assert written == [b"safetensors", b"onnx", b"onnx"]
+    done = run("export", "home")
+    assert done.exit_code == 2
+    assert "-o FILE.safetensors, or with --onnx FILE.onnx" in done.stderr
+
+
+def test_a_daemon_that_knows_no_onnx_is_not_taken_at_its_word(run: Run, daemon: Any, tmp_path: Path) -> None:
+    daemon.answers["export"] = lambda _: [({"op": "done"}, memfd(b"safetensors"))]
+    done = run("export", "home", "--onnx", str(tmp_path / "m.onnx"))
+    assert done.exit_code == 70
+    assert "the daemon is older and writes no ONNX" in done.stderr
+    assert not list(tmp_path.glob("*m.onnx*"))
 
 
 def test_export_that_cannot_be_written_is_73_and_leaves_nothing(

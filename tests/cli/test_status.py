@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import pty
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +20,7 @@ from rich.console import Console
 from cli import view
 from cli.text import clean, size, span
 from peer.errors import UnknownSessionError
-from peer.status import BudgetStatus, DeviceStatus, LinkStatus, SessionStatus
+from peer.status import BudgetStatus, DeviceStatus, LinkStatus, MemberStatus, SessionStatus
 
 Run = Callable[..., Result]
 
@@ -26,7 +32,7 @@ HOME = SessionStatus(
     "home", "i", "difference-push", "exponential", "spoken-digits", "training", round=41, local_steps=16,
     loss=0.2134, metrics={"accuracy": 0.9533}, members=3, bytes_sent=1_500_010, bytes_received=2_020,
     reduction=475.6, step_s=0.004, round_s=0.2, checkpoint_age_s=75.0, links=LINKS,
-    budget=BudgetStatus(2_000_000, 1_200_000, 1_728_000_000, 3),
+    budget=BudgetStatus(2_000_000, 1_200_000, 1_728_000_000, 3), pace_share=0.25, pace_reason="on battery",
 )  # fmt: skip
 STATUS = DeviceStatus("p-aaaa", "pi-1", "0.1.0", 12, 3700.0, 84.2, ("eth0 is down; plug it in",), (HOME,))
 
@@ -75,6 +81,7 @@ def test_a_person_sees_what_matters(picture: Callable[[DeviceStatus], str]) -> N
         "16 local",
         "budget 2.0 MB per minute, spent 1.2 MB in the last one, 1.7 GB a day at this rate",
         "3 rounds held back",
+        "25% of the time: on battery",
     ):
         assert word in seen
     out, back = (line for line in seen.splitlines() if "10.0.0.2:7" in line)
@@ -83,6 +90,27 @@ def test_a_person_sees_what_matters(picture: Callable[[DeviceStatus], str]) -> N
     assert "suspect" in out
     assert "←" in back
     assert "3 ms" in back
+
+
+@pytest.mark.parametrize(
+    ("share", "reason", "until", "line"),
+    [
+        (0.0, "quiet hours 22:00-07:00", "07:00", "paused: quiet hours 22:00-07:00, until 07:00"),
+        (1 / 16, "hot", None, "6% of the time: hot"),
+        (
+            1.0,
+            "hot; the script that trains is not held back",
+            None,
+            "hot; the script that trains is not held back",
+        ),
+    ],
+)
+def test_why_a_device_trains_less_and_how_much_is_a_line_of_its_own(
+    share: float, reason: str, until: str | None, line: str
+) -> None:
+    session = SessionStatus("home", pace_share=share, pace_reason=reason, pace_until=until)
+    assert view.session_lines(session)[1] == line
+    assert len(view.session_lines(SessionStatus("home", pace_share=1.0))) == 4
 
 
 @pytest.mark.parametrize("picture", [view.plain, drawn])
@@ -95,7 +123,10 @@ def test_what_is_not_known_yet_is_no_crash(picture: Callable[[DeviceStatus], str
 @pytest.mark.parametrize("picture", [view.plain, drawn])
 def test_words_of_others_cannot_drive_the_terminal(picture: Callable[[DeviceStatus], str]) -> None:
     evil = "\x1b[2Jpi\r\n\u202e[red]x[/red]\x07"
-    session = SessionStatus(evil, "i", evil, evil, evil, metrics={evil: 1.0}, links=(LinkStatus(evil, evil),))
+    session = SessionStatus(
+        evil, "i", evil, evil, evil, metrics={evil: 1.0}, links=(LinkStatus(evil, evil),),
+        pace_reason=evil, pace_until=evil,
+    )  # fmt: skip
     seen = picture(DeviceStatus(evil, evil, evil, health=(evil,), sessions=(session,)))
     assert not {"\x1b", "\r", "\x07", "\u202e"} & set(seen)
     assert "[red]x[/red]" in seen
@@ -127,6 +158,107 @@ def test_colors_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch
     assert "\x1b[32m" in drawn(STATUS, force_terminal=True, color_system="standard")
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[32m" not in drawn(STATUS, force_terminal=True, color_system="standard")
+
+
+@pytest.mark.parametrize("picture", [view.plain, drawn])
+def test_how_far_apart_the_models_are_is_said_of_all_and_of_each(
+    picture: Callable[[DeviceStatus], str],
+) -> None:
+    links = (
+        replace(LINKS[0], round=39, behind=1, verdict="late"),
+        replace(LINKS[1], state="blocked", verdict="blocked"),
+    )
+    members = (
+        MemberStatus("p-bbbb", "pi-2", distance=0.05, distance_relative=0.0123, distance_age_s=8.0),
+        MemberStatus("p-cccc", "pi-3", "suspect", distance_relative=0.2),
+        *(MemberStatus(f"p-d{i}", f"pi-1{i}") for i in range(20)),
+    )
+    home = replace(
+        HOME, links=links, peers=members, weight=0.5, mean_weight=0.9821,
+        consensus_distance=0.04321, consensus_relative=0.00987,
+    )  # fmt: skip
+    seen = picture(replace(STATUS, sessions=(home,)))
+    assert "weight 0.5 (mean 0.982)" in seen
+    assert "consensus distance 0.0432, 0.99 % of the norm (by sketches, give or take 9 %)" in seen
+    back, out = sorted((line for line in seen.splitlines() if "10.0.0.2:7" in line), key=lambda r: "→" in r)
+    for word in ("late", "1 round", "1.2 %"):
+        assert word in back
+    assert "blocked" in out
+    assert "without a link now: pi-3 (suspect, 20 % apart), pi-10, pi-11" in " ".join(seen.split())
+    assert "and 9 more" in " ".join(seen.split())
+
+
+def test_two_devices_of_one_name_are_told_apart_by_their_ids() -> None:
+    rows = view.link_rows([*LINKS, replace(LINKS[0], peer="p-cccccccccc")])
+    assert [row[1] for row in rows] == ["pi-2 p-bbbb", "pi-2 p-bbbb", "pi-2 p-cccccc"]
+    assert {row[1] for row in view.link_rows(LINKS)} == {"pi-2"}
+
+
+def test_columns_of_which_nothing_is_known_are_not_there() -> None:
+    head, *_ = view.link_table(HOME)
+    assert not {"behind", "apart"} & set(head)
+    known = replace(HOME, peers=(MemberStatus("p-bbbb", distance_relative=0.01),))
+    assert "apart" in view.link_table(known)[0]
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_watching_refreshes_in_place_and_gives_the_terminal_back(told: Any, how: int, code: int) -> None:
+    """On a terminal of its own: an alternate screen is entered once, each picture begins at the top, and
+    however it ends the screen of before and the cursor are there again."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-P", "-m", "cli.main", "status", "--watch"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+    watching = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    os.close(theirs)
+    try:
+        shown = b""
+        while shown.count(b"pi-1") < 2:
+            shown += os.read(ours, 65536)
+        watching.send_signal(how)
+        _, said = watching.communicate(timeout=60)
+        shown += drained(ours)
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(ours)
+    assert watching.returncode == code, said
+    assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") == 1
+    assert shown.rindex(b"\x1b[?1049l") > shown.rindex(b"pi-1"), "nothing is left on the screen of before"
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    assert shown.count(b"\x1b[H") >= 2, "each from the top: nothing scrolls"
+
+
+def drained(terminal: int) -> bytes:
+    """What is still there to be read, to the end."""
+    found = b""
+    while select.select([terminal], [], [], 0)[0]:
+        try:
+            found += os.read(terminal, 65536)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the other end is closed
+                raise
+            break
+    return found
+
+
+def test_watching_into_a_pipe_prints_one_picture_after_the_other(
+    run: Run, daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([STATUS.to_dict(), STATUS.to_dict()])
+
+    def status(_: dict[str, Any]) -> Any:
+        found = next(answers, None)
+        if found is None:
+            raise UnknownSessionError("no session 'home' on this device any more")
+        return [{"op": "done", "status": found}]
+
+    daemon.answers["status"] = status
+    monkeypatch.setattr("cli.status.WATCH_S", 0.0)
+    done = run("status", "home", "--watch")
+    assert done.exit_code == 66
+    pictures = done.stdout.split("\n\n! ")
+    assert len(pictures) == 2
+    assert "\x1b" not in done.stdout
 
 
 def test_no_session_says_how_to_get_one() -> None:

@@ -42,7 +42,7 @@ class Home:
 class NoChild:
     """Stands in for the supervisor: the test attaches a puppet itself."""
 
-    restarts, last_code, running = 0, None, False
+    restarts, last_code, running, pid = 0, None, False, None
 
     def __init__(self) -> None:
         self.starts = 0

@@ -75,6 +75,7 @@ class Puppet:
         self.life = int(welcome["life"])
         self.weight, self.rounds = 0.0, 0
         self.threads: int | None = None
+        self.shares: list[float] = []
         self.heard: list[bytes] = []
         self.commands: list[object] = []
         self.stopped = False
@@ -146,6 +147,8 @@ class Puppet:
                     self.stopped = True
                 elif frame["op"] == "threads":
                     self.threads = frame["count"]
+                elif frame["op"] == "share":
+                    self.shares.append(frame["share"])
                 elif frame["op"] == "export":
                     with SharedBuffer.of(b"a model") as buffer:
                         self.connection.send({"op": "exported", "size": len(buffer)}, buffer.fileno())

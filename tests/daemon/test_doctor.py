@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from daemon.conftest import PATIENCE_S, Home, here, session
 from daemon.test_sessions import knows, pair, port, quiet, until
-from peer import places
+from peer import local, places
 from peer.doctor import machine, peers, reach
 from peer.doctor.finding import Finding
 from peer.doctor.peers import Around
 from peer.doctor.reach import Reached
 from peer.events import PeerId
 from peer.keys import format_key, new_key, parse_key
+from peer.local import ForbiddenSocketError
 from peer.mesh import discovery
 from peer.mesh.discovery import Discovery
 from peer.mesh.greeting import PROTOCOL_MAX
@@ -31,10 +32,11 @@ from peer.mesh.greeting import PROTOCOL_MAX
 Make = Callable[[str], Home]
 ONE_SHOT = """
 import json, pathlib, sys
-from peer import places
+from peer import local, places
 from peer.doctor.reach import reach
 socket, places.SYSTEM_SOCKET = sys.argv[1] or None, pathlib.Path(sys.argv[2])
-found = reach(socket, sys.argv[3], {})
+local.SYSTEM_SOCKET = places.SYSTEM_SOCKET
+found = reach(socket, None, {"XDG_STATE_HOME": sys.argv[3]})
 print(json.dumps([finding.to_dict() for finding in found.findings]))
 """
 
@@ -62,13 +64,17 @@ async def test_one_that_answers_tells_its_status_and_its_network(home: Make) -> 
 
 
 async def test_none_is_a_problem_that_names_the_socket_and_how_to_start_one(
-    home: Make, tmp_path: Path
+    home: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nobody = await asks(tmp_path / "none", tmp_path)
     [finding] = nobody.findings
     assert finding.verdict == "problem"
     assert f"none answers on {tmp_path / 'none'} (nothing is there)" in finding.seen
     assert "peerd daemon" in finding.advice
+    assert "sudo" not in finding.advice
+    monkeypatch.setattr(reach.os, "geteuid", lambda: 0)
+    [finding] = (await asks(tmp_path / "none", tmp_path, SUDO_UID="1000")).findings
+    assert "a user's own is found by 'peerd doctor' without sudo" in finding.advice
     left = home("a")
     left.control._listener.close()  # type: ignore[union-attr]
     [finding] = (await asks(left.socket, tmp_path)).findings
@@ -137,19 +143,26 @@ async def test_a_socket_without_permission_is_told_from_no_daemon(home: Make, tm
     assert finding["data"]["system_socket_closed"] is True
 
 
-@pytest.mark.parametrize(
-    ("members", "advice"), [([], "usermod -aG peerd"), (["somebody"], "log out and in again")]
-)
-def test_the_group_that_may_use_the_service_is_named(
-    members: list[str], advice: str, monkeypatch: pytest.MonkeyPatch
+async def test_who_is_kept_out_of_the_service_reads_what_every_command_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = SimpleNamespace(gr_name="peerd", gr_gid=54321, gr_mem=members)
-    monkeypatch.setattr(reach.grp, "getgrnam", lambda _: group)
-    monkeypatch.setattr(reach, "_user", lambda: "somebody")
-    finding = reach._not_permitted(places.SYSTEM_SOCKET, {})
-    assert "only by the group 'peerd'" in finding.seen
-    assert advice in finding.advice
-    assert ("usermod" in finding.advice) == (not members)
+    service = tmp_path / "service" / "peerd.sock"
+    service.parent.mkdir()
+    service.touch()
+    access = os.access
+    monkeypatch.setattr(places, "SYSTEM_SOCKET", service)
+    monkeypatch.setattr(local, "SYSTEM_SOCKET", service)
+    monkeypatch.setattr(
+        places.os,
+        "access",
+        lambda path, mode: not Path(path).is_relative_to(service.parent) and access(path, mode),
+    )
+    env = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    [finding] = (await asyncio.to_thread(reach.reach, None, None, env)).findings
+    assert f"{finding.seen}; {finding.advice}" == str(ForbiddenSocketError(service))
+    assert "usermod -aG peerd" in finding.advice
+    [own] = (await asyncio.to_thread(reach.reach, None, str(tmp_path / "mine"), env)).findings
+    assert "no daemon runs" in own.seen, "--state names another"
 
 
 async def test_two_daemons_with_a_session_of_one_name_are_told_apart(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from daemon.conftest import PATIENCE_S, Home, NoChild, here, session
 from daemon.test_sessions import pair, until
 from peer.daemon import health
+from peer.daemon.disk import free_mb
+from peer.daemon.network import network
 from peer.daemon.session import SessionDriver
 from peer.errors import NobodyFoundError
 from peer.events import (
@@ -54,6 +57,15 @@ def now() -> float:
 
 def said(home: Home) -> list[str]:
     return list(home.daemon.status(None).health)
+
+
+def test_all_that_look_at_the_state_folder_see_it_go(tmp_path: Path) -> None:
+    assert (free_mb(tmp_path) or 0.0) > 0.0
+    assert network("p-a", tmp_path, [], 0.0)["disk"]["problem"] is None
+    gone = tmp_path / "gone"
+    assert free_mb(gone) is None
+    assert network("p-a", gone, [], 0.0)["disk"]["problem"] == "it is gone"
+    assert f"{gone} cannot be looked at: it is gone;" in list(health.of_device(gone))[-1]
 
 
 class Child(NoChild):

@@ -10,10 +10,12 @@ import pytest
 
 from peer.daemon import host as hosts
 from peer.daemon.condition import Firmware, Frequency, Host, Pressure, Supply, Zone
+from peer.daemon.groups import used_s
 from peer.daemon.host import firmware_of, look, read
 
 TICKS = os.sysconf("SC_CLK_TCK")
 CALM = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+SCRIPT = "user-1000.slice"
 IDLE = {"proc/pressure/cpu": CALM, "proc/stat": f"cpu  {TICKS} 0 0 9 0", "proc/self/cgroup": "1:cpu:/"}
 
 
@@ -137,6 +139,7 @@ AC, BAT = {"type": "Mains", "online": "1"}, {"type": "Battery", "status": "Disch
         (supply("AC", **AC | {"online": "0"}) | supply("BAT0", type="Battery", status="Unknown"), True, None),
         (supply("BAT0", **BAT) | supply("BAT1", **BAT | {"capacity": "21", "status": "Full"}), True, 42.0),
         (supply("BAT0", **BAT | {"status": "Charging"}), False, 63.0),
+        (supply("usb", type="USB", online="0") | supply("BAT0", **BAT | {"status": "Charging"}), False, 63.0),
         (supply("hidpp_battery_0", **BAT, scope="Device"), False, None),
         (supply("ups", type="UPS", status="Discharging"), True, None),
     ],
@@ -180,10 +183,61 @@ def test_who_is_in_the_root_group_shares_it_with_everybody(tmp_path: Path) -> No
     assert read(tree(tmp_path, in_group("/"))).pressure == Pressure(96.0, 90.0, "system.slice", 96.0, 7.0)
 
 
+def test_a_group_with_a_quota_waits_for_that_and_not_for_us(tmp_path: Path) -> None:
+    files = in_group("/user.slice/session-1.scope")
+    slice_ = "sys/fs/cgroup/system.slice"
+    for name in ("camera.service", "peerd.service", "docker-1.scope"):
+        files[f"{slice_}/{name}/cpu.max"] = "max 100000"
+    files[f"{slice_}/docker-1.scope/cpu.pressure"] = pressed(88.0)
+    files[f"{slice_}/peerd.service/cpu.pressure"] = pressed(30.0)
+    found = read(tree(tmp_path, files)).pressure
+    assert found is not None
+    assert (found.others, found.who) == (90.0, "system.slice"), "nobody has one: the slice as a whole"
+    tree(tmp_path, {f"{slice_}/docker-1.scope/cpu.max": "50000 100000"})
+    found = read(tmp_path).pressure
+    assert found is not None
+    assert (found.others, found.who) == (31.0, "system.slice/camera.service")
+    tree(tmp_path, {f"{slice_}/cpu.max": "50000 100000"})
+    found = read(tmp_path).pressure
+    assert found is not None
+    assert (found.others, found.who) == (0.0, "init.scope")
+
+
+def test_a_script_of_ours_in_a_group_of_its_own_is_none_of_the_others(tmp_path: Path) -> None:
+    """A service does not see its process in /proc, but the group tells."""
+    files = in_group("/system.slice/peerd.service")
+    user = "sys/fs/cgroup/user.slice"
+    files |= {f"{user}/cpu.pressure": pressed(97.0), f"{user}/{SCRIPT}/cpu.pressure": pressed(97.0)}
+    files |= {f"{user}/{SCRIPT}/cgroup.procs": "6\n7", f"{user}/other.scope/cpu.pressure": pressed(40.0)}
+    root = tree(tmp_path, files)
+    seen = [read(root, learners).pressure for learners in ((), (7,), (7, 99))]
+    script = Pressure(96.0, 40.0, "user.slice/other.scope", 95.0, 2.5)
+    assert seen == [Pressure(96.0, 97.0, "user.slice", 95.0, 2.5), script, script]
+
+
+def test_a_learner_in_our_own_group_changes_nothing(tmp_path: Path) -> None:
+    root = tree(tmp_path, in_group("/system.slice/peerd.service"))
+    tree(root, {"sys/fs/cgroup/system.slice/peerd.service/cgroup.procs": "6\n7"})
+    assert read(root, (7,)) == read(root)
+
+
+def test_living_children_count_and_those_in_another_group_do_not(tmp_path: Path) -> None:
+    def process(pid: int, parent: int, group: str) -> dict[str, str]:
+        fields = f"S {parent} {' '.join(['0'] * 9)} {TICKS} 0 0 0 20"
+        return {f"proc/{pid}/stat": f"{pid} (x) {fields}", f"proc/{pid}/cgroup": f"0::{group}"}
+
+    files = process(7, 1, "/a") | process(8, 7, "/a") | process(9, 8, "/a/b") | process(10, 1, "/a")
+    files |= process(11, 7, "/ab") | process(12, 1, "/b") | {"proc/self/cgroup": "0::/a"}
+    root = tree(tmp_path, files)
+    assert used_s(root, [7, 8]) == 3.0, "7, 8 and 9, each once"
+    assert used_s(root, [7, 12]) == 3.0
+    assert used_s(tree(root, {"proc/self/cgroup": "0::/"}), [7, 12]) == 5.0
+
+
 def test_processes_have_used_what_they_and_their_dead_children_have(tmp_path: Path) -> None:
     fields = f"S {' '.join(['0'] * 10)} {TICKS} {TICKS} {TICKS} {2 * TICKS} 20"
     root = tree(tmp_path, {"proc/7/stat": f"7 (a) b ) {fields}", "proc/8/stat": f"8 (x) {fields}"})
-    assert hosts.used_s(root, [7, 8, 9]) == 10.0
+    assert used_s(root, [7, 8, 9]) == 10.0
 
 
 def test_a_kernel_without_pressure_is_unknown_and_not_well(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ LINKS = (
 )
 TRAINING = SessionStatus(
     "home", "s-1", "sgp", "ring", "quadratic", "training", 17, 4, 2, 0.5, {"accuracy": 0.9}, 2, 900, 700, 800,
-    9000, 3000, 10.0, 0.5, 0.01, 3, 0.1, 0.4, 60.0, LINKS, 1, 2.5, BUDGET, 18, 6,
+    9000, 3000, 10.0, 0.5, 0.01, 3, 0.1, 0.4, 60.0, LINKS, 1, 2.5, BUDGET, 18, 6, 0.5,
+    consensus_relative=0.02, mean_weight=0.98,
 )  # fmt: skip
 FULL = DeviceStatus(
     "p-a", 'pi "1"\\', "0.1", 7, 60.0, 50.0, ("the clock is unset", "no space left"), (TRAINING,), 12.5, False
@@ -118,6 +119,8 @@ async def test_units_labels_and_escapes(serve: Serve) -> None:
     assert value(found, "peerd_session_state", session="home", state="training") == 1
     assert value(found, "peerd_session_state", session="home", state="alone") == 0
     assert value(found, "peerd_session_evaluation", session="home", name="accuracy") == 0.9
+    assert value(found, "peerd_session_consensus_ratio", session="home") == 0.02
+    assert value(found, "peerd_session_mean_weight", session="home") == 0.98
     assert value(found, "peerd_session_replica_bytes", session="home") == 2.5e6
     assert value(found, "peerd_session_budget_bytes", session="home") == 1000
     assert value(found, "peerd_session_learner_restarts_total", session="home") == 6

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import os
 import select
+import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -206,3 +208,40 @@ async def test_one_that_cannot_be_started_is_tried_again_and_said(monkeypatch: p
     assert "cannot be started: No such file" in child.problem
     assert child.running
     await child.stop()
+
+
+def oom_score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+async def test_memory_runs_out_for_a_learner_first(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    child = supervisor(POLITE, Deaths(again=99))
+    child.start()
+    async with asyncio.timeout(60):
+        await until_said("up")
+        assert child.pid is not None
+        its, ours = oom_score(child.pid), oom_score(os.getpid())
+        await child.stop(grace_s=0)
+    assert its == supervisors.OOM_SCORE > ours
+
+
+async def test_one_that_is_stopped_is_killed_and_started_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(supervisors, "BACKOFF_FIRST_S", 0.0)
+    deaths = Deaths(again=1)
+    child = supervisor(STUBBORN, deaths)
+    child.start()
+    async with asyncio.timeout(60):
+        await until_said("up")
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSTOP)
+        child.kill()
+        await until_said("up")
+        child.kill()
+        await deaths.enough.wait()
+    await child.stop()
+    assert deaths.codes == [-signal.SIGKILL, -signal.SIGKILL]
+    assert child.restarts == 1

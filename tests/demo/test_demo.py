@@ -110,7 +110,7 @@ def exported_file(path: Path, round_: int) -> float:
     task = load_task(TASK, Settings(seed=SEED))
     model = seeded_model(task, 5)
     flat = FlatModel(model)
-    path.write_bytes(exported(flat.read(), flat.signature, "demo", round_, "sgp"))
+    path.write_bytes(b"".join(exported(flat.read(), flat.signature, {"round": str(round_)})))
     return task.evaluate(model)["accuracy"]
 
 

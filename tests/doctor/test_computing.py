@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from peer.doctor.computing import not_tried, try_torch
+from peer.doctor import computing
+from peer.doctor.computing import judge, not_tried, try_torch
 from peer.doctor.finding import Finding
 
 PATIENCE_S = 120.0
@@ -51,6 +53,19 @@ async def test_whatever_else_is_wrong_is_quoted(tmp_path: Path, torch: str, seen
     assert finding.verdict == "problem"
     assert seen in finding.seen
     assert finding.advice
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"), [(-signal.SIGILL, ""), (1, "No module named 'torch'"), (1, "no kernel image")]
+)
+def test_what_the_installer_has_installed_it_also_changes(
+    monkeypatch: pytest.MonkeyPatch, code: int, complaint: str
+) -> None:
+    assert "-m pip install" in judge(code, "", complaint).advice
+    monkeypatch.setattr(computing.sys, "executable", "/opt/peerd/venv/bin/python")
+    advice = judge(code, "", complaint).advice
+    assert "'sudo deploy/install.sh --torch torch==2.9.1'" in advice
+    assert "pip" not in advice
 
 
 async def test_one_that_takes_too_long_is_no_verdict(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,22 @@ def nft(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(firewall, "NFT", ("nft",))
+
+
+def test_root_runs_no_nft_that_a_path_put_before_the_systems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(firewall.shutil, "which", lambda name: name)
+    monkeypatch.setattr(
+        firewall.subprocess,
+        "run",
+        lambda command, **_: ran.append(command[0]) or subprocess.CompletedProcess(command, 1),
+    )
+    with pytest.raises(UnreadableError, match="only root"):
+        read()
+    assert ran == ["/usr/sbin/nft"]
 
 
 def test_the_rules_are_read_from_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

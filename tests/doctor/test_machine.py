@@ -13,14 +13,14 @@ import pytest
 
 from peer.available import available_bytes
 from peer.daemon import clocks
+from peer.daemon.disk import disk
 from peer.daemon.host import look
-from peer.daemon.network import disk
 from peer.doctor import machine
 from peer.version import WRITTEN
 
 SAY = """
 import json, pathlib, sys
-from peer.daemon.network import disk
+from peer.daemon.disk import disk
 print(json.dumps(disk(pathlib.Path(sys.argv[1]))))
 """
 

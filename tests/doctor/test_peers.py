@@ -60,6 +60,27 @@ def test_with_members_all_is_well() -> None:
     assert "both ways" in checks["dialing"].seen
 
 
+def test_members_that_are_blocked_here_take_no_part() -> None:
+    alone = session(state="alone", met=True, members=[member(blocked=True)])
+    only = found(network(alone), sighting())["peers"]
+    assert (only.verdict, "is blocked here: pi-2" in only.seen) == ("warning", True)
+    assert "'peerd unblock pi-2'" in only.advice
+    trains = session(
+        state="training", met=True, members=[member(blocked=True), member(peer=OTHER, device="c")]
+    )
+    beside = found(network(trains), sighting())["peers"]
+    assert beside.verdict == "ok"
+    assert "1 other member(s) are alive: c; blocked here: pi-2" in beside.seen
+
+
+def test_why_a_session_is_paused_is_said() -> None:
+    paused = Around(pace={"home": "quiet hours 22:00-07:00, until 07:00"})
+    for members in ([], [member()]):
+        [finding, *_] = peers.judge(network(session(state="paused", met=True, members=members)), paused)
+        assert (finding.check, finding.verdict) == ("peers", "ok")
+        assert "'home' is paused (quiet hours 22:00-07:00, until 07:00)" in finding.seen
+
+
 def test_nobody_met_and_nobody_heard_is_a_problem_that_names_peer() -> None:
     alone = found(network(session(unanswered={"10.0.0.9:7": "nobody answers there"})))["peers"]
     assert alone.verdict == "problem"

@@ -65,6 +65,7 @@ class Device:
             "LANG": "C.UTF-8",
             "NO_COLOR": "1",
             "OMP_NUM_THREADS": "1",  # several learners share this machine's cores
+            "PEERD_MANNERS": "off",  # or each would make way for the others, and for whatever else runs here
             "PEERD_STATE": str(self.state),
             "PEERD_SOCKET": str(self.socket),
             **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},

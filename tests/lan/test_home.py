@@ -7,6 +7,7 @@ Alone, a device reaches 43-52 % over all speakers (measured; peer/tasks/spoken_d
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -192,6 +193,13 @@ def test_the_model_can_be_taken_out(home: Network) -> None:
     header = json.loads(target.read_bytes()[8 : 8 + header_bytes])
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     assert len(tensors) == 10  # three convolutions and two linear layers, weight and bias each
+    origin = header["__metadata__"]
+    numbers = hashlib.sha256(target.read_bytes()[8 + header_bytes :]).hexdigest()
+    assert origin["digest"] == f"sha256:{numbers}"
+    assert origin["members"].split(",") == sorted(each.peer for each in devices(home))
+    assert (origin["session"], origin["session_id"]) == (NAME, device.session(NAME)["id"])
+    assert (origin["task"], int(origin["round"]) > 10) == ("spoken-digits", True)
+    assert origin.keys() >= {"algorithm", "peerd", "written"}
 
 
 def test_a_stopped_service_says_goodbye_and_leaves_no_process(home: Network) -> None:

@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,15 @@ from peer.compression import codec
 from peer.compression.bodies import Layout
 from peer.errors import DataError, DivergedError, StateError, UsageError
 from peer.events import Closed, Deadline, Found, HandOver, Holds, Key, LinkUp, OpenRound, Push, Pushed, Ready
-from peer.learner import attach, checkpoint, link
+from peer.learner import attach, checkpoint, link, own_daemon
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
-from peer.learner.flat import FlatModel
+from peer.learner.flat import FlatModel, signature_bytes
+from peer.learner.projection import project, tag_of
+from peer.learner.pulse import Pulse
 from peer.placing import Placing
 from peer.shared_buffer import SharedBuffer
+from peer.sketch import pack
 
 opened: list[tuple[StandIn, Swarm]] = []
 
@@ -47,11 +51,12 @@ class Script:
         pace: Pace = "lockstep",
         child: bool = False,
         local_steps: int | None = None,
+        manners: bool = False,
     ) -> None:
         self.model = nn.Linear(3, 1)
         FlatModel(self.model).write(torch.zeros(4))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.125)
-        terms = Terms(Path("unused"), pace, local_steps or daemon.session.local_steps, child)
+        terms = Terms(Path("unused"), pace, local_steps or daemon.session.local_steps, child, manners)
         self.swarm = Swarm(daemon.attachment(folder), self.model, self.optimizer, terms)
         opened.append((daemon, self.swarm))
 
@@ -71,6 +76,22 @@ class Script:
 
 def closed(daemon: StandIn) -> list[int]:
     return [event.key.round for event in daemon.events if isinstance(event, Closed)]
+
+
+@pytest.mark.parametrize("pace", ["lockstep", "free", "overlap"])
+def test_a_sketch_of_the_mixed_model_is_reported_with_its_round(tmp_path: Path, pace: Pace) -> None:
+    daemon = StandIn(descriptor(local_steps=1))
+    script = Script(tmp_path, daemon, pace)
+    script.swarm.begin()
+    while not script.step():
+        daemon.wait_for(lambda: script.swarm._link.is_open() or script.swarm._link.has_mixed())
+    daemon.wait_for(lambda: any("sketch" in frame for frame in daemon.reports()))
+    report = next(frame for frame in daemon.reports() if "sketch" in frame)
+    assert report["sketch_round"] == 0
+    mixed = torch.tensor([-0.125] * 4)
+    session, signature = daemon.session.id, signature_bytes(FlatModel(script.model).signature)
+    assert report["sketch"] == pack(project(mixed, session))
+    assert report["sketch_layout"] == tag_of(session, signature)
 
 
 def test_one_exchange_every_local_steps(tmp_path: Path) -> None:
@@ -131,6 +152,84 @@ def test_a_child_uses_the_threads_it_is_told_to(tmp_path: Path) -> None:
         script.step()
     script.steps(3)
     assert torch.get_num_threads() == 3
+
+
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each local step, of 2 s, is followed by rest, none of which is taken."""
+    asked: list[float] = []
+    wait = link.Link.wait
+
+    def waits(self: link.Link, until: Callable[[], bool], timeout_s: float | None = None) -> None:
+        if timeout_s is None:
+            wait(self, until)
+        else:
+            asked.append(timeout_s)
+
+    monkeypatch.setattr(link.Link, "wait", waits)
+    monkeypatch.setattr(Pulse, "step", lambda pulse, loss: 2.0)
+    return asked
+
+
+def told(daemon: StandIn, script: Script, share: float) -> None:
+    """The daemon says for what share of the time local steps may be taken, and the learner has heard it."""
+    daemon.client.send({"op": "share", "share": share})
+    with script.swarm._link.met:
+        assert script.swarm._link.met.wait_for(lambda: script.swarm._link.share == share, 60)
+
+
+@pytest.mark.parametrize(("share", "steps", "rest_s"), [(0.5, 4, 2.0), (0.25, 2, 6.0), (1 / 16, 1, 30.0)])
+def test_for_a_share_of_the_time_rounds_have_fewer_local_steps_and_take_as_long(
+    tmp_path: Path, rests: list[float], share: float, steps: int, rest_s: float
+) -> None:
+    daemon = StandIn(descriptor(local_steps=8))
+    script = Script(tmp_path, daemon, manners=True)
+    script.swarm.begin()
+    told(daemon, script, share)
+    assert [i + 1 for i, mixed in enumerate(script.steps(8)) if mixed] == list(range(steps, 9, steps))
+    assert rests == [rest_s] * 8
+    assert steps * (2.0 + rest_s) == pytest.approx(max(8 * 2.0, 2.0 / share)), "of eight full steps, or one"
+    told(daemon, script, 1.0)
+    assert [i + 1 for i, mixed in enumerate(script.steps(8)) if mixed] == [8]
+    assert len(rests) == 8
+
+
+def test_a_round_of_one_local_step_takes_four_times_as_long_and_no_longer(
+    tmp_path: Path, rests: list[float]
+) -> None:
+    """Others may have to wait for it, and some algorithms cannot go on without."""
+    daemon = StandIn(descriptor(local_steps=1))
+    script = Script(tmp_path, daemon, manners=True)
+    script.swarm.begin()
+    told(daemon, script, 1 / 16)
+    assert script.steps(2) == [True, True]
+    assert rests == [3 * 2.0] * 2
+
+
+def test_a_script_that_has_not_asked_for_it_is_not_held(tmp_path: Path, rests: list[float]) -> None:
+    daemon = StandIn(descriptor(local_steps=2))
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    told(daemon, script, 0.25)
+    assert script.steps(4) == [False, True, False, True]
+    assert rests == []
+    assert [report["manners"] for report in daemon.reports() if "manners" in report] == [False]
+
+
+@pytest.mark.parametrize("word", [{"op": "share", "share": 1.0}, {"op": "stop"}])
+def test_a_rest_ends_when_the_daemon_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: dict[str, object]
+) -> None:
+    daemon = StandIn(descriptor(local_steps=2))
+    script = Script(tmp_path, daemon, manners=True)
+    script.swarm.begin()
+    told(daemon, script, 0.5)
+    monkeypatch.setattr(Pulse, "step", lambda pulse, loss: 1e6)
+    training = threading.Thread(target=script.step)
+    training.start()
+    daemon.client.send(word)
+    training.join(60)
+    assert not training.is_alive()
 
 
 def test_alone_in_the_free_pace_no_local_step_is_lost(tmp_path: Path) -> None:
@@ -344,6 +443,17 @@ def test_an_export_is_answered_while_the_training_thread_computes(tmp_path: Path
     assert tensors["weight"].tolist() == [[-0.25] * 3]
 
 
+def test_a_sign_of_life_comes_while_the_training_thread_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "BEAT_S", 0.01)
+    daemon = StandIn(descriptor())
+    Script(tmp_path, daemon)
+    beats = {"op": "report", "beat_s": 0.01}
+    daemon.wait_for(lambda: daemon.reports().count(beats) >= 3)
+    assert not closed(daemon), "it has handed nothing over: nothing else was said"
+
+
 def test_a_change_that_is_not_finite_is_never_handed_over(tmp_path: Path) -> None:
     daemon = StandIn(descriptor(algorithm="sgp", local_steps=1))
     script = Script(tmp_path, daemon)
@@ -395,6 +505,37 @@ def test_a_script_goes_on_alone_and_rejoins_as_a_new_life(
     assert "training goes on alone" in caplog.text
     script.swarm.close()
     second.close()
+
+
+def test_a_script_whose_own_daemon_is_gone_has_it_back_before_it_rejoins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = descriptor(algorithm="sgp")
+    first, second = StandIn(session), StandIn(session, resume=True)
+    said: list[str] = []
+
+    class Own:
+        runs = True
+
+        def reach(self, ask: Callable[[], object]) -> object:
+            said.append("reached")
+            return ask()
+
+        def close(self) -> None:
+            said.append("closed")
+
+    monkeypatch.setattr(attach, "dial", lambda *_, **__: second.attachment(tmp_path, life=2))
+    monkeypatch.setattr(link, "REDIAL_S", (0.0, 0.0))
+    script = Script(tmp_path, first)
+    script.swarm.terms = replace(script.swarm.terms, daemon=Own())  # type: ignore[arg-type]
+    script.swarm.begin()
+    script.steps(2)
+    first.close()
+    second.wait_for(lambda: any(isinstance(event, Holds) for event in second.events))
+    assert said == ["reached"]
+    script.swarm.close()
+    second.close()
+    assert said == ["reached", "closed"]
 
 
 def test_an_error_of_the_daemon_reaches_the_script(tmp_path: Path) -> None:
@@ -683,7 +824,7 @@ def test_a_script_that_names_no_pace_gets_one_that_its_sessions_algorithm_is_sou
     tmp_path: Path, algorithm: str, pace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = StandIn(descriptor(algorithm=algorithm))
-    monkeypatch.setattr(attach, "dial", lambda path, session, child: daemon.attachment(tmp_path))
+    monkeypatch.setattr(own_daemon, "dial", lambda path, session, child: daemon.attachment(tmp_path))
     model = nn.Linear(3, 1)
     swarm = attach.attach("home", model, torch.optim.SGD(model.parameters(), lr=0.1), socket=tmp_path)
     opened.append((daemon, swarm))

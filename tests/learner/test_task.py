@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peer.catalogue import TASKS
+from peer.catalogue import SCRIPT, TASKS
 from peer.errors import DataError
 from peer.learner.task import BUILT_IN, Settings, load_task, seeded_model
 
@@ -32,7 +32,12 @@ def file_task(tmp_path: Path, text: str, **settings: int):  # type: ignore[no-un
 
 
 def test_the_catalogue_lists_the_built_in_tasks() -> None:
-    assert set(BUILT_IN) == set(TASKS)
+    assert {*BUILT_IN, SCRIPT} == set(TASKS)
+
+
+def test_a_session_for_scripts_has_no_task_to_load() -> None:
+    with pytest.raises(DataError, match=r"only scripts train in it: call peer\.attach in one"):
+        load_task(SCRIPT, Settings())
 
 
 def test_a_file_is_a_task(tmp_path: Path) -> None:

@@ -477,7 +477,7 @@ async def test_a_blocked_member_is_cut_off_with_its_streams() -> None:
         b.transport.connect(a.id, "out")
         await a.until(StreamUp(b.id, "in"))
         a.transport.block(b.id)
-        await a.until(StreamDown(b.id, "in", "disconnected"))
+        await a.until(StreamDown(b.id, "in", "blocked on this device"))
         with pytest.raises(RemoteError):
             await b.transport.hello(a.address)
         with pytest.raises(RemoteError, match="blocked"):

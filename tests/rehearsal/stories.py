@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Kind:
         return self.conserves or not self.repairs
 
 
+SOAK = "PEERD_FAULT_SEEDS" in os.environ  # `make soak`: what takes long is tried with every algorithm
 KINDS = [Kind("sgp"), Kind("sparse-push", "topk=50%", rest=1.1), Kind("difference-push", rest=0.3)]
 WHOLE = [  # of these nothing is conserved; RelaySum/Grad repairs nothing either
     Kind("relay-sum", topologies=catalogue.TREES, conserves=False, start=FAR),
