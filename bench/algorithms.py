@@ -113,6 +113,8 @@ class Job:
 
 def rehearsed(job: Job) -> dict[str, Any]:
     """The figures that count. Where training diverges they say so."""
+    import torch
+
     from peer.errors import DivergedError
 
     words = f"{job.cell.words(job.rate, job.local_steps)} --seed {job.seed}"
@@ -130,6 +132,7 @@ def rehearsed(job: Job) -> dict[str, Any]:
         "sent_per_peer": found["bytes"]["sent_per_peer"],
         "virtual_s": found["virtual_s"],
         "cpu_s": found["cpu_s"],
+        "torch": torch.__version__.partition("+")[0],
     }
 
 
@@ -139,7 +142,7 @@ def local_steps(cell: Cell, known: dict[str, Any]) -> int | None:
         return 1
     of_rounds = known.get(cell.at_equal_rounds.name, {}).get("seeds", [])
     sent = [one["sent_per_peer"] for one in of_rounds if "sent_per_peer" in one]
-    return max(1, math.ceil(max(sent) / BYTES)) if sent else None
+    return math.ceil(STEPS / min(STEPS, int(BYTES * STEPS / max(sent)))) if sent else None
 
 
 def choose(asked: Sequence[Cell], folder: str, workers: int) -> None:
@@ -223,9 +226,10 @@ def _costs(found: Sequence[dict[str, Any]]) -> list[str]:
     sent = [seed for one in found for seed in one.get("seeds", ()) if "sent_per_peer" in seed]
     if not sent:
         return [" to ".join(map(str, steps)), "–", "–"]
+    megabytes = statistics.fmean(one["sent_per_peer"] for one in sent) / 1e6
     return [
         " to ".join(map(str, steps)),
-        f"{statistics.fmean(one['sent_per_peer'] for one in sent) / 1e6:.3g}",
+        f"{megabytes:,.0f}" if megabytes > 100 else f"{megabytes:.3g}",
         f"{statistics.fmean(one['virtual_s'] for one in sent):.0f}",
     ]
 
