@@ -171,6 +171,8 @@ class Daemon:
             return await self._wait_for_link(driver, options.timeout_s, say)
         for other in [d for d in self.sessions.values() if d.folder.path == folder.path]:
             await self._drop(other)  # it failed or has ended, or the key was given with another name before
+        if name in self.sessions and self.sessions[name] is not driver:
+            return await self.join(name, key, options, say)  # another join was quicker meanwhile
         merged = _merged(folder, options)
         if folder.descriptor is not None:
             catalogue.check_budget(folder.descriptor.algorithm, merged.budget)

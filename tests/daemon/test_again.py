@@ -268,6 +268,30 @@ async def test_a_join_that_fails_leaves_alone_what_another_has_taken_up(home: Ma
         right.cancel()
 
 
+async def test_of_two_joins_at_once_of_a_session_that_failed_one_starts_it_and_both_have_it(
+    home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[SessionDriver] = []
+    start = SessionDriver.start
+
+    async def counted(driver: SessionDriver) -> None:
+        begun.append(driver)
+        await start(driver)
+
+    async with asyncio.timeout(PATIENCE_S):
+        _, b, *_ = await pair(home)
+        failed = b.daemon.sessions["home"]
+        failed.fail(PeerdError("it failed"))
+        monkeypatch.setattr(SessionDriver, "start", counted)
+        joins = [asyncio.create_task(b.daemon.join("home", None, here(), quiet)) for _ in range(2)]
+        await until(failed, lambda: b.daemon.sessions.get("home") not in (failed, None))
+        puppet = await Puppet.attach(b.socket, "home", child=True)
+        one, other = await asyncio.gather(*joins)
+        assert one is other is b.daemon.sessions["home"]
+        assert begun == [one]
+        await puppet.leave()
+
+
 async def test_a_session_whose_port_is_taken_at_the_daemons_start_is_shown_as_failed(home: Make) -> None:
     async with asyncio.timeout(PATIENCE_S):
         a = home("a")
