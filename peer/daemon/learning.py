@@ -134,13 +134,8 @@ class Learning:
         """End our own learner until the supervisor is started again. One that trains hands its mass over
         first."""
         old = self.end
-        if old is not None:
-            await self._owner.hand_over()
-            old.ask_to_stop()
-        await self.supervisor.stop()
-        if old is not None and self.end is old:
-            old.close()
-            self._lost("this device pauses")
+        await self._hand_over(old)
+        self._let_go(old, "this device pauses")
 
     async def make_way(self, end: LearnerEnd) -> None:
         """End the learner that is attached, if there is one. One that trains hands its mass over first."""
@@ -151,13 +146,19 @@ class Learning:
             )
         self.scripted = not end.child
         if self.scripted:
-            if old is not None:
-                await self._owner.hand_over()
-                old.ask_to_stop()
-            await self.supervisor.stop()
+            await self._hand_over(old)
+        self._let_go(old, "another learner takes its place")
+
+    async def _hand_over(self, old: LearnerEnd | None) -> None:
+        if old is not None:
+            await self._owner.hand_over()
+            old.ask_to_stop()
+        await self.supervisor.stop()
+
+    def _let_go(self, old: LearnerEnd | None, reason: str) -> None:
         if old is not None and self.end is old:
             old.close()
-            self._lost("another learner takes its place")
+            self._lost(reason)
 
     def _lost(self, reason: str) -> None:
         self._figures.interrupted()
