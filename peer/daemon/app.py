@@ -80,7 +80,7 @@ class Daemon:
         self._taken_up.set()
         self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start
         self._lives = 0
-        self.pacing = Pacing(self.sessions.values)
+        self.pacing = Pacing(lambda: [driver.turns for driver in self.sessions.values()])
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
 
@@ -157,8 +157,8 @@ class Daemon:
             refuse_change(driver, options)
             driver.set_budget(options)
             driver.set_manners(options)
-            driver.pace(self.pacing.verdict(driver.options))
-            driver.take_up()
+            driver.turns.pace(self.pacing.verdict(driver.options))
+            driver.turns.take_up()
             await first_link(driver, options.timeout_s, say, self.stopping)
             return driver
         for other in [d for d in self.sessions.values() if d.folder.path == folder.path]:
@@ -349,12 +349,12 @@ class Daemon:
         pid, _ = connection.credentials()
         end = LearnerEnd(connection, life, bool(request.get("child")), pid)
         if end.child:
-            await driver.attach(connection, end)
+            await driver.turns.attach(connection, end)
             return
         self._scripts += 1
         self.no_script.clear()
         try:
-            await driver.attach(connection, end)
+            await driver.turns.attach(connection, end)
         finally:
             self._scripts -= 1
             if not self._scripts:
@@ -365,7 +365,7 @@ class Daemon:
     def _driver(self, folder: SessionFolder) -> SessionDriver:
         driver = SessionDriver(folder, self.device, self.blocked.ids)
         driver.learning.scripted = driver.name == self._awaited
-        driver.verdict = self.pacing.verdict(folder.options)
+        driver.turns.verdict = self.pacing.verdict(folder.options)
         self.sessions[driver.name] = driver
         return driver
 

@@ -27,12 +27,11 @@ from peer.daemon.effects import perform
 from peer.daemon.figures import Figures
 from peer.daemon.finding import Finder
 from peer.daemon.health import ALONE_ROUNDS
-from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.learning import Learning
 from peer.daemon.logs import session_name
-from peer.daemon.manners import LEAST_SHARE, Verdict
 from peer.daemon.store import SessionFolder, check_task
 from peer.daemon.supervisor import Supervisor
+from peer.daemon.turns import Turns
 from peer.errors import ConfigError, PeerdError, StateError, UsageError
 from peer.events import (
     Block,
@@ -56,7 +55,6 @@ from peer.events import (
     Tick,
     ToLearner,
 )
-from peer.local import Connection
 from peer.mesh import transport as mesh
 from peer.mesh.budget import Spending
 from peer.mesh.discovery import Discovery
@@ -127,9 +125,7 @@ class SessionDriver:
         self.learning = Learning(
             self, self.figures, lambda died: device.supervisor(self.name, died), device.threads
         )
-        self.verdict = Verdict()  # whether this device may train now
-        self._resting = False  # by that verdict, our own learner
-        self._attaching = asyncio.Lock()
+        self.turns = Turns(self, self.learning)
         self._asking: set[PeerId] = set()
         self._suspends = SuspendWatch()
         self._silence: asyncio.Task[None] | None = None  # of a copy of a running device
@@ -245,7 +241,7 @@ class SessionDriver:
         self.node = Node(me, terms, self._farewells(), self.spending)
         self.learning.begin(has_task=descriptor.task != catalogue.SCRIPT)
         self.feed(Block(self.blocked))
-        self._start_learner()
+        self.turns.start()
 
     def _consider(self, met: Met) -> None:
         """A member has said Hello. Take its descriptor if there is none here yet."""
@@ -443,7 +439,7 @@ class SessionDriver:
     def learner_lost(self, reason: str) -> None:
         """Its mass is lost with it. A founder without company so far was all there is: it founds anew."""
         self.feed(LearnerGone(reason))
-        if self.folder.note.founder and self._gone is None and self._leaving is None:
+        if self.folder.note.founder and not self.is_going:
             self._start_over()
 
     def _start_over(self) -> None:
@@ -484,84 +480,14 @@ class SessionDriver:
                 async with asyncio.timeout(GONE_S):
                     await self._went.wait()
 
-    def take_up(self) -> None:
-        """Train with this device's own learner again, if nobody does: the script that did has ended."""
-        if self._attaching.locked():
-            return  # a script is about to train here
-        if self.descriptor is not None and self.failure is None and self.learning.end is None:
-            self.learning.scripted = self.learning.needs_script
-            self._start_learner()
-
-    def _start_learner(self) -> None:
-        if self.learning.scripted:
-            return
-        self._resting = self.verdict.pauses
-        if not self._resting:
-            self.learning.supervisor.start()
-
-    def pace(self, now: Verdict) -> None:
-        """Train so much from now on. A pause is told to the others as any that somebody has asked for, and
-        this device stays with them; a script is slowed if it has asked for that, and never paused."""
-        session_name.set(self.name)
-        before, self.verdict = self.verdict, now
-        if before.share != now.share:
-            log.info("trains for %.3g %% of the time: %s", 100 * now.share, now.reason or "all is well")
-        if self.failure is not None or self._leaving is not None or self._gone is not None:
-            return
-        end = self.learning.end
-        if end is not None and end.minds:
-            end.use_share(max(now.share, LEAST_SHARE))
-        if self.learning.scripted or self._attaching.locked():
-            self._resting = self._resting and not self.learning.scripted
-        elif now.pauses and not self._resting and self.descriptor is not None:
-            self._resting = True
-            self.spawn(self._rest())
-        elif self._resting and not now.pauses:
-            self.take_up()
-
-    async def _rest(self) -> None:
-        session_name.set(self.name)
-        async with self._attaching:
-            if self._leaving is None and self._gone is None and not self.learning.scripted:
-                await self.learning.rest()
-
-    def learner_pids(self) -> Iterator[int]:
-        """Processes that train here."""
-        found = (
-            self.learning.supervisor.pid,
-            self.learning.end.pid if self.learning.end is not None else None,
-        )
-        yield from {pid for pid in found if pid is not None}
-
-    async def attach(self, connection: Connection, end: LearnerEnd) -> None:
-        """Serve a learner until its connection ends. Raises UsageError when there is nothing to learn."""
-        session_name.set(self.name)
-        self._check_attachable(end)  # a child that is not wanted any more must not wait: it is waited for
-        async with self._attaching:
-            self._check_attachable(end)
-            await self.learning.make_way(end)
-            descriptor = self._check_attachable(end)  # making way takes its time
-        task = self.folder.task_file
-        welcome = {
-            "op": "attached",
-            "life": end.life,
-            "descriptor": descriptor.to_dict(),
-            "options": self.options.to_dict(),
-            "folder": str(self.folder.path),
-            "task_file": str(task) if task is not None else None,
-        }
-        await self.learning.serve(connection, end, welcome)
-
-    def _check_attachable(self, end: LearnerEnd) -> Descriptor:
-        """Raises UsageError when there is nothing for this learner to learn."""
+    def attachable(self) -> Descriptor:
+        """What there is for a learner to learn. Raises UsageError when there is nothing."""
         if self.failure is not None:
             raise self.failure
-        if self.descriptor is None or self._gone is not None or self._leaving is not None:
+        if self.descriptor is None or self.is_going:
             state = "waits for a first member" if self.descriptor is None else f"is {self.state}"
             state = "is being left" if self._leaving is not None and self._gone is None else state
             raise UsageError(f"session '{self.name}' {state}; 'peerd join {self.name}' takes it up")
-        if end.child and self.learning.scripted:
-            raise UsageError(f"a script trains in '{self.name}' in this learner's place")
         return self.descriptor
 
     def _longest_parcel(self) -> int:
@@ -588,12 +514,17 @@ class SessionDriver:
         return any(contact.introduction is not None for contact in self.transport.contacts)
 
     @property
+    def is_going(self) -> bool:
+        """Is this device leaving the session, or gone from it?"""
+        return self._leaving is not None or self._gone is not None
+
+    @property
     def state(self) -> SessionState:
         if self.failure is not None:
             return "failed"
         if self._gone is not None:
             return "paused" if self._gone.reason == "paused" else "stopped"
-        if self._resting and not self.learning.scripted:
+        if self.turns.rests:
             return "paused"
         node = self.node
         if node is None or node.phase != "training" or not node.company:
@@ -609,14 +540,4 @@ class SessionDriver:
         identifier = known.id if known is not None else None
         if self._gone is not None:  # nobody listens here any more: that the others are not heard says nothing
             fields["links"] = tuple(replace(link, state="left") for link in fields["links"])
-        return SessionStatus(name=self.name, id=identifier, state=self.state, **fields, **self._pace_status())
-
-    def _pace_status(self) -> dict[str, Any]:
-        now, end = self.verdict, self.learning.end
-        share, reason = now.share, now.reason or None
-        if end is not None and not end.child:
-            share = max(share, LEAST_SHARE) if end.minds else 1.0
-            reason = (
-                f"{reason}; the script that trains is not held back" if reason and not end.minds else reason
-            )
-        return {"pace_share": share, "pace_reason": reason, "pace_until": now.until}
+        return SessionStatus(name=self.name, id=identifier, state=self.state, **fields, **self.turns.status())
