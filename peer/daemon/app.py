@@ -21,6 +21,7 @@ from peer.available import rss_mb
 from peer.config import Descriptor, JoinOptions, check_name
 from peer.daemon import clocks, health, rekeying
 from peer.daemon.blocking import BlockList
+from peer.daemon.company import everybody
 from peer.daemon.disk import free_mb
 from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
 from peer.daemon.joining import Say, check_data, finished, first_link, merged, refuse_change
@@ -29,9 +30,10 @@ from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent, session_name
 from peer.daemon.network import network
 from peer.daemon.pacing import Pacing
-from peer.daemon.session import SessionDriver, ThisDevice
+from peer.daemon.session import SessionDriver
 from peer.daemon.store import SessionFolder, Store
 from peer.daemon.supervisor import Supervisor, learner_command, share_of_cores
+from peer.daemon.this_device import ThisDevice
 from peer.errors import (
     NoDaemonError,
     PeerdError,
@@ -318,7 +320,7 @@ class Daemon:
         when ONNX is not to be had here."""
         folder, driver = self._folder(name), self.sessions.get(name)
         end = driver.learning.end if driver is not None else None
-        known = provenance(folder, driver.members if end is not None and driver is not None else [])
+        known = provenance(folder, everybody(driver.node) if end is not None and driver is not None else [])
         model = None
         if end is not None:
             try:

@@ -1,22 +1,24 @@
-"""Joining a session: what a join may ask for, the wait for its first link, and why none has come.
-`app.Daemon.join` says what follows what."""
+"""Joining a session: what a join may ask for, the descriptor that a member sends, the wait for the first
+link, and why none has come. `app.Daemon.join` says what follows what."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from peer.config import JoinOptions
+from peer import catalogue
+from peer.config import Descriptor, JoinOptions
 from peer.daemon.readable import check_readable
+from peer.daemon.store import SessionFolder, check_task
 from peer.errors import NobodyFoundError, PeerdError, UsageError, WrongKeyError
 
 if TYPE_CHECKING:
     from peer.daemon.session import SessionDriver
-    from peer.daemon.store import SessionFolder
 
 _FLAGS = {"task_file_text": "--task", "peers": "--peer", "interfaces": "--interface"}
 LASTING = (
@@ -57,6 +59,22 @@ def merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
     plain = JoinOptions(timeout_s=options.timeout_s, **given)
     kept = options if folder.descriptor is None or options != plain else folder.options
     return replace(kept, **{name: given[name] or getattr(folder.options, name) for name in LASTING})
+
+
+def take_over(said: bytes, folder: SessionFolder) -> Descriptor:
+    """The descriptor that a member has sent, kept from now on. Raises UsageError, DataError, StateError when
+    this device cannot take part by it; ValueError, TypeError, RecursionError, ConfigError when it makes no
+    sense."""
+    descriptor, name = Descriptor.from_dict(json.loads(said)), folder.note.name
+    if descriptor.name != name:
+        raise UsageError(
+            f"this key is of the session '{descriptor.name}', not '{name}'; "
+            f"run 'peerd join {descriptor.name}' with it"
+        )
+    check_task(descriptor, folder)
+    catalogue.check_budget(descriptor.algorithm, folder.options.budget)
+    folder.save_descriptor(descriptor)
+    return descriptor
 
 
 async def first_link(driver: SessionDriver, timeout_s: float, say: Say, stopping: asyncio.Event) -> None:
