@@ -74,7 +74,7 @@ PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel t
 
 
 class SessionDriver:
-    """`start`, then `attach` a learner; `leave` or the session's end takes everything down.
+    """`start`, then `turns.attach` a learner; `leave` or the session's end takes everything down.
 
     `linked` and `ended` are events to wait on: both ends of a first link are up (or it trains already);
     nothing runs any more. `changed` is set with each of them, and with `failure`."""
@@ -232,6 +232,28 @@ class SessionDriver:
             return Introduction(me)
         return Introduction(me, self.descriptor.id, self.descriptor.canonical(), self.learning.signature)
 
+    # --- options given anew ------------------------------------------------------------------------------
+
+    def set_budget(self, options: JoinOptions) -> None:
+        """Hold another budget from now on, if these options name one. Raises StateError, UsageError."""
+        if options.budget is not None:
+            if self.descriptor is not None:
+                catalogue.check_budget(self.descriptor.algorithm, options.budget)
+            # nothing was counted while there was no budget
+            self._control_bytes = self.transport.contacts.control_bytes_sent()
+            self._keep(budget=options.budget)
+            self.spending.limit(self.options.bytes_per_min)
+
+    def set_manners(self, options: JoinOptions) -> None:
+        """Other quiet hours and manners from now on, if these options name any. Raises StateError."""
+        asked = {"quiet_hours": options.quiet_hours, "manners": options.manners}
+        if any(asked.values()):
+            self._keep(**{name: value for name, value in asked.items() if value is not None})
+
+    def _keep(self, **changes: Any) -> None:
+        self.folder.save_options(replace(self.folder.options, **changes))
+        self.options = self.folder.options
+
     # --- events in, effects out --------------------------------------------------------------------------
 
     def _on_event(self, event: mesh.Event) -> None:
@@ -283,26 +305,6 @@ class SessionDriver:
         if sent > self._control_bytes:
             self._handle(node, Spent(sent - self._control_bytes))
         self._control_bytes = sent
-
-    def set_budget(self, options: JoinOptions) -> None:
-        """Hold another budget from now on, if these options name one. Raises StateError, UsageError."""
-        if options.budget is not None:
-            if self.descriptor is not None:
-                catalogue.check_budget(self.descriptor.algorithm, options.budget)
-            # nothing was counted while there was no budget
-            self._control_bytes = self.transport.contacts.control_bytes_sent()
-            self._keep(budget=options.budget)
-            self.spending.limit(self.options.bytes_per_min)
-
-    def set_manners(self, options: JoinOptions) -> None:
-        """Other quiet hours and manners from now on, if these options name any. Raises StateError."""
-        asked = {"quiet_hours": options.quiet_hours, "manners": options.manners}
-        if any(asked.values()):
-            self._keep(**{name: value for name, value in asked.items() if value is not None})
-
-    def _keep(self, **changes: Any) -> None:
-        self.folder.save_options(replace(self.folder.options, **changes))
-        self.options = self.folder.options
 
     async def _fall_silent(self) -> None:
         """A copy of this device has run for longer: whatever this one says would be taken for that one's."""
