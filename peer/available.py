@@ -1,5 +1,5 @@
-"""How much memory this process may still take, as the system and its control groups say. Standard library
-only.
+"""How much memory this process may still take, as the system and its control groups say, and how much it has
+taken. Standard library only.
 
     least of    MemAvailable of /proc/meminfo: what programs can have without swapping (proc(5))
                 limit - used + inactive_file, of every control group this process is in: v2 memory.max and
@@ -11,6 +11,7 @@ A value that cannot be read, or is none, does not count.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     system = _field(root / "proc/meminfo", "MemAvailable:")
     found = [*_groups(root), *([] if system is None else [1024 * system])]
     return max(0, min(found)) if found else None
+
+
+def rss_mb() -> float:
+    """Resident memory of this process now, else its peak."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return pages * resource.getpagesize() / (1 << 20)
 
 
 def _groups(root: Path) -> Iterator[int]:

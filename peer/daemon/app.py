@@ -7,46 +7,42 @@ ends with."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
-import resource
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peer import catalogue
+from peer.available import rss_mb
 from peer.config import Descriptor, JoinOptions, check_name
 from peer.daemon import clocks, health, rekeying
 from peer.daemon.blocking import BlockList
+from peer.daemon.company import everybody
 from peer.daemon.disk import free_mb
 from peer.daemon.exporting import as_onnx, from_checkpoint, provenance
-from peer.daemon.finding import MAX_FOREIGN
+from peer.daemon.joining import Say, check_data, finished, first_link, merged, refuse_change
+from peer.daemon.known import known_and_seen, not_running, over, unknown
 from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.logs import Recent, session_name
 from peer.daemon.network import network
 from peer.daemon.pacing import Pacing
-from peer.daemon.readable import check_readable
-from peer.daemon.session import SessionDriver, ThisDevice
+from peer.daemon.session import SessionDriver
 from peer.daemon.store import SessionFolder, Store
 from peer.daemon.supervisor import Supervisor, learner_command, share_of_cores
+from peer.daemon.this_device import ThisDevice
 from peer.errors import (
-    NobodyFoundError,
     NoDaemonError,
     PeerdError,
     UnknownSessionError,
     UsageError,
-    WrongKeyError,
     by_exit_code,
 )
-from peer.events import PeerId
 from peer.keys import format_key, new_key, parse_key
 from peer.local import Connection, Frame
-from peer.mesh.discovery import Discovery, Sighting
 from peer.mesh.identity import Device
 from peer.shared_buffer import SharedBuffer
 from peer.status import DeviceStatus, SessionStatus
@@ -57,12 +53,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK_AROUND_S = 2.0  # a browser hears the others within 0.1 to 1.2 s (platform measurement)
 INSTANCE_BITS = 40  # drawn at random: copies of one disk start with the same boot
 MAX_BOOT = (1 << 63 - INSTANCE_BITS) - 1
 EXPORT_S = 30.0  # the learner answers from its link thread, which never waits for a step (guess)
-_FLAGS = {"task_file_text": "--task", "peers": "--peer", "interfaces": "--interface"}
-Say = Callable[[str], None]
 
 
 class Daemon:
@@ -89,7 +82,7 @@ class Daemon:
         self._taken_up.set()
         self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start
         self._lives = 0
-        self.pacing = Pacing(self.sessions.values)
+        self.pacing = Pacing(lambda: [driver.turns for driver in self.sessions.values()])
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
 
@@ -136,7 +129,7 @@ class Daemon:
 
     async def create(self, descriptor: Descriptor, options: JoinOptions) -> str:
         """Make a session and be its first member; the join key."""
-        await _check_data(options)
+        await check_data(options)
         self._refuse_taken(descriptor.name)
         catalogue.check_budget(descriptor.algorithm, options.budget)
         key = new_key()
@@ -155,7 +148,7 @@ class Daemon:
         """Take part in a session; returns at the first link. Raises NobodyFoundError or WrongKeyError when
         `options.timeout_s` is over (the session stays and waits), DataError when the model does not fit."""
         check_name(name)
-        await _check_data(options)
+        await check_data(options)
         self._refuse_changing(name)
         is_new = key is not None and self.store.known(parse_key(key)) is None
         folder = await self._folder_to_join(name, key)
@@ -166,19 +159,20 @@ class Daemon:
             refuse_change(driver, options)
             driver.set_budget(options)
             driver.set_manners(options)
-            driver.pace(self.pacing.verdict(driver.options))
-            driver.take_up()
-            return await self._wait_for_link(driver, options.timeout_s, say)
+            driver.turns.pace(self.pacing.verdict(driver.options))
+            driver.turns.take_up()
+            await first_link(driver, options.timeout_s, say, self.stopping)
+            return driver
         for other in [d for d in self.sessions.values() if d.folder.path == folder.path]:
             await self._drop(other)  # it failed or has ended, or the key was given with another name before
         if name in self.sessions and self.sessions[name] is not driver:
             return await self.join(name, key, options, say)  # another join was quicker meanwhile
-        merged = _merged(folder, options)
+        wanted = merged(folder, options)
         if folder.descriptor is not None:
-            catalogue.check_budget(folder.descriptor.algorithm, merged.budget)
+            catalogue.check_budget(folder.descriptor.algorithm, wanted.budget)
         try:
             self._refuse_changing(name)  # others were waited for
-            folder.save_options(merged)
+            folder.save_options(wanted)
             folder.mark(over=False, name=name)
             folder.problem = ""
             self._spoilt.pop(folder.path, None)
@@ -187,12 +181,13 @@ class Daemon:
             self._forget_if_new(folder, is_new)
             raise
         try:
-            return await self._wait_for_link(driver, options.timeout_s, say)
+            await first_link(driver, options.timeout_s, say, self.stopping)
         except UsageError:  # the key is of a session with another name
             if is_new:
                 await self._drop(driver)
                 self._forget_if_new(folder, is_new)
             raise
+        return driver
 
     def _forget_if_new(self, folder: SessionFolder, is_new: bool) -> None:
         """A join that came to nothing leaves nothing: what it made, unless another join has taken it up."""
@@ -316,33 +311,8 @@ class Daemon:
             yield from self.metrics.sentences()
 
     async def known_and_seen(self) -> list[Frame]:
-        """What `peerd sessions` lists: known here, and one line for peerd devices of sessions not known
-        here. A daemon that runs no session listens for LOOK_AROUND_S first."""
-        rows: list[Frame] = []
-        foreign = set() if self.sessions else await look_around(self.device.key.id)
-        strangers: set[tuple[str, PeerId]] | None = None
-        for folder in self.store.sessions():
-            driver = self.sessions.get(folder.note.name)
-            described = folder.descriptor
-            status = driver.status() if driver is not None else None
-            rows.append({
-                "name": folder.note.name, "id": described.id if described is not None else None,
-                "state": status.state if status is not None else _state_on_disk(folder),
-                "members": status.members if status is not None else None,
-                "known": True, "seen": driver is not None and driver.has_met(),
-            })  # fmt: skip
-            if driver is not None and driver.failure is None and not driver.ended.is_set():
-                # what is strange to one session may be announced for another
-                unknown_here = driver.finder.strangers.items()
-                strangers = set(unknown_here) if strangers is None else strangers & unknown_here
-        if strangers is not None:
-            foreign = {peer for _, peer in strangers}
-        if foreign:
-            rows.append({
-                "name": None, "id": None, "state": None, "members": len(foreign),
-                "known": False, "seen": True,
-            })  # fmt: skip
-        return rows
+        """What `peerd sessions` lists."""
+        return await known_and_seen(self.device.key.id, self.store, self.sessions)
 
     async def export(self, name: str, *, onnx: bool = False) -> SharedBuffer:
         """The model as a safetensors file, of the learner or else of the newest checkpoint, or as ONNX; the
@@ -350,7 +320,7 @@ class Daemon:
         when ONNX is not to be had here."""
         folder, driver = self._folder(name), self.sessions.get(name)
         end = driver.learning.end if driver is not None else None
-        known = provenance(folder, driver.members if end is not None and driver is not None else [])
+        known = provenance(folder, everybody(driver.node) if end is not None and driver is not None else [])
         model = None
         if end is not None:
             try:
@@ -381,12 +351,12 @@ class Daemon:
         pid, _ = connection.credentials()
         end = LearnerEnd(connection, life, bool(request.get("child")), pid)
         if end.child:
-            await driver.attach(connection, end)
+            await driver.turns.attach(connection, end)
             return
         self._scripts += 1
         self.no_script.clear()
         try:
-            await driver.attach(connection, end)
+            await driver.turns.attach(connection, end)
         finally:
             self._scripts -= 1
             if not self._scripts:
@@ -397,7 +367,7 @@ class Daemon:
     def _driver(self, folder: SessionFolder) -> SessionDriver:
         driver = SessionDriver(folder, self.device, self.blocked.ids)
         driver.learning.scripted = driver.name == self._awaited
-        driver.verdict = self.pacing.verdict(folder.options)
+        driver.turns.verdict = self.pacing.verdict(folder.options)
         self.sessions[driver.name] = driver
         return driver
 
@@ -468,148 +438,3 @@ class Daemon:
                     await self._drop(self.sessions[name])
                 known.forget()
         return self.store.session(raw, name)
-
-    async def _wait_for_link(self, driver: SessionDriver, timeout_s: float, say: Say) -> SessionDriver:
-        """Until the first link, the session's failure, the timeout, or the daemon's end."""
-        say(f"looking for members of '{driver.name}'")
-        deadline = self._loop.time() + timeout_s
-        found = False
-        while not driver.linked.is_set() and not self.stopping.is_set():
-            if driver.failure is not None:
-                raise driver.failure
-            if driver.state == "paused":
-                return driver  # it stays with the others, and trains when it may
-            if driver.has_met() and driver.descriptor is not None and not found:
-                found = True
-                say("found a member; the learner is starting")
-            driver.changed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(0.25, max(0.0, deadline - self._loop.time()))):
-                    await driver.changed.wait()
-            if self._loop.time() >= deadline and not driver.linked.is_set() and driver.failure is None:
-                raise nobody(driver, timeout_s)
-        return driver
-
-
-async def _check_data(options: JoinOptions) -> None:
-    """Raises DataError where this daemon may not read what is to be trained on."""
-    if options.data is not None:
-        await asyncio.to_thread(check_readable, options.data)
-
-
-async def look_around(me: PeerId) -> set[PeerId]:
-    """The peerd devices that announce themselves on this network now, of whatever session."""
-    seen: set[PeerId] = set()
-
-    def note(sighting: Sighting) -> None:
-        if len(seen) < MAX_FOREIGN:
-            seen.add(sighting.peer)
-
-    ears = Discovery(secrets.token_bytes(32), me, 0, (), note)
-    await ears.start()
-    try:
-        await asyncio.sleep(LOOK_AROUND_S)
-    finally:
-        await ears.stop()
-    return seen
-
-
-def nobody(driver: SessionDriver, timeout_s: float) -> PeerdError:
-    """Why there is no link yet: a wrong key, if all that is seen are strangers, else nobody."""
-    finder = driver.finder
-    strangers = finder.foreign if driver.descriptor is None else set()  # else the key was right once
-    if not driver.has_met() and (strangers or finder.wrong_key):
-        where = f"the peerd on {', '.join(sorted(finder.wrong_key))}" if finder.wrong_key else (
-            f"{len(finder.foreign)} peerd device(s) on this network"
-        )  # fmt: skip
-        return WrongKeyError(
-            f"{where} answered and did not recognise this key; compare it with 'peerd key {driver.name}' on "
-            "a member (the session stays, and waits for one with this key)"
-        )
-    if driver.has_met() and driver.descriptor is None:
-        return NobodyFoundError(
-            f"members with this key were found within {timeout_s:.0f} s, and none of them knows the session "
-            f"'{driver.name}' yet; start the device that created it (the session stays, and waits for it)"
-        )
-    if driver.has_met():
-        starting = "" if driver.learning.end is not None else ", for the learner here is still starting"
-        return NobodyFoundError(
-            f"a member of '{driver.name}' was found and no link came up within {timeout_s:.0f} s{starting}; "
-            f"the session stays and goes on trying, 'peerd status {driver.name}' says how it is"
-        )
-    tried = "".join(f"; {address}: {problem}" for address, problem in sorted(finder.unanswered.items()))
-    return NobodyFoundError(
-        f"no member of '{driver.name}' was found within {timeout_s:.0f} s; the session stays and goes on "
-        f"looking; is a member on this network? if so, name it with --peer HOST:PORT{tried}"
-    )
-
-
-def unknown(name: str) -> UnknownSessionError:
-    return UnknownSessionError(
-        f"this device knows no session '{name}'; 'peerd sessions' lists those it knows"
-    )
-
-
-def over(folder: SessionFolder) -> SessionStatus:
-    """A session whose rounds are all done, as far as the disk knows it."""
-    known = folder.descriptor
-    if known is None:
-        return SessionStatus(folder.note.name, state="stopped")
-    return SessionStatus(
-        folder.note.name, known.id, known.algorithm, known.topology, known.task, "stopped",
-        local_steps=known.local_steps,
-    )  # fmt: skip
-
-
-def not_running(folder: SessionFolder) -> PeerdError:
-    """Why there is no status of a session that is on disk."""
-    name = folder.note.name
-    if folder.problem:
-        return UnknownSessionError(folder.problem)
-    return UnknownSessionError(f"this device has left session '{name}'; 'peerd join {name}' takes part again")
-
-
-def _state_on_disk(folder: SessionFolder) -> str:
-    return "stopped" if folder.note.finished else "left"
-
-
-def finished(name: str) -> UsageError:
-    return UsageError(
-        f"session '{name}' is finished, all its rounds are done: 'peerd export {name} -o FILE.safetensors' "
-        f"writes its model, 'peerd leave {name} --forget' deletes what is kept of it"
-    )
-
-
-def refuse_change(driver: SessionDriver, options: JoinOptions) -> None:
-    """Raises UsageError if a join of a session that runs here names an option that it does not run with."""
-    asked, plain, runs = options.to_dict(), JoinOptions().to_dict(), driver.options.to_dict()
-    at_any_time = ("timeout_s", "budget", "quiet_hours", "manners")
-    changed = [key for key in asked if key not in at_any_time and asked[key] not in (plain[key], runs[key])]
-    text = options.task_file_text
-    if text is not None and hashlib.sha256(text.encode()).digest() == driver.folder.task_digest:
-        changed.remove("task_file_text")
-    if changed:
-        names = ", ".join(_FLAGS.get(key, f"--{key}") for key in changed)
-        raise UsageError(
-            f"session '{driver.name}' runs on this device already, with another {names}; leave it first with "
-            f"'peerd leave {driver.name}', then join it with the new options"
-        )
-
-
-def _merged(folder: SessionFolder, options: JoinOptions) -> JoinOptions:
-    """Options of a join; a session known already keeps those that are not given anew, and its budget, quiet
-    hours and manners until others are."""
-    lasting = ("budget", "quiet_hours", "manners")
-    given = {name: getattr(options, name) for name in lasting}
-    plain = JoinOptions(timeout_s=options.timeout_s, **given)
-    kept = options if folder.descriptor is None or options != plain else folder.options
-    return replace(kept, **{name: given[name] or getattr(folder.options, name) for name in lasting})
-
-
-def rss_mb() -> float:
-    """Resident memory of this process now, else its peak."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return pages * resource.getpagesize() / (1 << 20)

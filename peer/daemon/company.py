@@ -1,5 +1,5 @@
-"""The other members of a session, as `status` shows them: who is there, how far apart the models are, and of
-each link in a word whether all is well with it."""
+"""The members of a session, and the others as `status` shows them: who is there, how far apart the models
+are, and of each link in a word whether all is well with it."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ def verdict(
     if direction == "in" and peer in node.rounds.missed:
         return "late"
     return "ok"
+
+
+def everybody(node: Node | None) -> list[PeerId]:
+    """Who is in the session, as far as is known here, or has seen it through; this device included."""
+    if node is None:
+        return []
+    known = node.members
+    through = (record.peer for record in known.records() if record.phase == "finished")
+    return sorted({known.me.peer, *through, *(record.peer for record in known.alive())})
 
 
 def trainers(node: Node) -> dict[PeerId, int]:

@@ -1,16 +1,18 @@
 """Finding members of one session: sightings and --peer addresses are dialed until Hello succeeds.
 
 What is learnt on the way is kept for the user: which peerd devices are about that do not know this key, which
-addresses do not answer and why.
+addresses do not answer and why. The other half, where this device announces itself, is `announced_on`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from peer.config import JoinOptions
 from peer.errors import NobodyFoundError, PeerdError, WrongKeyError
 from peer.events import PeerId
 from peer.mesh.channels import NoSuchHostError
@@ -142,3 +144,19 @@ class Finder:
         if self.unanswered.get(address) != problem:
             log.warning("--peer %s: %s", address, problem)
             self.unanswered[address] = problem
+
+
+def announced_on(options: JoinOptions) -> tuple[str, ...]:
+    """Where to announce: as asked, or the one address listened on, or loopback for a session without
+    TLS."""
+    host = (options.listen or "").rpartition(":")[0].strip("[]")
+    if options.interfaces or options.insecure:
+        return options.interfaces or ("lo",)
+    if host in ("", "0.0.0.0", "::"):
+        return ()
+    try:  # of a name, which was resolved a moment ago to listen there
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        log.warning("where the name %s leads is not known, so every interface is used: %s", host, error)
+        return ()
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))

@@ -21,7 +21,7 @@ from peer.daemon.learner_end import LearnerEnd
 from peer.daemon.signatures import first_difference
 from peer.daemon.supervisor import HOPELESS, Supervisor
 from peer.errors import DataError, PeerdError, UsageError, by_exit_code
-from peer.events import Closed, FromLearner, Leave, PeerId, Push, Pushed, Ready, Sketched
+from peer.events import Closed, FromLearner, Leave, PeerId, Push, Pushed, Ready, Sketched, SponsorMe
 from peer.local import Connection, Frame
 from peer.mesh.frames import ROUNDS
 from peer.mesh.greeting import Signature
@@ -73,6 +73,7 @@ class Learning:
         self._figures = figures
         self.supervisor = supervisor(self._on_death)
         self._loop = asyncio.get_running_loop()
+        self._asking: set[PeerId] = set()
 
     def begin(self, *, has_task: bool) -> None:
         """The session is known, and with it whether a child could train in it."""
@@ -225,7 +226,20 @@ class Learning:
         if self.end is not None and self.end.life == ready.life and self.check_model():
             self._owner.feed(ready)
 
-    async def fits(self, peer: PeerId) -> bool:
+    async def ask_for_mass(self, peer: PeerId, ask: SponsorMe) -> None:
+        """Of a member whose model is like ours. One that cannot be reached is not asked twice at a time."""
+        if peer in self._asking:
+            return
+        self._asking.add(peer)
+        try:
+            fits, node = await self._fits(peer), self._owner.node
+        finally:
+            self._asking.discard(peer)
+        still = node is not None and node.phase == "seeking" and ask == SponsorMe(node.life)
+        if fits and still:
+            self._owner.transport.tell(peer, ask)
+
+    async def _fits(self, peer: PeerId) -> bool:
         """Is the model of this member, which trains, known to be like ours? It is asked anew unless it is."""
         if not self._is_like_ours(peer):  # it began to train, or with another model, after its last Hello
             await self._owner.transport.refresh(peer)

@@ -10,34 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
 import random
-import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from peer import catalogue
 from peer.config import Descriptor, JoinOptions
-from peer.daemon import health
+from peer.daemon import farewells, health
 from peer.daemon.clocks import SuspendWatch
 from peer.daemon.effects import perform
 from peer.daemon.figures import Figures
-from peer.daemon.finding import Finder
+from peer.daemon.finding import Finder, announced_on
 from peer.daemon.health import ALONE_ROUNDS
-from peer.daemon.learner_end import LearnerEnd
+from peer.daemon.joining import take_over
 from peer.daemon.learning import Learning
 from peer.daemon.logs import session_name
-from peer.daemon.manners import LEAST_SHARE, Verdict
 from peer.daemon.store import SessionFolder, check_task
-from peer.daemon.supervisor import Supervisor
+from peer.daemon.this_device import ThisDevice
+from peer.daemon.turns import Turns
 from peer.errors import ConfigError, PeerdError, StateError, UsageError
 from peer.events import (
     Block,
     Dispose,
-    Farewell,
     ForLearner,
     Gone,
     LearnerGone,
@@ -56,12 +53,11 @@ from peer.events import (
     Tick,
     ToLearner,
 )
-from peer.local import Connection
 from peer.mesh import transport as mesh
 from peer.mesh.budget import Spending
 from peer.mesh.discovery import Discovery
 from peer.mesh.greeting import Introduction
-from peer.mesh.identity import Device, SessionIdentity
+from peer.mesh.identity import SessionIdentity
 from peer.mesh.node import Node, NodeEvent
 from peer.mesh.stream import Intake
 from peer.mesh.terms import Terms
@@ -77,24 +73,8 @@ MEASURED_TICKS = 20  # round-trip times are told to the node every 5 s (guess)
 PARCEL_SLACK = 1 << 20  # bytes on top of 16 per parameter: the longest parcel taken (fp64, twice over)
 
 
-@dataclass(frozen=True, slots=True)
-class ThisDevice:
-    """Who drives: its key, its name for people, how often its daemon has started, and how learners are
-    started. threads(): what each of them may use now, None where the user has said. drivers: counts them, so
-    that each outranks what an earlier one said of itself. instance: of this daemon, above any of an earlier
-    boot, and drawn, so that a device with a copied key shows."""
-
-    key: Device
-    name: str
-    boot: int
-    supervisor: Callable[[str, Callable[[int], bool]], Supervisor]
-    threads: Callable[[], int | None] = lambda: None
-    drivers: Iterator[int] = field(default_factory=itertools.count)
-    instance: int = 0
-
-
 class SessionDriver:
-    """`start`, then `attach` a learner; `leave` or the session's end takes everything down.
+    """`start`, then `turns.attach` a learner; `leave` or the session's end takes everything down.
 
     `linked` and `ended` are events to wait on: both ends of a first link are up (or it trains already);
     nothing runs any more. `changed` is set with each of them, and with `failure`."""
@@ -127,10 +107,7 @@ class SessionDriver:
         self.learning = Learning(
             self, self.figures, lambda died: device.supervisor(self.name, died), device.threads
         )
-        self.verdict = Verdict()  # whether this device may train now
-        self._resting = False  # by that verdict, our own learner
-        self._attaching = asyncio.Lock()
-        self._asking: set[PeerId] = set()
+        self.turns = Turns(self, self.learning)
         self._suspends = SuspendWatch()
         self._silence: asyncio.Task[None] | None = None  # of a copy of a running device
         self._went = asyncio.Event()  # the node has said goodbye
@@ -150,8 +127,9 @@ class SessionDriver:
         if self.folder.descriptor is not None:
             check_task(self.folder.descriptor, self.folder)
         port = await self.transport.start(self.options.listen)
+        on = announced_on(self.options)
         self.discovery = Discovery(
-            self._beacon_key, self._me.peer, port, self._interfaces(), self.finder.sighted, self._on_moved
+            self._beacon_key, self._me.peer, port, on, self.finder.sighted, self._on_moved
         )
         if self.folder.descriptor is not None:
             self._adopt(self.folder.descriptor)
@@ -159,21 +137,6 @@ class SessionDriver:
         self.finder.start()
         self.spawn(self._tick())
         log.info("listening", extra={"port": port})
-
-    def _interfaces(self) -> tuple[str, ...]:
-        """Where to announce: as asked, or the one address listened on, or loopback for a session without
-        TLS."""
-        host = (self.options.listen or "").rpartition(":")[0].strip("[]")
-        if self.options.interfaces or self.options.insecure:
-            return self.options.interfaces or ("lo",)
-        if host in ("", "0.0.0.0", "::"):
-            return ()
-        try:  # of a name, which was resolved a moment ago to listen there
-            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError as error:
-            log.warning("where the name %s leads is not known, so every interface is used: %s", host, error)
-            return ()
-        return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     async def leave(self, *, pause: bool) -> None:
         """Hand over, say goodbye, take everything down. Safe to call twice."""
@@ -242,10 +205,10 @@ class SessionDriver:
         )
         me = replace(self._me, incarnation=self._me.incarnation + 1)
         self.transport.disconnect_all()  # opened by those who knew this device before; nobody heard of it
-        self.node = Node(me, terms, self._farewells(), self.spending)
+        self.node = Node(me, terms, farewells.kept(self.folder), self.spending)
         self.learning.begin(has_task=descriptor.task != catalogue.SCRIPT)
         self.feed(Block(self.blocked))
-        self._start_learner()
+        self.turns.start()
 
     def _consider(self, met: Met) -> None:
         """A member has said Hello. Take its descriptor if there is none here yet."""
@@ -253,15 +216,7 @@ class SessionDriver:
         if self.descriptor is not None or said is None or not said.descriptor or self.failure is not None:
             return
         try:
-            descriptor = Descriptor.from_dict(json.loads(said.descriptor))
-            if descriptor.name != self.name:
-                raise UsageError(
-                    f"this key is of the session '{descriptor.name}', not '{self.name}'; "
-                    f"run 'peerd join {descriptor.name}' with it"
-                )
-            check_task(descriptor, self.folder)
-            catalogue.check_budget(descriptor.algorithm, self.options.budget)
-            self.folder.save_descriptor(descriptor)
+            descriptor = take_over(said.descriptor, self.folder)
         except (ValueError, TypeError, RecursionError, ConfigError) as error:
             self.transport.contacts.of(met.record.peer).reject("its descriptor makes no sense")
             self.fail(ConfigError(f"the descriptor that {met.record.peer} sent makes no sense: {error}"))
@@ -276,6 +231,28 @@ class SessionDriver:
         if self.descriptor is None:
             return Introduction(me)
         return Introduction(me, self.descriptor.id, self.descriptor.canonical(), self.learning.signature)
+
+    # --- options given anew ------------------------------------------------------------------------------
+
+    def set_budget(self, options: JoinOptions) -> None:
+        """Hold another budget from now on, if these options name one. Raises StateError, UsageError."""
+        if options.budget is not None:
+            if self.descriptor is not None:
+                catalogue.check_budget(self.descriptor.algorithm, options.budget)
+            # nothing was counted while there was no budget
+            self._control_bytes = self.transport.contacts.control_bytes_sent()
+            self._keep(budget=options.budget)
+            self.spending.limit(self.options.bytes_per_min)
+
+    def set_manners(self, options: JoinOptions) -> None:
+        """Other quiet hours and manners from now on, if these options name any. Raises StateError."""
+        asked = {"quiet_hours": options.quiet_hours, "manners": options.manners}
+        if any(asked.values()):
+            self._keep(**{name: value for name, value in asked.items() if value is not None})
+
+    def _keep(self, **changes: Any) -> None:
+        self.folder.save_options(replace(self.folder.options, **changes))
+        self.options = self.folder.options
 
     # --- events in, effects out --------------------------------------------------------------------------
 
@@ -324,34 +301,10 @@ class SessionDriver:
         """Tell the node what control messages have cost, where that is of interest."""
         if self.spending.bytes_per_min is None:
             return
-        sent = self._sent_as_control()
+        sent = self.transport.contacts.control_bytes_sent()
         if sent > self._control_bytes:
             self._handle(node, Spent(sent - self._control_bytes))
         self._control_bytes = sent
-
-    def _sent_as_control(self) -> int:
-        return sum(
-            contact.bytes_sent - contact.frame_bytes_sent for contact in self.transport.contacts.ever()
-        )
-
-    def set_budget(self, options: JoinOptions) -> None:
-        """Hold another budget from now on, if these options name one. Raises StateError, UsageError."""
-        if options.budget is not None:
-            if self.descriptor is not None:
-                catalogue.check_budget(self.descriptor.algorithm, options.budget)
-            self._control_bytes = self._sent_as_control()  # nothing was counted while there was none
-            self._keep(budget=options.budget)
-            self.spending.limit(self.options.bytes_per_min)
-
-    def set_manners(self, options: JoinOptions) -> None:
-        """Other quiet hours and manners from now on, if these options name any. Raises StateError."""
-        asked = {"quiet_hours": options.quiet_hours, "manners": options.manners}
-        if any(asked.values()):
-            self._keep(**{name: value for name, value in asked.items() if value is not None})
-
-    def _keep(self, **changes: Any) -> None:
-        self.folder.save_options(replace(self.folder.options, **changes))
-        self.options = self.folder.options
 
     async def _fall_silent(self) -> None:
         """A copy of this device has run for longer: whatever this one says would be taken for that one's."""
@@ -370,24 +323,11 @@ class SessionDriver:
                 if self.learning.end is not None:
                     self.learning.end.ask_to_start_over()
             elif isinstance(effect, Tell) and isinstance(effect.message, SponsorMe):
-                self.spawn(self._ask_for_mass(effect))
+                self.spawn(self.learning.ask_for_mass(effect.peer, effect.message))
             else:
                 perform(effect, self.transport)
         if node.phase == "training":
             self._note_progress(node)
-
-    async def _ask_for_mass(self, ask: Tell) -> None:
-        """Of a member whose model is like ours. One that cannot be reached is not asked twice at a time."""
-        if ask.peer in self._asking:
-            return
-        self._asking.add(ask.peer)
-        try:
-            fits, node = await self.learning.fits(ask.peer), self.node
-        finally:
-            self._asking.discard(ask.peer)
-        still = node is not None and node.phase == "seeking" and ask.message == SponsorMe(node.life)
-        if fits and still:
-            perform(ask, self.transport)
 
     def _command(self, command: ToLearner) -> None:
         if isinstance(command, LinkUp):
@@ -412,7 +352,8 @@ class SessionDriver:
         self._gone = gone
         self._went.set()
         log.info("gone: %s", gone.reason)
-        self._keep_farewells()
+        assert self.node is not None
+        farewells.keep(self.folder, self.node)
         if gone.reason == "finished":
             self.folder.mark(over=True, finished=True)
             self.spawn(self._take_down())
@@ -423,33 +364,16 @@ class SessionDriver:
         else:
             self._signal(self.ended)
 
-    def _keep_farewells(self) -> None:
-        """For a neighbor that did not hear the goodbye; on a full disk it takes its last parcel back. And
-        who was here, for an export later on."""
-        assert self.node is not None
-        try:
-            self.folder.save_farewells(self.node.farewells())
-            self.folder.save_members(self.members)
-        except StateError as error:
-            log.warning("%s", error)
-
-    def _farewells(self) -> dict[PeerId, Farewell]:
-        try:
-            return self.folder.farewells()
-        except StateError as error:
-            log.warning("%s", error)
-            return {}
-
     def learner_lost(self, reason: str) -> None:
         """Its mass is lost with it. A founder without company so far was all there is: it founds anew."""
         self.feed(LearnerGone(reason))
-        if self.folder.note.founder and self._gone is None and self._leaving is None:
+        if self.folder.note.founder and not self.is_going:
             self._start_over()
 
     def _start_over(self) -> None:
         """A new node waits for the next learner: a script has left, or the founder's learner is lost."""
         assert self.node is not None
-        me, farewells = self.node.members.me, self.node.farewells()
+        me, said = self.node.members.me, self.node.farewells()
         self.figures.node_ends(self.node)
         self.transport.disconnect_all()  # streams that stay would never be told to the new node
         for effect in self.node.links.learner_gone():
@@ -458,7 +382,7 @@ class SessionDriver:
         self._me, self._gone = replace(me, state="alive", incarnation=me.incarnation + 1), None
         others = [record for record in self.node.members.alive() if record.peer != me.peer]
         terms = replace(self.node.terms, founder=self.folder.note.founder)
-        self.node = Node(self._me, terms, farewells, self.spending)
+        self.node = Node(self._me, terms, said, self.spending)
         self.feed(Block(self.blocked))
         for record in others:
             self.feed(Met(record))
@@ -484,97 +408,18 @@ class SessionDriver:
                 async with asyncio.timeout(GONE_S):
                     await self._went.wait()
 
-    def take_up(self) -> None:
-        """Train with this device's own learner again, if nobody does: the script that did has ended."""
-        if self._attaching.locked():
-            return  # a script is about to train here
-        if self.descriptor is not None and self.failure is None and self.learning.end is None:
-            self.learning.scripted = self.learning.needs_script
-            self._start_learner()
-
-    def _start_learner(self) -> None:
-        if self.learning.scripted:
-            return
-        self._resting = self.verdict.pauses
-        if not self._resting:
-            self.learning.supervisor.start()
-
-    def pace(self, now: Verdict) -> None:
-        """Train so much from now on. A pause is told to the others as any that somebody has asked for, and
-        this device stays with them; a script is slowed if it has asked for that, and never paused."""
-        session_name.set(self.name)
-        before, self.verdict = self.verdict, now
-        if before.share != now.share:
-            log.info("trains for %.3g %% of the time: %s", 100 * now.share, now.reason or "all is well")
-        if self.failure is not None or self._leaving is not None or self._gone is not None:
-            return
-        end = self.learning.end
-        if end is not None and end.minds:
-            end.use_share(max(now.share, LEAST_SHARE))
-        if self.learning.scripted or self._attaching.locked():
-            self._resting = self._resting and not self.learning.scripted
-        elif now.pauses and not self._resting and self.descriptor is not None:
-            self._resting = True
-            self.spawn(self._rest())
-        elif self._resting and not now.pauses:
-            self.take_up()
-
-    async def _rest(self) -> None:
-        session_name.set(self.name)
-        async with self._attaching:
-            if self._leaving is None and self._gone is None and not self.learning.scripted:
-                await self.learning.rest()
-
-    def learner_pids(self) -> Iterator[int]:
-        """Processes that train here."""
-        found = (
-            self.learning.supervisor.pid,
-            self.learning.end.pid if self.learning.end is not None else None,
-        )
-        yield from {pid for pid in found if pid is not None}
-
-    async def attach(self, connection: Connection, end: LearnerEnd) -> None:
-        """Serve a learner until its connection ends. Raises UsageError when there is nothing to learn."""
-        session_name.set(self.name)
-        self._check_attachable(end)  # a child that is not wanted any more must not wait: it is waited for
-        async with self._attaching:
-            self._check_attachable(end)
-            await self.learning.make_way(end)
-            descriptor = self._check_attachable(end)  # making way takes its time
-        task = self.folder.task_file
-        welcome = {
-            "op": "attached",
-            "life": end.life,
-            "descriptor": descriptor.to_dict(),
-            "options": self.options.to_dict(),
-            "folder": str(self.folder.path),
-            "task_file": str(task) if task is not None else None,
-        }
-        await self.learning.serve(connection, end, welcome)
-
-    def _check_attachable(self, end: LearnerEnd) -> Descriptor:
-        """Raises UsageError when there is nothing for this learner to learn."""
+    def attachable(self) -> Descriptor:
+        """What there is for a learner to learn. Raises UsageError when there is nothing."""
         if self.failure is not None:
             raise self.failure
-        if self.descriptor is None or self._gone is not None or self._leaving is not None:
+        if self.descriptor is None or self.is_going:
             state = "waits for a first member" if self.descriptor is None else f"is {self.state}"
             state = "is being left" if self._leaving is not None and self._gone is None else state
             raise UsageError(f"session '{self.name}' {state}; 'peerd join {self.name}' takes it up")
-        if end.child and self.learning.scripted:
-            raise UsageError(f"a script trains in '{self.name}' in this learner's place")
         return self.descriptor
 
     def _longest_parcel(self) -> int:
         return 16 * (self.figures.parameters or 0) + PARCEL_SLACK
-
-    @property
-    def members(self) -> list[PeerId]:
-        """Who is in the session, as far as is known here, or has seen it through; this device included."""
-        if self.node is None:
-            return []
-        known = self.node.members
-        through = (record.peer for record in known.records() if record.phase == "finished")
-        return sorted({known.me.peer, *through, *(record.peer for record in known.alive())})
 
     # --- questions ---------------------------------------------------------------------------------------
 
@@ -588,12 +433,17 @@ class SessionDriver:
         return any(contact.introduction is not None for contact in self.transport.contacts)
 
     @property
+    def is_going(self) -> bool:
+        """Is this device leaving the session, or gone from it?"""
+        return self._leaving is not None or self._gone is not None
+
+    @property
     def state(self) -> SessionState:
         if self.failure is not None:
             return "failed"
         if self._gone is not None:
             return "paused" if self._gone.reason == "paused" else "stopped"
-        if self._resting and not self.learning.scripted:
+        if self.turns.rests:
             return "paused"
         node = self.node
         if node is None or node.phase != "training" or not node.company:
@@ -609,14 +459,4 @@ class SessionDriver:
         identifier = known.id if known is not None else None
         if self._gone is not None:  # nobody listens here any more: that the others are not heard says nothing
             fields["links"] = tuple(replace(link, state="left") for link in fields["links"])
-        return SessionStatus(name=self.name, id=identifier, state=self.state, **fields, **self._pace_status())
-
-    def _pace_status(self) -> dict[str, Any]:
-        now, end = self.verdict, self.learning.end
-        share, reason = now.share, now.reason or None
-        if end is not None and not end.child:
-            share = max(share, LEAST_SHARE) if end.minds else 1.0
-            reason = (
-                f"{reason}; the script that trains is not held back" if reason and not end.minds else reason
-            )
-        return {"pace_share": share, "pace_reason": reason, "pace_until": now.until}
+        return SessionStatus(name=self.name, id=identifier, state=self.state, **fields, **self.turns.status())

@@ -99,6 +99,10 @@ class Contacts:
         yield from self
         yield self._made_room
 
+    def control_bytes_sent(self) -> int:
+        """Of messages that were no frames."""
+        return sum(contact.bytes_sent - contact.frame_bytes_sent for contact in self.ever())
+
     def get(self, peer: PeerId) -> Contact | None:
         return self._contacts.get(peer)
 

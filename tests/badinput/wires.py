@@ -630,7 +630,7 @@ DESCRIPTORS = [
 
 
 class SessionDescriptor(Decoder):
-    """The JSON that says what is trained, as daemon/session.py reads it from whoever it meets first."""
+    """The JSON that says what is trained, as daemon/joining.py reads it from whoever it meets first."""
 
     def __init__(self) -> None:
         self.good = [one.to_dict() for one in DESCRIPTORS]

@@ -59,7 +59,7 @@ async def test_a_script_is_told_when_its_mass_is_taken_and_another_learner_takes
         await until(driver, lambda: driver.learning.end is None)
         with pytest.raises(UsageError, match="in this learner's place"):
             await Puppet.attach(b.socket, "home")
-        driver.take_up()
+        driver.turns.take_up()
         again = await Puppet.attach(b.socket, "home")
         await again.until(3)
     assert first.weight > 0

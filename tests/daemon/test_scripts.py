@@ -14,6 +14,7 @@ from daemon.puppet import Puppet, ask
 from daemon.test_making_way import starts
 from daemon.test_sessions import pair, port
 from peer.catalogue import SCRIPT
+from peer.daemon.company import everybody
 from peer.daemon.exporting import provenance
 from peer.daemon.owner import READY, Owner
 from peer.daemon.store import SessionFolder
@@ -104,7 +105,7 @@ async def test_an_export_says_where_the_model_comes_from_also_when_nobody_is_the
         await asyncio.gather(first.until(3), second.until(3))
         both = sorted(each.daemon.device.key.id for each in (a, b))
         driver = a.daemon.sessions["home"]
-        here_now = provenance(driver.folder, driver.members)
+        here_now = provenance(driver.folder, everybody(driver.node))
         assert here_now["members"].split(",") == both
         assert (here_now["session"], here_now["session_id"]) == ("home", session().id)
         assert (here_now["task"], here_now["peerd"]) == ("quadratic", VERSION)

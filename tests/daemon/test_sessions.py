@@ -12,7 +12,7 @@ import pytest
 
 from daemon.conftest import PATIENCE_S, Home, here, session
 from daemon.puppet import Puppet, ask
-from peer.daemon import app
+from peer.daemon.joining import nobody
 from peer.daemon.session import SessionDriver
 from peer.errors import DataError, NobodyFoundError, PortError, UnknownSessionError, UsageError, WrongKeyError
 from peer.keys import format_key, new_key
@@ -418,6 +418,6 @@ async def test_strangers_do_not_make_a_known_session_a_wrong_key(home: Make) -> 
         await a.daemon.create(session(), here())
         driver = a.daemon.sessions["home"]
         driver.finder.strangers["a nonce"] = "p-stranger"
-        assert isinstance(app.nobody(driver, 3), NobodyFoundError)
+        assert isinstance(nobody(driver, 3), NobodyFoundError)
         driver.descriptor = None
-        assert isinstance(app.nobody(driver, 3), WrongKeyError)
+        assert isinstance(nobody(driver, 3), WrongKeyError)
