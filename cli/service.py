@@ -53,6 +53,7 @@ def install(gpu: bool | None, no_start: bool) -> None:
         _check_interpreter()
     except PeerdError:
         if fresh:
+            _remove_user()
             _remove(where)
         raise
     _run("systemd-tmpfiles", "--create", str(where.tmpfiles))
@@ -88,9 +89,12 @@ def uninstall() -> None:
     _check_free(where)
     if BOOTED.is_dir() and where.unit.exists():
         _run("systemctl", "disable", "--quiet", "--now", units.UNIT)
-    _remove(where)
-    if SYSTEM_STATE.exists():
+    _remove_user()  # the files last: while they are there, what failed can be had again
+    kept = SYSTEM_STATE.exists()
+    if kept:
         _give_to_root(SYSTEM_STATE)
+    _remove(where)
+    if kept:
         click.echo(
             f"the service is removed; keys and checkpoints are kept in {SYSTEM_STATE}, which is root's now: "
             f"'sudo rm -r {SYSTEM_STATE}' deletes them, installing again takes them up"
@@ -189,8 +193,18 @@ def _put(path: Path, text: str | None) -> None:
         raise StateError(f"{path} cannot be written: {error.strerror}; is the disk read-only?") from error
 
 
+def _remove_user() -> None:
+    """And its group. Raises PeerdError where processes of it run."""
+    for tool, database in (("userdel", "passwd"), ("groupdel", "group")):
+        if (
+            subprocess.run(["getent", database, SERVICE_USER], capture_output=True, check=False).returncode
+            == 0
+        ):
+            _run(tool, SERVICE_USER)
+
+
 def _remove(where: units.Places) -> None:
-    """Files, user and group; what systemd remembers of them."""
+    """Files; what systemd remembers of them."""
     for path in where.all:
         _put(path, None)
     for folder in (where.own, where.sysusers.parent):  # Debian comes without the second
@@ -199,12 +213,6 @@ def _remove(where: units.Places) -> None:
     if BOOTED.is_dir():
         _run("systemctl", "daemon-reload")
         subprocess.run(["systemctl", "reset-failed", units.UNIT], capture_output=True, check=False)
-    for tool, database in (("userdel", "passwd"), ("groupdel", "group")):
-        if (
-            subprocess.run(["getent", database, SERVICE_USER], capture_output=True, check=False).returncode
-            == 0
-        ):
-            _run(tool, SERVICE_USER)
 
 
 def _give_to_root(folder: Path) -> None:

@@ -127,6 +127,7 @@ class Host:
 
     @property
     def battery_percent(self) -> float | None:
-        """The mean over its batteries; None without one that says."""
-        charges = [s.percent for s in self.supplies if s.kind == "Battery" and s.percent is not None]
+        """The mean over its batteries, a UPS's too; None without one that says."""
+        inside = [s for s in self.supplies if s.kind in ("Battery", "UPS")]
+        charges = [s.percent for s in inside if s.percent is not None]
         return sum(charges) / len(charges) if charges else None

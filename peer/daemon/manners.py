@@ -52,16 +52,18 @@ class Waiting:
 
 
 class Strain:
-    """What the device's conditions of late ask for. `hot`, `pressed`: why, "" is not. `low`: on battery, and
-    to wait for more."""
+    """What the device's conditions of late ask for. `hot`, `pressed`: why, "" is not. `unread`: a zone that
+    was too hot and cannot be read now, so that nobody knows whether it is cool. `low`: on battery, and to
+    wait for more."""
 
     def __init__(self) -> None:
-        self.hot = self.pressed = ""
+        self.hot = self.pressed = self.unread = ""
         self.on_battery = self.low = False
         self.percent: float | None = None
         self.halvings = 0
         self._moved_at = 0.0
         self._calm_at: float | None = None
+        self._heated: set[str] = set()  # zones that were too hot since training stopped
         self._cool_at: float | None = None
         self._mains_at: float | None = None
 
@@ -74,15 +76,17 @@ class Strain:
     def _heat(self, host: Host, now: float) -> None:
         limits = [(zone, zone_limit) for zone in host.zones if (zone_limit := _limit(zone.trips)) is not None]
         over = [zone for zone, limit in limits if zone.celsius >= limit]
+        self.unread = min(self._heated - {zone.name for zone, _ in limits}, default="")
         if over:
+            self._heated |= {zone.name for zone in over}
             self._cool_at = None
             self.hot = f"too hot: {over[0].name} is at {over[0].celsius:.0f} °C"
-        elif self.hot and any(zone.celsius > limit - COOL_C for zone, limit in limits):
+        elif self.hot and (self.unread or any(zone.celsius > limit - COOL_C for zone, limit in limits)):
             self._cool_at = None
         elif self.hot:
             self._cool_at = now if self._cool_at is None else self._cool_at
             if now - self._cool_at >= COOL_S:
-                self.hot, self._cool_at = "", None
+                self.hot, self._heated, self._cool_at = "", set(), None
                 self.pressed, self.halvings = "it was too hot", MOST_HALVINGS
                 self._moved_at, self._calm_at = now, None
 
@@ -120,7 +124,7 @@ def verdict(strain: Strain, manners: str, quiet: QuietHours | None, minute: int 
     if manners == "off":
         return Verdict()
     if strain.hot:
-        return Verdict(0.0, strain.hot)
+        return Verdict(0.0, strain.hot + (f"; {strain.unread} cannot be read now" if strain.unread else ""))
     if strain.on_battery and manners == "mains":
         return Verdict(0.0, "on battery; with --manners mains it waits for the mains")
     if strain.low and strain.percent is not None:

@@ -2,6 +2,7 @@
 
     STATE/                      0700
       lock                      held by the daemon that uses this folder; its pid and socket
+      starting                  held by a script that starts a daemon for it (peer/learner/own_daemon.py)
       boot                      how often a daemon has started here
       blocked.json              devices this one wants nothing to do with (blocking.py)
       device.pem                the device's own key (peer/mesh/identity.py)
@@ -12,7 +13,11 @@
         descriptor.json         once a member has told it
         options.json            this device's own
         task.py                 the user's task file
+        members.json            who was in it when this device's part in it ended
+        farewells.json          how far the links to here were applied
         leaf.pem, checkpoint…   of identity and learner
+      scripts/ID/               checkpoints of a user's scripts, in that user's state folder, where the
+                                daemon's is shut to them (peer/learner/dial.py)
 
 Every file is written whole or not at all (peer/files.py). What cannot be written is a StateError that names
 the file and the remedy.

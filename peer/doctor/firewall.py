@@ -24,6 +24,8 @@ from peer.mesh.interfaces import MDNS_GROUP
 READ_S = 3.0
 NFT = ("/usr/sbin/nft", "/sbin/nft", "nft")  # root's before what a path finds, since root may run this
 MAX_DEPTH = 16  # chains within chains: nftables' own limit
+GOES_ON = ("limit", "quota", "ct count", "set", "meter", "mangle")  # maybe not the rule, but the packet does
+XT_GOES_ON = ("LOG", "NFLOG", "MARK", "CONNMARK")  # targets of iptables after which it does
 Rules = list[dict[str, Any]]
 
 
@@ -125,6 +127,8 @@ class _Walk:
         sure = True
         for statement in expression:
             [(kind, body)] = statement.items()
+            if kind == "xt":
+                kind = _of_iptables(body, statement is expression[-1])
             if kind == "match":
                 fits = self._fits(body)
                 if fits is False:
@@ -140,8 +144,10 @@ class _Walk:
                     return end
                 if isinstance(end, bool):
                     self._possible.add(end)
+            elif kind in GOES_ON:
+                sure = False
             elif kind not in ("counter", "log", "comment"):
-                sure = False  # a limit, a named map, an extension of iptables
+                self._possible |= {True, False}  # a verdict map, a queue: it may end here, either way
         return None
 
     def _ends(self, kind: str, sure: bool) -> bool | str | None:
@@ -210,6 +216,17 @@ class _Walk:
         if isinstance(right, str) and right.startswith("@"):
             return self._among(value, self._sets[right[1:]]) if right[1:] in self._sets else None
         return bool(value == right)
+
+
+def _of_iptables(body: Mapping[str, Any] | None, last: bool) -> str:
+    """The statement of nftables that this extension of iptables is like; "xt": nobody knows. body: None of an
+    nft before 1.0.7, which does not say what it is. last: of its rule, as targets are and matches are not."""
+    kind, name = (body.get("type"), body.get("name")) if body is not None else (None, None)
+    if kind == "match" or (body is None and not last):
+        return "limit"
+    if kind == "target" and name == "REJECT":
+        return "reject"
+    return "log" if kind == "target" and name in XT_GOES_ON else "xt"
 
 
 def _any(found: Iterable[bool | None]) -> bool | None:

@@ -219,6 +219,24 @@ def test_uninstall_removes_all_but_the_state_and_gives_that_to_root(
     assert (again.exit_code, again.stdout) == (0, "no service is installed here\n")
 
 
+def test_uninstall_can_be_had_again_when_the_user_is_still_at_work(
+    system: System, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr(os, "chown", lambda path, *_, **__: given.append(Path(path)))
+    run("service", "install")
+    (tmp_path / "state").mkdir()
+    system.program("userdel", 'echo "userdel: user peerd is currently used by process 7" >&2; exit 8')
+    refused = run("service", "uninstall")
+    assert (refused.exit_code, "used by process 7" in refused.stderr) == (70, True)
+    assert (system.files(), system.users.exists(), given) == (FILES, True, []), "nothing is removed yet"
+    system.program("userdel")
+    done = run("service", "uninstall")
+    assert done.exit_code == 0, done.stderr
+    assert (system.files(), system.users.exists(), given) == ([], False, [tmp_path / "state"])
+    assert "the service is removed" in done.stdout
+
+
 def test_changes_that_the_user_made_to_the_unit_outlive_it(system: System, run: Run) -> None:
     own = system.etc / "systemd/system/peerd.service.d/override.conf"  # of 'systemctl edit'
     own.parent.mkdir(parents=True)

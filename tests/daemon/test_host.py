@@ -142,6 +142,7 @@ AC, BAT = {"type": "Mains", "online": "1"}, {"type": "Battery", "status": "Disch
         (supply("usb", type="USB", online="0") | supply("BAT0", **BAT | {"status": "Charging"}), False, 63.0),
         (supply("hidpp_battery_0", **BAT, scope="Device"), False, None),
         (supply("ups", type="UPS", status="Discharging"), True, None),
+        (supply("ups", type="UPS", status="Discharging", capacity="20"), True, 20.0),
     ],
 )  # fmt: skip
 def test_it_is_on_battery_when_a_battery_alone_feeds_it(

@@ -147,6 +147,26 @@ def test_near_the_limit_it_pauses_until_it_has_been_cool_for_a_while_and_begins_
     assert device.live(5 * CALM_S, at(60.0)) == Verdict()
 
 
+@pytest.mark.parametrize(
+    "blind",
+    [Host(), Host(zones=(Zone("gpu", 50.0, TRIPS),)), Host(zones=(Zone("cpu-thermal", 50.0, {}),))],
+    ids=["no zone at all", "another is cool", "without its limits"],
+)
+def test_a_zone_that_was_too_hot_and_cannot_be_read_is_not_taken_for_cool(blind: Host) -> None:
+    device = Device()
+    device.live(LOOK_S, at(91.0))
+    found = device.live(10 * COOL_S, blind)
+    assert found == Verdict(0.0, "too hot: cpu-thermal is at 91 °C; cpu-thermal cannot be read now")
+    found = device.live(COOL_S, at(70.0))
+    assert found == Verdict(0.0, "too hot: cpu-thermal is at 91 °C"), "cool time starts when it is read again"
+    assert device.live(LOOK_S, at(70.0)) == Verdict(LEAST_SHARE, "it was too hot")
+    device.live(LOOK_S, Host(zones=(Zone("gpu", 91.0, TRIPS),)))
+    assert device.live(COOL_S, Host(zones=(Zone("gpu", 70.0, TRIPS),))).pauses
+    assert device.live(LOOK_S, Host(zones=(Zone("gpu", 70.0, TRIPS),))).share == LEAST_SHARE, (
+        "its own heat alone"
+    )
+
+
 def test_a_zone_with_a_critical_point_alone_pauses_just_below_it() -> None:
     def zone(celsius: float) -> Host:
         return Host(zones=(Zone("cpu", celsius, {"critical": 110.0}),))

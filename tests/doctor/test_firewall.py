@@ -43,7 +43,12 @@ def meta(key: str, right: Any, *then: dict[str, Any], op: str = "==") -> list[di
     ]
 
 
+def vmap(key: dict[str, Any], *elements: list[Any]) -> dict[str, Any]:
+    return {"vmap": {"key": key, "data": {"set": list(elements)}}}
+
+
 ACCEPT, DROP, REJECT = {"accept": None}, {"drop": None}, {"reject": {"type": "icmpx"}}
+XT_REJECT = {"xt": {"type": "target", "name": "REJECT"}}  # as iptables-nft writes it
 RETURN = {"return": None}
 ESTABLISHED = [
     {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}},
@@ -85,6 +90,23 @@ TO_GROUPS = [
         (ruleset([{"xt": {"type": "match", "name": "geoip"}}, DROP], [ACCEPT]), None, None),
         (ruleset([{"xt": {"type": "match", "name": "geoip"}}, ACCEPT], policy="accept"), True, True),
         (ruleset([{"jump": {"target": "input"}}]), None, None),
+        (ruleset([XT_REJECT], policy="accept"), False, False),
+        (ruleset(port("tcp", 22, XT_REJECT, op="!="), policy="accept"), True, False),
+        (ruleset([{"xt": {"type": "match", "name": "geoip"}}, XT_REJECT], policy="accept"), None, None),
+        (ruleset([{"xt": {"type": "target", "name": "TARPIT"}}], policy="accept"), None, None),
+        (ruleset([{"counter": {}}, {"xt": None}]), None, None),
+        (ruleset([{"xt": None}, {"counter": {}}, DROP]), False, False),
+        (ruleset([{"xt": {"type": "target", "name": "LOG"}}], port("udp", 5353)), True, False),
+        (ruleset([{"limit": {"rate": 3, "per": "minute"}}, {"log": None}]), False, False),
+        (ruleset(port("tcp", 7001, {"queue": {"num": 0}}), policy="accept"), True, None),
+        (ruleset([vmap({"payload": {"protocol": "tcp", "field": "dport"}}, [7000, ACCEPT])]), None, None),
+        (
+            ruleset(
+                [vmap({"meta": {"key": "iifname"}}, ["eth0", {"jump": {"target": "lan"}}])], lan=[[ACCEPT]]
+            ),
+            None,
+            None,
+        ),
     ],
 )
 def test_a_packets_way_through_the_rules(rules: Rules, mdns: bool | None, tcp: bool | None) -> None:
