@@ -290,6 +290,8 @@ async def test_a_real_learner_pauses_and_trains_on_from_the_others_model(home: M
         await until(driver(b), lambda: (shown(b).round or 0) > 5 and shown(b).state == "training")
         await now.becomes(NIGHT)
         await until(driver(b), lambda: not driver(b).learning.supervisor.running)
+        async with driver(b).turns._attaching:
+            pass  # what is told while it still ends is for the next look
         still, going = shown(b).round, shown(a).round
         assert paces(b) == IN_QUIET
         await until(driver(a), lambda: (shown(a).round or 0) > (going or 0) + 50)
