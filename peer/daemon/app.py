@@ -77,7 +77,10 @@ class Daemon:
         self.metrics: MetricsServer | None = None
         key, boot = Device.load_or_create(store.folder), store.next_boot()
         instance = min(boot, MAX_BOOT) << INSTANCE_BITS | secrets.randbits(INSTANCE_BITS)
-        self.device = ThisDevice(key, store.device, boot, self._supervisor, self._threads, instance=instance)
+        self.device = ThisDevice(
+            key, store.device, boot, self._supervisor, self._threads,
+            instance=instance, owned=awaited is not None,
+        )  # fmt: skip
         self._taken_up = asyncio.Event()  # clear while sessions are
         self._taken_up.set()
         self._spoilt: dict[Path, SessionFolder] = {}  # could not be taken up at this daemon's start

@@ -34,7 +34,7 @@ class LearnerEnd:
         self.heard_at: float | None = None
         self.minds = child  # manners: it takes local steps for a share of the time, if told so
         self._threads = 0  # as told last
-        self._share = 1.0  # as told last
+        self._share: float | None = None  # as told last; an earlier daemon may have told it another
         self._connection = connection
         self._assembler = EventAssembler()
         self._export: asyncio.Future[SharedBuffer] | None = None

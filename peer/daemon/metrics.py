@@ -164,7 +164,10 @@ def text(status: DeviceStatus, accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry()
     registry.register(Snapshot(status))
     ProcessCollector(registry=registry)
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # it compares a version that is no number with numbers
+        encode, content_type = choose_encoder("")
     return encode(registry), content_type
 
 

@@ -16,6 +16,7 @@ import ipaddress
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from email.message import Message
 from urllib.parse import urlsplit
 
 from peer.config import check_address
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 VARIABLE = "PEERD_METRICS"
 LOOPBACK = "127.0.0.1"
 PATH = "/metrics"
+END = b"\r\n\r\n"  # of a head
 AGAIN_S = 30.0  # until a port that was taken is tried again (guess)
 CLIENT_S = 10.0  # for a request and its answer: Prometheus gives up after 10 s by default
 CLIENTS = 8  # at a time; guess: two servers that scrape and a person who looks
@@ -137,25 +139,29 @@ class MetricsServer:
         from peer.daemon import metrics
 
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(END)
             request, _, rest = head.partition(b"\r\n")
             method, target, version = request.decode("ascii").split()
             path = urlsplit(target).path
+            headers = metrics.headers(rest)
         except (asyncio.LimitOverrunError, ValueError):
             return _reply(400, "this is no request of HTTP/1.1")
+        reply = await self._reply_to(method, path, version, headers)
+        return reply if method != "HEAD" else reply[: reply.index(END) + len(END)]
+
+    async def _reply_to(self, method: str, path: str, version: str, headers: Message) -> bytes:
+        from peer.daemon import metrics
+
         if not version.startswith("HTTP/1."):
             return _reply(505, "HTTP/1.1 is spoken here")
         if method not in ("GET", "HEAD"):
             return _reply(405, "there is nothing to do but GET", allow="GET, HEAD")
-        headers = metrics.headers(rest)
         if self._on_loopback and not _is_number_or_localhost(headers.get("Host", LOOPBACK)):
             return _reply(403, "a server on loopback is named by its number, or localhost")
         if path != PATH:
             return _reply(404, f"metrics are at {PATH}")
-        accept = ",".join(headers.get_all("Accept", []))
-        body, content_type = await asyncio.to_thread(metrics.text, self._snapshot(), accept)
-        whole = _reply(200, body, content_type)
-        return whole if method == "GET" else whole[: -len(body)]
+        accept = ",".join(map(str, headers.get_all("Accept", [])))  # no str where it has bytes above 127
+        return _reply(200, *await asyncio.to_thread(metrics.text, self._snapshot(), accept))
 
 
 def _is_number_or_localhost(said: str) -> bool:

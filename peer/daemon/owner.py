@@ -1,8 +1,8 @@
 """The script that has started this daemon, and that it ends with.
 
 A socket pair is all there is between the two: the daemon says "ready" on it when its sessions are taken up,
-and reads the script's end in its being closed, however the script ended. Another script may have found the
-daemon meanwhile: it ends with the last one.
+and reads the script's end in its being closed for writing, however the script ended. Another script may have
+found the daemon meanwhile: it says "stays" then, and ends with the last one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from peer.daemon.app import Daemon
 
 log = logging.getLogger(__name__)
 
-READY = b"ready\n"
+READY, STAYS = b"ready\n", b"stays\n"
+ENDS_S = 1.0  # for the connection of a script that ends to be seen ending, too (guess)
 
 
 class Owner:
@@ -46,5 +47,12 @@ class Owner:
             await loop.sock_sendall(self._socket, READY)
             while await loop.sock_recv(self._socket, 64):
                 log.warning("the script that has started this daemon says something unexpected")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ENDS_S):
+                await daemon.no_script.wait()
+        if not daemon.no_script.is_set():
+            log.info("the script that has started this daemon ends; another one trains through it")
+            with suppress(OSError):  # nobody may be waiting for it
+                await loop.sock_sendall(self._socket, STAYS)
         await daemon.no_script.wait()
         log.info("the script that has started this daemon is gone")

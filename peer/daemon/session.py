@@ -107,7 +107,7 @@ class SessionDriver:
         self.learning = Learning(
             self, self.figures, lambda died: device.supervisor(self.name, died), device.threads
         )
-        self.turns = Turns(self, self.learning)
+        self.turns = Turns(self, self.learning, owned=device.owned)
         self._suspends = SuspendWatch()
         self._silence: asyncio.Task[None] | None = None  # of a copy of a running device
         self._went = asyncio.Event()  # the node has said goodbye

@@ -15,7 +15,7 @@ class ThisDevice:
     """Who drives: its key, its name for people, how often its daemon has started, and how learners are
     started. threads(): what each of them may use now, None where the user has said. drivers: counts them, so
     that each outranks what an earlier one said of itself. instance: of this daemon, above any of an earlier
-    boot, and drawn, so that a device with a copied key shows."""
+    boot, and drawn, so that a device with a copied key shows. owned: a script has started this daemon."""
 
     key: Device
     name: str
@@ -24,3 +24,4 @@ class ThisDevice:
     threads: Callable[[], int | None] = lambda: None
     drivers: Iterator[int] = field(default_factory=itertools.count)
     instance: int = 0
+    owned: bool = False

@@ -39,10 +39,10 @@ class Owner(Protocol):
 
 class Turns:
     """`attach` a learner, `pace` all of them, `take_up` what a script or a pause has ended. `verdict`: at
-    what pace this device may train now."""
+    what pace this device may train now. owned: a script has started this daemon."""
 
-    def __init__(self, owner: Owner, learning: Learning) -> None:
-        self._owner, self._learning = owner, learning
+    def __init__(self, owner: Owner, learning: Learning, *, owned: bool = False) -> None:
+        self._owner, self._learning, self._owned = owner, learning, owned
         self.verdict = Verdict()
         self._resting = False  # by that verdict, our own learner
         self._attaching = asyncio.Lock()
@@ -116,6 +116,7 @@ class Turns:
         welcome = {
             "op": "attached",
             "life": end.life,
+            "owned": self._owned,
             "descriptor": descriptor.to_dict(),
             "options": self._owner.options.to_dict(),
             "folder": str(self._owner.folder.path),

@@ -144,6 +144,7 @@ class Swarm:
         self, attached: Attachment, model: nn.Module, optimizer: torch.optim.Optimizer, terms: Terms
     ) -> None:
         self.descriptor, self.options, self.terms = attached.descriptor, attached.options, terms
+        self._owned = attached.owned  # its daemon ends with scripts, and may be started by one
         try:
             catalogue.check_pace(self.descriptor.algorithm, terms.pace)
         except UsageError:
@@ -534,7 +535,9 @@ class Swarm:
             return dial(self.terms.socket, self.descriptor.name, child=self.terms.child)
 
         own = self.terms.daemon
-        return own.reach(again) if own is not None and own.runs else again()
+        found = own.reach(again) if own is not None and self._owned else again()
+        self._owned = found.owned
+        return found
 
     def _introduction(self) -> dict[str, Any]:
         signature = signature_bytes(self._flat.signature)

@@ -19,7 +19,8 @@ ANSWER_S = 60.0  # for the learner whose place this one takes to hand its mass o
 @dataclass(frozen=True)
 class Attachment:
     """What the daemon answered to `attach`. folder: this session's state on this device, or what a script
-    keeps that may not look at that."""
+    keeps that may not look at that. owned: a script has started the daemon, and so may another once it is
+    gone."""
 
     client: Client
     life: int
@@ -27,6 +28,7 @@ class Attachment:
     options: JoinOptions
     folder: Path
     task_file: Path | None
+    owned: bool = False
 
 
 def dial(socket: Path, session: str, *, child: bool) -> Attachment:
@@ -73,6 +75,7 @@ def attachment(client: Client, frame: dict[str, Any]) -> Attachment:
             JoinOptions.from_dict(frame["options"]),
             folder_for_checkpoints(Path(frame["folder"]), descriptor.id, os.environ),
             Path(task_file) if task_file else None,
+            frame.get("owned") is True,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise PeerdError(

@@ -237,14 +237,14 @@ class Link:
             except _AnewError:
                 log.warning("this model is given up for that of the other devices, as a new life")
                 with self.met:
-                    self.connected, self._handed = False, None
+                    self.connected, self.share, self._handed = False, 1.0, None
                     self._outbox.clear()
                 if not self._redial(first_s=0.0):  # the model is kept for the case that nobody has another
                     return
                 continue
             except NoDaemonError as error:
                 with self.met:
-                    self.connected, self._handed = False, None
+                    self.connected, self.share, self._handed = False, 1.0, None
                     self._outbox.clear()
                     self.stopping = self.stopping or self._duties.child
                     self.met.notify_all()

@@ -17,8 +17,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
@@ -37,6 +39,7 @@ START_S = 60.0  # for a daemon to be ready: it loads within 5 s on a Pi (guess)
 ENDING_S = 45.0  # for a daemon that was told to end: leaving takes 30 s at the most (daemon/session.py)
 TRIES = 4  # a daemon that was found may end before it is asked, and so may the next (guess)
 JOIN_S = 60.0  # on top of the time to look for members, for the daemon's answer (guess)
+STAYS = b"stays"  # what it says if another script trains through it (daemon/owner.py)
 NOT_ITS = (
     "PEERD_KEY", "PEERD_METRICS",
     "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS",
@@ -91,16 +94,21 @@ class OwnDaemon:
 
     @property
     def runs(self) -> bool:
-        """Has a daemon been started here, whatever became of it?"""
+        """Has a daemon been started here that this script's end would end, whatever became of it?"""
         return self._process is not None
 
     def close(self) -> None:
-        """Let it end, and wait until it has. Safe to call twice."""
+        """Let it end, and wait until it has, or says that another script needs it. Safe to call twice."""
         process, self._process = self._process, None
-        if self._owner is not None:
-            self._owner.close()
-            self._owner = None
-        if process is None:
+        owner, self._owner = self._owner, None
+        if process is None or owner is None:
+            return
+        with owner:
+            stays = _told_to_end(owner)
+        if stays:
+            # it is this process's child nevertheless
+            threading.Thread(target=process.wait, name="peerd-reaper", daemon=True).start()
+            log.info("the daemon (pid %d) that this script has started stays for another one", process.pid)
             return
         try:
             process.wait(ENDING_S)
@@ -157,6 +165,19 @@ class OwnDaemon:
         lines = said.read().decode("utf-8", "replace").strip().splitlines() or [f"it ended with code {code}"]
         why = lines[-1].removeprefix("peerd: ")
         raise by_exit_code(code, f"no daemon runs, and the one that this script needs did not start: {why}")
+
+
+def _told_to_end(owner: socket.socket) -> bool:
+    """Tell the daemon at the other end of the pair that its script ends. Does it stay?"""
+    deadline, said = time.monotonic() + ENDING_S, b""
+    with suppress(OSError):  # it has ended
+        owner.shutdown(socket.SHUT_WR)
+        while select.select([owner], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            part = owner.recv(64)
+            said += part
+            if not part or STAYS in said:
+                break
+    return STAYS in said
 
 
 def attach_to(own: OwnDaemon, session: str, key: str | None) -> Attachment:

@@ -278,7 +278,7 @@ async def test_a_web_page_cannot_read_it_under_a_name_of_its_own(serve: Serve) -
         ("GET / HTTP/1.1", 404), ("GET /metrics?name=x HTTP/1.1", 200), ("HEAD /metrics HTTP/1.1", 200),
         ("POST /metrics HTTP/1.1", 405), ("GET /metrics HTTP/2.0", 505), ("GET /metrics", 400),
         ("GET http://[ HTTP/1.1", 400), ("\x16\x03\x01\u00e9", 400),
-        (f"GET /{70_000 * 'a'} HTTP/1.1", 400),
+        (f"GET /{70_000 * 'a'} HTTP/1.1", 400), ("HEAD / HTTP/1.1", 404), ("HEAD /metrics HTTP/2.0", 505),
     ],
 )  # fmt: skip
 async def test_what_is_no_scrape_is_told_so(serve: Serve, line: str, status: int) -> None:
@@ -286,8 +286,18 @@ async def test_what_is_no_scrape_is_told_so(serve: Serve, line: str, status: int
         found, headers, body = await get(await serve(), line, "Host: localhost")
     assert found == status
     assert headers["connection"] == "close"
-    assert (int(headers["content-length"]) == len(body.encode())) == (not line.startswith("HEAD"))
+    assert len(body.encode()) == (0 if line.startswith("HEAD") else int(headers["content-length"]))
     assert ("allow" in headers) == (status == 405)
+
+
+@pytest.mark.parametrize("accept", ["caf\u00e9", "text/plain; version=1.x", "text/plain; version=1.0.\u00e9"])
+async def test_who_asks_for_what_nobody_knows_gets_plain_text(serve: Serve, accept: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        status, headers, body = await get(
+            await serve(), "GET /metrics HTTP/1.1", "Host: localhost", f"Accept: {accept}"
+        )
+    assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")
+    assert "peerd_info" in body
 
 
 async def test_silent_clients_are_few_and_not_waited_for(

@@ -163,6 +163,24 @@ async def test_a_device_that_throttles_tells_its_learner_to_take_less(home: Make
     assert later.shares == [0.5], "the next learner hears of it as well"
 
 
+async def test_a_learner_that_may_train_all_the_time_is_told_so_for_it_may_have_been_slowed_before(
+    home: Make,
+) -> None:
+    """By the daemon that was here before this one."""
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        now = Now(a)
+        await a.daemon.create(session(), here())
+        puppet = await Puppet.attach(a.socket, "home")
+        await puppet.training.wait()
+        for host in (Host(), Host(), HOT):
+            await now.becomes(host=host)
+        while len(puppet.shares) < 2:
+            puppet.changed.clear()
+            await puppet.changed.wait()
+    assert puppet.shares == [1.0, 0.5]
+
+
 async def after(puppet: Puppet, home: Home) -> Puppet:
     """Another learner in this one's place, and what it is told at the next look."""
     puppet.close()

@@ -16,7 +16,7 @@ from daemon.test_sessions import pair, port
 from peer.catalogue import SCRIPT
 from peer.daemon.company import everybody
 from peer.daemon.exporting import provenance
-from peer.daemon.owner import READY, Owner
+from peer.daemon.owner import READY, STAYS, Owner
 from peer.daemon.store import SessionFolder
 from peer.errors import DataError
 from peer.version import VERSION
@@ -62,12 +62,25 @@ async def test_a_daemon_ends_with_the_last_script_and_not_with_its_owner_alone(h
         assert await asyncio.to_thread(script.recv, 64) == READY
         other = await Puppet.attach(a.socket, "home", child=False)
         await other.training.wait()
-        script.close()
-        for _ in range(50):
-            await asyncio.sleep(0)
+        script.shutdown(socket.SHUT_WR)
+        assert await asyncio.to_thread(script.recv, 64) == STAYS
         assert not serving.done()
         await other.leave()
         await serving
+        assert await asyncio.to_thread(script.recv, 64) == b""
+        script.close()
+
+
+async def test_it_says_nothing_to_an_owner_who_was_the_only_one(home: Make) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        script, end = socket.socketpair()
+        serving = asyncio.create_task(Owner(end.detach()).serve(a.daemon))
+        assert await asyncio.to_thread(script.recv, 64) == READY
+        script.shutdown(socket.SHUT_WR)
+        await serving
+        assert await asyncio.to_thread(script.recv, 64) == b""
+        script.close()
 
 
 async def test_a_script_that_dials_while_sessions_are_taken_up_waits_for_its_own(home: Make) -> None:

@@ -232,6 +232,21 @@ def test_a_rest_ends_when_the_daemon_says_so(
     assert not training.is_alive()
 
 
+def test_what_a_daemon_that_is_gone_has_said_of_the_share_is_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "REDIAL_S", (600.0, 600.0))
+    daemon = StandIn(descriptor(local_steps=8))
+    script = Script(tmp_path, daemon, manners=True)
+    script.swarm.begin()
+    told(daemon, script, 1 / 16)
+    daemon.close()
+    with script.swarm._link.met:
+        script.swarm._link.wait(lambda: not script.swarm._link.connected, 60)
+    assert not script.swarm._link.connected
+    assert script.swarm._link.share == 1.0
+
+
 def test_alone_in_the_free_pace_no_local_step_is_lost(tmp_path: Path) -> None:
     daemon = StandIn(descriptor(algorithm="sgp", local_steps=1))
     script = Script(tmp_path, daemon, "free")
@@ -507,16 +522,16 @@ def test_a_script_goes_on_alone_and_rejoins_as_a_new_life(
     second.close()
 
 
-def test_a_script_whose_own_daemon_is_gone_has_it_back_before_it_rejoins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_scripts_daemon_that_is_gone_is_started_again_if_a_script_has_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owned: bool
 ) -> None:
+    """And waited for, if its user has."""
     session = descriptor(algorithm="sgp")
     first, second = StandIn(session), StandIn(session, resume=True)
     said: list[str] = []
 
     class Own:
-        runs = True
-
         def reach(self, ask: Callable[[], object]) -> object:
             said.append("reached")
             return ask()
@@ -524,18 +539,21 @@ def test_a_script_whose_own_daemon_is_gone_has_it_back_before_it_rejoins(
         def close(self) -> None:
             said.append("closed")
 
-    monkeypatch.setattr(attach, "dial", lambda *_, **__: second.attachment(tmp_path, life=2))
+    again = replace(second.attachment(tmp_path, life=2), owned=True)
+    monkeypatch.setattr(attach, "dial", lambda *_, **__: again)
     monkeypatch.setattr(link, "REDIAL_S", (0.0, 0.0))
     script = Script(tmp_path, first)
     script.swarm.terms = replace(script.swarm.terms, daemon=Own())  # type: ignore[arg-type]
+    script.swarm._owned = owned
     script.swarm.begin()
     script.steps(2)
     first.close()
     second.wait_for(lambda: any(isinstance(event, Holds) for event in second.events))
-    assert said == ["reached"]
+    assert said == ["reached"] * owned
+    assert script.swarm._owned
     script.swarm.close()
     second.close()
-    assert said == ["reached", "closed"]
+    assert said == [*["reached"] * owned, "closed"]
 
 
 def test_an_error_of_the_daemon_reaches_the_script(tmp_path: Path) -> None:

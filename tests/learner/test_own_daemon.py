@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -9,11 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from learner.daemon_stand_in import descriptor
 from peer import local, places
+from peer.catalogue import SCRIPT
+from peer.config import JoinOptions
 from peer.errors import NoDaemonError, PeerdError, StateError, UnknownSessionError, UsageError
 from peer.keys import format_key
 from peer.learner import own_daemon
+from peer.learner.attach import Swarm, attach
 from peer.learner.own_daemon import OwnDaemon, Where, attach_to
 from peer.local import ForbiddenSocketError, connect
 
@@ -70,6 +77,43 @@ def test_scripts_that_start_at_once_start_one_daemon_and_it_ends_with_them(
     assert process is not None
     starter.close()
     assert (process.pid, process.returncode) == (again, 0)
+    with pytest.raises(NoDaemonError):
+        pid_of(where)
+
+
+def make(where: Where, *names: str) -> None:
+    with connect(where.socket) as client:
+        for name in names:
+            asked = {
+                "descriptor": descriptor(name=name, task=SCRIPT).to_dict(),
+                "options": JoinOptions().to_dict(),
+            }
+            assert client.ask({"op": "create", **asked})[0]["op"] == "done"
+
+
+def script(where: Where, name: str) -> Swarm:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return attach(name, model, optimizer, socket=where.socket, state=where.state)
+
+
+def test_it_outlives_its_script_where_another_trains_which_may_start_the_next_one(
+    where: Where, owned: list[OwnDaemon], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "peerd.learner")
+    owned.append(OwnDaemon(where, "home"))
+    owned[0].reach(lambda: make(where, "home", "other"))
+    pid = pid_of(where)
+    with script(where, "other") as swarm:
+        owned[0].close()
+        assert "stays for another one" in caplog.text
+        assert "does not end" not in caplog.text
+        assert pid_of(where) == pid
+        os.kill(pid, signal.SIGKILL)
+        with swarm._link.met:
+            swarm._link.wait(lambda: not swarm._link.connected, 60)
+            swarm._link.wait(lambda: swarm._link.connected, 60)
+        assert pid_of(where) != pid
     with pytest.raises(NoDaemonError):
         pid_of(where)
 
