@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ from peer.daemon.this_device import ThisDevice
 from peer.errors import (
     NoDaemonError,
     PeerdError,
+    StateError,
     UnknownSessionError,
     UsageError,
     by_exit_code,
@@ -61,8 +62,8 @@ EXPORT_S = 30.0  # the learner answers from its link thread, which never waits f
 class Daemon:
     """socket: where learners find it. awaited: the session of the script that has started this daemon; no
     child is to train in it. `stopping` is set when it is to end, `no_script` while no script is attached;
-    `sessions` are those that run, by name, and `changing` those that are between two keys; `metrics`: who
-    serves them, if anybody."""
+    `sessions` are those that run, by name, and `changing` those that are being left or given another key;
+    `metrics`: who serves them, if anybody."""
 
     def __init__(self, store: Store, socket: Path, recent: Recent, awaited: str | None = None) -> None:
         self.store, self.socket, self.recent = store, socket, recent
@@ -162,7 +163,7 @@ class Daemon:
             refuse_change(driver, options)
             driver.set_budget(options)
             driver.set_manners(options)
-            driver.turns.pace(self.pacing.verdict(driver.options))
+            copy_context().run(driver.turns.pace, self.pacing.verdict(driver.options))  # see _take_up
             driver.turns.take_up()
             await first_link(driver, options.timeout_s, say, self.stopping)
             return driver
@@ -200,21 +201,19 @@ class Daemon:
 
     async def leave(self, name: str, forget: bool) -> None:
         """Hand over, say goodbye, and keep checkpoint and key unless told to forget."""
-        self._refuse_changing(name)
-        folder = self._folder(name)
-        driver = self.sessions.get(name)
-        if driver is not None:
-            if not forget:  # what is to be deleted takes no space on a full disk
-                folder.mark(over=True)
-            await driver.leave(pause=False)
-            self.sessions.pop(name, None)
-        elif not forget:
-            raise UnknownSessionError(
-                f"this device is not in a session '{name}' now; 'peerd sessions' lists them, and "
-                f"'peerd leave {name} --forget' deletes what is kept of it"
-            )
-        if forget:
-            folder.forget()
+        folder, driver = self._folder(name), self.sessions.get(name)
+        with self._changing(name):
+            if driver is not None:
+                if not forget:  # what is to be deleted takes no space on a full disk
+                    folder.mark(over=True)
+                await self._take_leave(driver)
+            elif not forget:
+                raise UnknownSessionError(
+                    f"this device is not in a session '{name}' now; 'peerd sessions' lists them, and "
+                    f"'peerd leave {name} --forget' deletes what is kept of it"
+                )
+            if forget:
+                folder.forget()
 
     def in_short(self) -> str:
         """One line for 'systemctl status'."""
@@ -226,7 +225,8 @@ class Daemon:
 
     async def rekey(self, name: str, key: str | None) -> tuple[str, bool]:
         """Leave the session as it is, and begin it with another key: the one that another device has made, or
-        a new one. Gives that key, and whether a checkpoint is carried over."""
+        a new one. Gives that key, and whether a checkpoint is carried over. On a full disk it goes on with
+        the old one. Raises StateError."""
         self._refuse_changing(name)
         folder, driver = self._folder(name), self.sessions.get(name)
         raw = parse_key(key) if key is not None else new_key()
@@ -236,20 +236,35 @@ class Daemon:
             raise UsageError(
                 f"a script (pid {pid}) trains in '{name}'; end it first, and attach it again then"
             )
-        self.changing.add(name)
-        try:
+        with self._changing(name):
             if driver is not None:
                 folder.mark(over=True)
-                await driver.leave(pause=False)
-                self.sessions.pop(name, None)
-            new, kept = await asyncio.to_thread(
-                rekeying.carry_over, self.store, folder, raw, first=key is None
-            )
+                await self._take_leave(driver)
+            try:
+                new, kept = await asyncio.to_thread(
+                    rekeying.carry_over, self.store, folder, raw, first=key is None
+                )
+            except StateError as error:
+                if driver is None:
+                    raise
+                raise await self._go_on(folder, error) from error
             if not self.stopping.is_set():  # nobody would take it down again; the next start takes it up
                 await self._start_rekeyed(new)
-        finally:
-            self.changing.discard(name)
         return format_key(raw), kept
+
+    async def _go_on(self, folder: SessionFolder, error: StateError) -> StateError:
+        """Take a session up again that got no new key. What to say of it."""
+        name = folder.note.name
+        try:
+            folder.mark(over=False)
+            if not self.stopping.is_set():
+                await self._start(folder)
+        except PeerdError as another:
+            return StateError(
+                f"{error}; '{name}' keeps its key, and is left, for it does not start again: {another}; "
+                f"'peerd join {name}' takes part again"
+            )
+        return StateError(f"{error}; '{name}' keeps its key, and goes on with it")
 
     async def _start_rekeyed(self, folder: SessionFolder) -> None:
         try:
@@ -262,9 +277,19 @@ class Daemon:
                 f"'peerd join {name}' takes part again",
             ) from error
 
+    @contextmanager
+    def _changing(self, name: str) -> Iterator[None]:
+        """Nobody else changes what runs and is kept of this session meanwhile. Raises UsageError."""
+        self._refuse_changing(name)
+        self.changing.add(name)
+        try:
+            yield
+        finally:
+            self.changing.discard(name)
+
     def _refuse_changing(self, name: str) -> None:
         if name in self.changing:
-            raise UsageError(f"session '{name}' is being given another key; ask again in a moment")
+            raise UsageError(f"session '{name}' is being left, or given another key; ask again in a moment")
 
     def status(self, name: str | None) -> DeviceStatus:
         """The whole of `peerd status --json`."""
@@ -388,7 +413,7 @@ class Daemon:
     async def _start(self, folder: SessionFolder) -> SessionDriver:
         driver = self._driver(folder)
         try:
-            await asyncio.create_task(driver.start())  # see resume
+            await asyncio.create_task(driver.start())  # see _take_up
         except PeerdError:
             await self._drop(driver)
             raise
@@ -396,8 +421,15 @@ class Daemon:
 
     async def _drop(self, driver: SessionDriver) -> None:
         """Take a session down that is not worth a goodbye: it failed, or has not begun."""
-        self.sessions.pop(driver.name, None)
-        await driver.leave(pause=True)
+        if self.sessions.get(driver.name) is driver:
+            del self.sessions[driver.name]
+        await asyncio.create_task(driver.leave(pause=True))  # see _take_up
+
+    async def _take_leave(self, driver: SessionDriver) -> None:
+        """It runs until it has said goodbye."""
+        await asyncio.create_task(driver.leave(pause=False))  # see _take_up
+        if self.sessions.get(driver.name) is driver:
+            del self.sessions[driver.name]
 
     def _folder(self, name: str) -> SessionFolder:
         driver = self.sessions.get(name)

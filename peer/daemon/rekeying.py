@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from peer.daemon.store import Note, SessionFolder, Store, read, write
-from peer.errors import UsageError
+from peer.errors import StateError, UsageError
 from peer.files import cannot_write
 
 KEPT = ("descriptor.json", "options.json", "task.py")
@@ -59,10 +59,12 @@ def carry_over(store: Store, old: SessionFolder, key: bytes, *, first: bool) -> 
                 write(new.path / name, read(old.path / name))
         for path in checkpoints:
             _link(path, new.path / path.name)
-    except OSError as error:
-        raise cannot_write(new.path, error) from error
-    founder = first and not checkpoints
-    new.save_note(Note(old.note.name, founder=founder))
+        new.save_note(Note(old.note.name, founder=first and not checkpoints))
+    except (OSError, StateError) as error:
+        shutil.rmtree(new.path, ignore_errors=True)  # it does not count; the next attempt deletes it, too
+        if isinstance(error, OSError):
+            raise cannot_write(new.path, error) from error
+        raise
     old.forget()
     return SessionFolder(new.path), bool(checkpoints)
 

@@ -12,7 +12,7 @@ import pytest
 
 from daemon.conftest import PATIENCE_S, Home, here, session
 from daemon.puppet import ask
-from daemon.test_sessions import pair, port, until
+from daemon.test_sessions import pair, port, quiet, until
 from peer.daemon import health
 from peer.daemon.blocking import MAX_BLOCKED, BlockList, block, meant
 from peer.daemon.logs import session_name
@@ -96,6 +96,15 @@ async def test_what_the_daemon_logs_of_itself_is_of_no_session(
     assert session_name.get() == ""
     block(again.daemon, an_id("q"))
     assert session_name.get() == ""
+    with pytest.raises(NobodyFoundError):
+        await again.daemon.join("home", None, here(timeout_s=0.0), quiet)
+    await again.daemon.rekey("home", None)
+    assert session_name.get() == ""
+    await again.daemon.leave("home", forget=False)
+    await again.daemon.create(session("office"), here())
+    await again.daemon.rekey("office", None)
+    await again.daemon._drop(again.daemon.sessions["office"])
+    assert session_name.get() == ""
     await again.stop()
 
     async def fails(_: SessionDriver) -> None:
@@ -105,7 +114,7 @@ async def test_what_the_daemon_logs_of_itself_is_of_no_session(
     once_more = home("a")
     await once_more.daemon.resume()
     assert session_name.get() == ""
-    assert any("the disk is gone" in line for line in once_more.recent.lines("home"))
+    assert any("the disk is gone" in line for line in once_more.recent.lines("office"))
 
 
 async def test_this_device_and_nobody_cannot_be_blocked(home: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from daemon.puppet import Puppet, ask
 from daemon.test_sessions import knows, pair, port, quiet, until
 from peer.daemon import rekeying
 from peer.daemon.session import SessionDriver
-from peer.errors import PortError, StateError, UnknownSessionError, UsageError
+from peer.errors import NobodyFoundError, PortError, StateError, UnknownSessionError, UsageError
 from peer.keys import format_key, new_key, parse_key
 from peer.learner.checkpoint import Checkpoint, CheckpointFolder
 
@@ -107,24 +108,64 @@ async def test_what_cannot_have_another_key_keeps_its_own(home: Make) -> None:
         assert a.daemon.key("home") == key
 
 
-async def test_a_full_disk_leaves_the_old_session_to_be_taken_up_again(
-    home: Make, monkeypatch: pytest.MonkeyPatch
+def full_from(write: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the files of the new folder, that one no longer fits."""
+    whole, written = rekeying.write, 0
+
+    def one(path: Path, data: bytes) -> None:
+        nonlocal written
+        if written == write:
+            raise StateError(f"cannot write {path}: no space left")
+        written += 1
+        whole(path, data)
+
+    monkeypatch.setattr("peer.daemon.rekeying.write", one)
+
+
+@pytest.mark.parametrize("writes", [0, 2])
+async def test_on_a_full_disk_the_session_goes_on_with_the_old_key(
+    home: Make, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a, _, first, second = await pair(home)
+        await asyncio.gather(first.until(3), second.until(3))
+        keep_checkpoint(a, 7)
+        key, folders = a.daemon.key("home"), sorted(a.daemon.store.folder.rglob("key"))
+        with monkeypatch.context() as patched:
+            full_from(writes, patched)
+            with pytest.raises(StateError, match=r"no space left; 'home' keeps its key, and goes on with it"):
+                await ask(a.socket, "rekey", name="home", key=None)
+        assert a.daemon.key("home") == key
+        assert a.daemon.changing == set()
+        assert sorted(a.daemon.store.folder.rglob("key")) == folders, "nothing half made is left"
+        driver = a.daemon.sessions["home"]
+        assert (driver.failure, driver.folder.note.over, kept_round(a)) == (None, False, 7)
+        again = await Puppet.attach(a.socket, "home")
+        await again.until(3)
+        assert a.daemon.status("home").sessions[0].members == 2
+        done, _ = await ask(a.socket, "rekey", name="home", key=None)
+        assert a.daemon.key("home") == done["key"] != key
+
+
+async def test_where_it_cannot_go_on_it_is_said_how(home: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     async with asyncio.timeout(PATIENCE_S):
         a = home("a")
         key = await a.daemon.create(session(), here())
 
-        def full(*_: object) -> None:
-            raise StateError("no space left")
+        async def start(_: SessionDriver) -> None:
+            raise PortError("port 7001 is taken")
 
         with monkeypatch.context() as patched:
-            patched.setattr("peer.daemon.rekeying.write", full)
-            with pytest.raises(StateError):
-                await ask(a.socket, "rekey", name="home", key=None)
+            full_from(0, patched)
+            patched.setattr(SessionDriver, "start", start)
+            with pytest.raises(
+                StateError, match=r"no space left; 'home' keeps its key, .* port 7001 is taken"
+            ):
+                await a.daemon.rekey("home", None)
+        with pytest.raises(NobodyFoundError):
+            await a.daemon.join("home", None, here(timeout_s=0.0), quiet)
         assert a.daemon.key("home") == key
-        assert a.daemon.changing == set()
-        done, _ = await ask(a.socket, "rekey", name="home", key=None)
-        assert a.daemon.key("home") == done["key"] != key
+        assert a.daemon.sessions["home"].failure is None
 
 
 class Copying:
@@ -157,13 +198,47 @@ async def test_a_session_that_is_being_copied_is_neither_left_nor_joined(
         task = await copying.on(a)
         try:
             for forget in (False, True):
-                with pytest.raises(UsageError, match="is being given another key; ask again in a moment"):
+                with pytest.raises(
+                    UsageError, match="is being left, or given another key; ask again in a moment"
+                ):
                     await a.daemon.leave("home", forget)
         finally:
             copying.go.set()
             key, _ = await task
         assert a.daemon.key("home") == key
         assert a.daemon.sessions["home"].failure is None
+
+
+async def test_a_session_that_is_being_left_gets_no_key_and_a_session_in_its_place_stays(
+    home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        a = home("a")
+        await a.daemon.create(session(), here())
+        driver, went, goes = a.daemon.sessions["home"], asyncio.Event(), asyncio.Event()
+        whole = driver.leave
+
+        async def leave(*, pause: bool) -> None:
+            goes.set()
+            await went.wait()
+            await whole(pause=pause)
+
+        monkeypatch.setattr(driver, "leave", leave)
+        leaving = asyncio.create_task(a.daemon.leave("home", forget=True))
+        await goes.wait()
+        for refused in (a.daemon.rekey("home", None), a.daemon.join("home", None, here(), quiet)):
+            with pytest.raises(
+                UsageError, match="is being left, or given another key; ask again in a moment"
+            ):
+                await refused
+        went.set()
+        await leaving
+        assert a.daemon.changing == set()
+        with pytest.raises(UnknownSessionError):
+            a.daemon.key("home")
+        await a.daemon.create(session(), here())
+        await a.daemon._take_leave(driver)
+        assert a.daemon.sessions["home"] is not driver, "who is left twice takes nobody along"
 
 
 async def test_a_copy_that_begins_while_a_join_clears_up_ends_the_join(
@@ -181,7 +256,7 @@ async def test_a_copy_that_begins_while_a_join_clears_up_ends_the_join(
             await whole(pause=pause)
 
         monkeypatch.setattr(failed, "leave", leave)
-        with pytest.raises(UsageError, match="is being given another key"):
+        with pytest.raises(UsageError, match="is being left, or given another key"):
             await a.daemon.join("home", None, here(timeout_s=0.0), quiet)
     assert a.daemon.sessions == {}
 
