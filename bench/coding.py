@@ -221,7 +221,7 @@ def values(real: list[tuple[str, Layout, list[torch.Tensor], torch.Tensor]]) -> 
                 symbols = body.symbols.numpy().astype(np.int64)
                 if number:  # the first has nothing to remember
                     zero_order += entropy_bits(symbols)
-                    with_memory += 8 * history.coded_bytes(symbols)
+                    with_memory += 8 * history.coded_bytes(np.abs(symbols), symbols < 0)
                     without += 8 * coded_bytes(np.abs(symbols), layout)
                 h, history = h + body.dense(), history.after(body)
             each = (len(models) - 1) * layout.d

@@ -10,7 +10,7 @@ streams, so that nothing has to be decoded bit by bit:
 
     varint |head|, varint |fixed|, head (varints), fixed (bits, zero-padded), unary (bits, zero-padded)
 
-`BitMeter` runs through the same code as `BitWriter` and gives the exact number of bytes without making them.
+`BitMeter` gives the exact number of bytes that `BitWriter` makes, by the same code but for its last step.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class BitSink(ABC):
         if _by_pairs(n, j):
             self._pairs(n, members)
             return
-        gaps = np.diff(members, prepend=-1) - 1
+        gaps = members.copy()
+        gaps[1:] -= members[:-1] + 1
         quotients = gaps // m
         remainders = gaps - quotients * m
         self.unary(quotients)
@@ -180,6 +181,11 @@ class BitMeter(BitSink):
 
     def unary(self, values: Ints) -> None:
         self._unary_bits += len(values) + int(values.sum())
+
+    def _truncated_binary(self, remainders: Ints, m: int) -> None:
+        width = (m - 1).bit_length()
+        late = np.count_nonzero(remainders >= (1 << width) - m)
+        self._fixed_bits += len(remainders) * (width - 1) + int(late)
 
     def __len__(self) -> int:
         fixed, unary = (self._fixed_bits + 7) // 8, (self._unary_bits + 7) // 8

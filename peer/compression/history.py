@@ -76,14 +76,14 @@ class History:
             return body
         symbols = body.symbols.numpy()
         writer = BitWriter()
-        self._recollect().write(writer, symbols.astype(np.int64))
+        self._recollect().write(writer, np.abs(symbols).astype(np.int64), symbols < 0)
         data = writer.finish()
         return Recalled(body.size, body.step, self._check(symbols), data, body.dtype, body.blocks)
 
-    def coded_bytes(self, symbols: Ints) -> int:
-        """Exact length of what `recall` makes of these symbols."""
+    def coded_bytes(self, magnitudes: Ints, negative: npt.NDArray[np.bool_]) -> int:
+        """Exact length of what `recall` makes of these symbols. negative: of a zero it does not matter."""
         meter = BitMeter()
-        self._recollect().write(meter, symbols)
+        self._recollect().write(meter, magnitudes, negative)
         return SIDE_BYTES + len(meter)
 
     def read(self, body: Recalled) -> Quantized:
@@ -122,17 +122,17 @@ class Recollection:
         self._drift = history.e
         self._grouping = Grouping(self.classes, SMALLEST_GROUP)
 
-    def write(self, sink: BitSink, symbols: Ints) -> None:
-        sink.grouped(symbols != 0, self._grouping)
-        ones = np.flatnonzero(symbols)
-        values, coarse, drift = symbols[ones], self.classes[ones] >> 1, self._drift[ones]
-        magnitudes = np.abs(values)
+    def write(self, sink: BitSink, magnitudes: Ints, negative: npt.NDArray[np.bool_]) -> None:
+        some = magnitudes != 0
+        sink.grouped(some, self._grouping)
+        ones = np.flatnonzero(some)
+        magnitudes, coarse, drift = magnitudes[ones], self.classes[ones] >> 1, self._drift[ones]
         for level in range(1, LEVELS + 1):
             above = magnitudes > level
             sink.grouped(above, Grouping(coarse, SMALLEST_LEVEL))
             magnitudes, coarse = magnitudes[above], coarse[above]
         sink.rice(magnitudes - LEVELS - 1)
-        sink.grouped((values < 0) ^ (drift < 0), _signs(drift))
+        sink.grouped(negative[ones] ^ (drift < 0), _signs(drift))
 
     def read(self, reader: BitReader) -> npt.NDArray[np.int32]:
         ones = np.flatnonzero(reader.grouped(self._grouping))

@@ -33,7 +33,9 @@ STEP_BYTES = 9  # the step and the flag for blocks, written by `codec`
 SMALLEST_BUDGET = 32  # bytes: below it, side information would leave nothing for the symbols (guess)
 CLOSE_ENOUGH, AIM = 0.995, 0.9975  # of the budget: where the search for a step ends, and aims
 TINY_BYTES = 3  # for each value: so few values are coded at the finest step, if they fit, without a search
-FROM_GUESS = 3  # tries that go on from a guess in its own way (measured: two or three in all are enough)
+FROM_GUESS = 4  # tries that go on from a guess in its own way (measured: two or three in all are enough)
+SLOPE = -1.3  # of log size over log step near a guess, until two tries tell it (measured: -1.2 to -1.6)
+STEEPEST, FLATTEST = -8.0, -0.3  # that two tries may tell (guess)
 MOST_TRIES, NO_DIFFERENCE = 40, 1e-5  # the latter between steps, relative
 
 
@@ -41,14 +43,14 @@ def quantize(
     v: Tensor,
     bits: float,
     blocks: Layout | None = None,
-    size_of: Callable[[Ints], int] | None = None,
+    size_of: Callable[[Ints, npt.NDArray[np.bool_]], int] | None = None,
     guess: float = 0.0,
 ) -> Quantized:
     """`v` at no more than `bits` per parameter, all side information included, or 32 bytes if that is more.
 
-    v: flat, float32 or float64. size_of: bytes that these symbols (int64) take; as a Quantized body, unless
-    they are coded otherwise. guess: where to begin the search for the step, as the last one of a link. Raises
-    DivergedError unless v is finite.
+    v: flat, float32 or float64. size_of: bytes that symbols of these magnitudes (int64) take, and which are
+    negative; as a Quantized body, unless they are coded otherwise. guess: where to begin the search for the
+    step, as the last one of a link. Raises DivergedError unless v is finite.
     """
     values = v.detach().cpu().numpy()
     magnitudes = np.abs(values)
@@ -57,18 +59,15 @@ def quantize(
         raise DivergedError.found(peak)
     budget = max(math.floor(bits * len(values) / 8), SMALLEST_BUDGET)
     negative = values < 0
-
-    def signed(symbols: Ints) -> Ints:
-        return np.where(negative, -symbols, symbols)
-
     step, symbols = _within(
         budget,
         magnitudes,
         peak,
-        (lambda s: size_of(signed(s))) if size_of is not None else (lambda s: coded_bytes(s, blocks)),
+        (lambda s: size_of(s, negative)) if size_of is not None else (lambda s: coded_bytes(s, blocks)),
         guess,
     )
-    symbols32 = signed(symbols).astype(np.int32)
+    symbols32 = symbols.astype(np.int32)
+    np.negative(symbols32, out=symbols32, where=negative)
     return Quantized(torch.from_numpy(symbols32), step, v.dtype, blocks)
 
 
@@ -90,8 +89,8 @@ def _within(
 
     The size falls by about 1 bit per parameter when the step doubles, from 16 at the finest: interpolation
     finds the step in a third of the tries, and every third try halves the bracket whatever the sizes are.
-    guess: a step to try first, 0 for none; near it the size is taken to fall in proportion to the step, as it
-    does at about 1 bit.
+    guess: a step to try first, 0 for none; near it the size is taken for a power of the step, which two tries
+    tell.
     """
     limits = np.finfo(magnitudes.dtype)
     finest, coarsest = max(peak / MAX_SYMBOL, float(limits.tiny)), min(2 * peak, float(limits.max))
@@ -105,7 +104,8 @@ def _within(
             return step, symbols
     fine, most = math.log(finest), 2.0 * len(magnitudes) + budget
     coarse, least = math.log(coarsest), 0.0
-    middle = math.log(guess) if guess > 0 else math.inf
+    middle, slope = math.log(guess) if guess > 0 else math.inf, SLOPE
+    before: tuple[float, float] | None = None
     for attempt in range(1, MOST_TRIES + 1):
         if not fine < middle < coarse:
             share = 0.5 if attempt % 3 == 0 else (most - AIM * budget) / (most - least)
@@ -119,8 +119,13 @@ def _within(
             coarse, least, best = middle, size, (step, symbols)
         if CLOSE_ENOUGH * budget <= least or coarse - fine < NO_DIFFERENCE:
             break
-        near = guess > 0 and attempt <= FROM_GUESS and size > 0
-        middle = middle + math.log(size / (AIM * budget)) if near else math.inf
+        if guess > 0 and attempt <= FROM_GUESS and size > 0:
+            now = middle, math.log(size / (AIM * budget))
+            if before is not None and now[0] != before[0]:
+                slope = min(max((now[1] - before[1]) / (now[0] - before[0]), STEEPEST), FLATTEST)
+            middle, before = now[0] - now[1] / slope, now
+        else:
+            middle = math.inf
     return best
 
 

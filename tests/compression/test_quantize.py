@@ -53,6 +53,22 @@ def test_the_meter_counts_what_the_codec_writes():
         )
 
 
+@pytest.mark.parametrize("off", [0.9, 0.97, 1.05, 1.1])  # as from one parcel to the next
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+def test_near_a_guess_the_step_is_found_in_four_tries(kind, bits, off):
+    """Each of which codes the whole message."""
+    v, tries = drawn(kind), []
+
+    def size_of(magnitudes, _):
+        tries.append(coded_bytes(magnitudes, None))
+        return tries[-1]
+
+    body = quantize(v, bits, None, size_of, off * quantize(v, bits).step)
+    assert len(tries) <= 4
+    assert 0.995 * bits <= 8 * len(b"".join(write_body(body))) / LAYOUT.d <= bits
+
+
 def test_more_bits_leave_less_error():
     v = drawn("gaussian")
     errors = [float((v - quantize(v, bits).dense()).norm()) for bits in (0.25, 0.5, 1, 2, 4)]
