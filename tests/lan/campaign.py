@@ -18,7 +18,8 @@ import argparse
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,7 @@ from lan.watching import begin, rounds_later
 
 COUNT = 4
 PUSH = ("--algorithm", "difference-push", "--topology", "complete")
+LONG = (*PUSH, "--local-steps", "4")  # noise is less of longer rounds
 DENSE = ("--algorithm", "sgp", "--topology", "exponential")  # 80 kB in each parcel
 TREE = ("--algorithm", "relay-sum", "--topology", "spanning-tree")
 SETTLED_ROUNDS = 10
@@ -83,7 +85,7 @@ class Row:
 ROWS = {
     2: Row(3, 100, (again(killed, *PUSH),)),
     3: Row(3, 500, (again(killed_while_sending, *DENSE),)),
-    4: Row(1, 20, (again(stopped, *PUSH, "--local-steps", "4"),)),  # longer rounds: noise is less of them
+    4: Row(1, 20, (again(stopped, *LONG),)),
     6: Row(
         1, 10, tuple(again(deaf, *terms) for deaf in (deaf_to_one, deaf_to_all) for terms in (TREE, PUSH))
     ),
@@ -121,9 +123,14 @@ def main() -> int:
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="numbers in the plan")
     parser.add_argument("--times", type=int, default=1, help="so many times as often")
     parser.add_argument("--seed", type=int, default=0, help="of when and for how long")
+    parser.add_argument(
+        "--stop", type=float, action="append", metavar="SECONDS", help="row 4's, in this order"
+    )
     parser.add_argument("--full", action="store_true", help="as often as the note asks for: half a day")
     asked = parser.parse_args()
     code, complaints = 0, Console(stderr=True, markup=False, highlight=False)
+    if asked.stop:
+        ROWS[4] = replace(ROWS[4], stories=(again(partial(stopped, spans_s=asked.stop), *LONG),))
     for number in map(int, asked.rows.split(",")):
         row, sheet, began = ROWS[number], Sheet(), jiffies(())
         for story in row.stories:

@@ -190,8 +190,16 @@ def longest_but_the_first_stall(lasted: Sequence[float], median: float) -> float
     return max(span for k, span in enumerate(lasted) if k != stall)
 
 
-def stopped(lan: Switch, devices: Sequence[Wired], victim: Wired, sheet: Sheet, _: random.Random) -> None:
-    for span_s in STOPPED_S:
+def stopped(
+    lan: Switch,
+    devices: Sequence[Wired],
+    victim: Wired,
+    sheet: Sheet,
+    _: random.Random,
+    *,
+    spans_s: Sequence[float] = STOPPED_S,
+) -> None:
+    for span_s in spans_s:
         stopped_for(lan, span_s, devices, victim, sheet)
 
 
