@@ -104,7 +104,8 @@ class SessionStatus:
     local time, where it is known when that ends. consensus_distance: root mean square, over the
     members that train, of the distance from the mean of their models, estimated by sketches (standard error
     at the most 9 %); consensus_relative: to the norm of this device's model. mean_weight: of the push-sum
-    weights. peers: the other members."""
+    weights. peers: the other members. graph: a mark of the generation's members and their edges: devices that
+    show the same two are on one graph; parts of a network that was cut may come to the same generation."""
 
     name: str
     id: str | None = None
@@ -141,6 +142,7 @@ class SessionStatus:
     pace_until: str | None = None
     consensus_relative: float | None = None
     mean_weight: float | None = None
+    graph: str | None = None
     peers: tuple[MemberStatus, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -57,6 +57,7 @@ SESSION = [
     "pace_until",
     "consensus_relative",
     "mean_weight",
+    "graph",
     "peers",
 ]
 MEMBER = [

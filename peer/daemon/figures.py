@@ -178,7 +178,7 @@ class Figures:
             fields["local_steps"] = descriptor.local_steps
         if node is not None:
             fields |= {
-                "generation": _generation(node),
+                **_generation(node),
                 "members": len(node.members.alive()),
                 "weight": node.weight,
                 "rounds_alone": self._alone_before + node.rounds.alone_total,
@@ -190,10 +190,12 @@ class Figures:
         return fields
 
 
-def _generation(node: Node) -> int | None:
-    """The epoch of the graph in use; None without one, or where the algorithm needs none."""
-    current = node.generations.current if node.generations is not None else None
-    return current.epoch if current is not None else None
+def _generation(node: Node) -> dict[str, int | str | None]:
+    """The epoch of the graph in use and its mark; None without one, or where the algorithm needs none."""
+    if node.generations is None or node.generations.current is None:
+        return {"generation": None, "graph": None}
+    epoch, mark = divmod(node.generations.number, 1 << 32)
+    return {"generation": epoch, "graph": f"{mark:08x}"}
 
 
 def budget(spending: Spending, now: float) -> BudgetStatus | None:

@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.lan]
 COUNT = 8
 STOPPED_S = 10.0
 CUT_S = 30.0
+TOGETHER = 0.25  # to the mean of all eight minima, which halves stay some 0.35 away from
 
 
 class Kind(NamedTuple):
@@ -105,6 +106,7 @@ def test_a_house_cut_in_two_trains_on_in_both_halves_and_grows_together(
 ) -> None:
     halves = devices[: COUNT // 2], devices[COUNT // 2 :]
     total = settled_weight(lan, devices) if kind.mass else 0.0
+    lan.wait("all are close", lambda: max(distances(devices)) < TOGETHER)
     before = rounds(devices)
     lan.split(*halves)
     during(lan, CUT_S, lambda: None)
@@ -114,12 +116,14 @@ def test_a_house_cut_in_two_trains_on_in_both_halves_and_grows_together(
         assert set().union(*(states(half, device.peer) for device in other)) <= {"dead"}
     rounds_later(lan, 10, devices)
     better = min(max(distances(half)) for half in halves)
+    assert min(map(min, map(distances, halves))) > TOGETHER, "each half trains for its own part of the data"
     kept = min(settled_weight(lan, half) for half in halves) if kind.mass else 0.0
     lan.heal()
     lan.wait("all train together", lambda: everyone_trains(devices))
     rounds_later(lan, 3, devices)
     lan.wait("one generation", lambda: one_generation(devices))
     lan.wait("all know what the better half knew", lambda: as_good_as(better, devices))
+    lan.wait("and what neither knew alone", lambda: max(distances(devices)) < TOGETHER)
     if kind.mass:
         now = settled_weight(lan, devices)
         assert kept - MASS < now < total + MASS, (

@@ -105,8 +105,8 @@ def known_at(devices: Iterable[Wired], mover: Wired, peer: str) -> bool:
 
 def one_generation(devices: Iterable[Wired]) -> bool:
     """In each session."""
-    seen = {(s["name"], s["generation"]) for s in sessions(devices)}
-    return len(seen) == len({name for name, _ in seen})
+    seen = {(s["name"], s["generation"], s["graph"]) for s in sessions(devices)}
+    return len(seen) == len({name for name, _, _ in seen})
 
 
 def well(devices: Sequence[Wired], *, left: bool = False) -> None:
