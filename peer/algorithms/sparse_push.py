@@ -13,7 +13,8 @@ consensus step, about k/d, the fraction kept (`consensus_step`).
 The paper's (rebuilt from its abstract and its first author's public code, not from its text): all of the
 above, with one local step per round. Ours: it is written per parcel, so that mass is exact on links that
 lose and delay: j gets (gamma p_ji q_i, gamma p_ji w_i), the sender debits the sum of what went out, and
-the share of a link that is not clear stays home; C rounds what it keeps to the type on the wire, and that
+the share of a link that is not clear stays home; of what comes back unapplied, e is as if it had not gone
+(its part of y - q, with today's y); C rounds what it keeps to the type on the wire, and that
 error goes into e as well, so that C may be any compressor; e outlives changes of neighbors, and a restart
 from this device's own checkpoint (with any other model it starts at zero). Also ours: `reference` "initial"
 applies C to y_i = x_i - w_i x0, the deviation from the initial model. The paper's s holds the whole model,
@@ -36,13 +37,12 @@ from peer.algorithms.push_sum import GUARD, Guard, PushSum
 from peer.compression.bodies import Body, Empty, Layout
 from peer.compression.compressor import Compress, Compressor
 from peer.compression.low_rank import factored
-from peer.events import FINAL, PeerId
+from peer.events import FINAL, Key, PeerId
 from peer.grammar import Compression
 
 DEVIATION = 16  # body is y, mass less weight units of the initial model
 
 Reference = Literal["zero", "initial"]
-
 
 SIGN_STEP = 0.45
 
@@ -85,6 +85,7 @@ class SparsePush(PushSum):
         super().__init__(layout, dtype, lockstep=lockstep, guard=guard)
         self.C, self.gamma, self.reference = C, gamma, reference
         self.e = torch.zeros_like(self.x)  # of this node, not of a link: neighbors may change
+        self._gone: dict[PeerId, tuple[Key, float, float]] = {}  # of the last parcel: gamma p, part of all
 
     def own(self) -> dict[str, Tensor]:
         return {"e": self.e / self.w} if self.w > 0 and self.e.any() else {}
@@ -103,7 +104,27 @@ class SparsePush(PushSum):
         messages = {j: Message(links.key, meaning, bodies[p], p * w, base) for j, p in shares.items()}
         for message in messages.values():
             self.debit(self._mass(message), message.weight)
+        whole = sum(shares.values())
+        self._gone |= {j: (links.key, p, p / whole) for j, p in shares.items() if p > 0}
         return messages
+
+    def returned(self, dst: PeerId, message: Message) -> None:
+        super().returned(dst, message)
+        if (gone := self._parcel(dst, message)) is not None:
+            p, part = gone
+            self.e += part * (message.body.dense() / p - self._deviation())
+
+    def settled(self, dst: PeerId, message: Message) -> None:
+        super().settled(dst, message)
+        self._parcel(dst, message)
+
+    def _parcel(self, dst: PeerId, message: Message) -> tuple[float, float] | None:
+        """gamma p of this parcel, and its part of all that went out with it; from now on it is forgotten."""
+        key, p, part = self._gone.get(dst, (None, 0.0, 0.0))
+        if key != message.key or message.meaning not in (SHARE, DEVIATION):
+            return None
+        del self._gone[dst]
+        return p, part
 
     def _compressed(self, shares: set[float], turn: int) -> dict[float, Body]:
         """Body of the parcel for each gamma p_ji; e <- s - q, unless nothing goes out at all."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from peer.algorithms import make
-from peer.algorithms.base import Links
+from peer.algorithms.base import Links, Message
 from peer.algorithms.sparse_push import SparsePush
 from peer.compression.bodies import Layout
 from peer.events import Key, LinkDown, LinkUp
@@ -24,10 +24,15 @@ def begun(weight: float = 1.0) -> SparsePush:
     return made
 
 
-def push(one: SparsePush, round_: int, *dsts: str) -> None:
+def pushed(one: SparsePush, round_: int, *dsts: str) -> dict[str, Message]:
     links = Links(Key(0, round_), dict.fromkeys(dsts, 0.25), frozenset(), 3, 1.0, clear=frozenset(dsts))
-    one.step(torch.zeros_like(Z), 0.1, links, 0.0)
+    messages = one.step(torch.zeros_like(Z), 0.1, links, 0.0)
     one.mix()
+    return messages
+
+
+def push(one: SparsePush, round_: int, *dsts: str) -> None:
+    pushed(one, round_, *dsts)
 
 
 def test_what_was_not_sent_is_owed() -> None:
@@ -48,6 +53,33 @@ def test_it_outlives_links_that_go_and_neighbors_that_come() -> None:
     before = one.e.clone()
     push(one, 1, "p-c")
     assert before[2] != 0 and one.e[2] == 0, "now p-c is sent what is owed"
+
+
+def test_of_a_parcel_that_comes_back_all_is_owed_as_before_it_went() -> None:
+    one = begun()
+    push(one, 0, "p-a")
+    before, mass = one.e.clone(), one.mass()
+    sent = pushed(one, 1, "p-b")
+    assert not torch.equal(one.e, before)
+    one.returned("p-b", sent["p-b"])
+    assert torch.allclose(one.e, before, rtol=0, atol=1e-12)
+    assert torch.allclose(one.mass()[0], mass[0], rtol=0, atol=1e-12)
+    one.returned("p-b", sent["p-b"])
+    assert torch.allclose(one.e, before, rtol=0, atol=1e-12), "once"
+
+
+def test_of_two_parcels_the_one_that_comes_back_is_half_of_what_went() -> None:
+    one = begun()
+    owed = one.e.clone()
+    sent = pushed(one, 0, "p-a", "p-b")
+    after = one.e.clone()
+    one.settled("p-a", sent["p-a"])
+    one.returned("p-b", sent["p-b"])
+    y = Z - 0.125 * (Z + owed - after)  # what went to p-a is gone for good
+    assert torch.allclose(one.e, after + (Z - after - y) / 2, rtol=0, atol=1e-12)
+    now = one.e.clone()
+    one.returned("p-a", sent["p-a"])
+    assert torch.equal(one.e, now), "what was taken is no more than taken"
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
