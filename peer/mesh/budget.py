@@ -6,8 +6,9 @@
 
 A parcel counts in full from its beginning until 60 s after it was answered, or its stream has ended: however
 slow the line, no 60 s hold more than the budget. One that no minute has room for (a whole model, for a
-newcomer) is begun when nothing but control has gone for a minute, and counts for as many minutes as it costs.
-Where control alone takes the budget, nothing else is sent.
+newcomer) is begun when nothing but control has gone for a minute, and counts for as many minutes as it costs;
+so is one of more than half the budget that for a minute found no room beside control. Where control alone
+takes the budget, nothing else is sent.
 
 A round's share is what the time since the last one is worth, or of what is free in this minute an even part
 if that is more. What a round has to hold back is saved up for the next, a minute's worth at the most.
@@ -25,7 +26,8 @@ WINDOW_S = 60.0
 # Control traffic comes in bursts: so much of the budget, and no less than these bytes (ten records), parcels
 # leave to it. Of the rest rounds plan with so much, since minutes are uneven. Guesses.
 CONTROL, BURST, ROUNDS = 0.05, 4000, 0.9
-ALONE = 0.5  # of the budget: what is larger goes by itself if there is never room for it; guess
+ALONE = 0.5  # of the budget: what is larger goes by itself if control leaves no room for it; guess
+ASKED_S = 5.0  # what waits for room asks at least so often (guess: rounds and ticks are shorter)
 FIRST_ROUND_S = 5.0  # before one has closed; guess
 ROUND_GAIN = 0.125  # of the newest round's time; as in patience.py
 RECENT = 32  # rounds over which it is judged whether the budget lets them send
@@ -44,6 +46,10 @@ class Spending:
         self._counted = {"control": 0, "parcels": 0}
         self._expiries: list[tuple[float, int, str]] = []  # heap: until when these bytes of that kind count
         self._open: dict[PeerId, int] = {}  # parcels on their way
+        self._crowded = (
+            -math.inf,
+            -math.inf,
+        )  # since and until when control alone left no room for a large one
         self._log: deque[tuple[float, int]] = deque()  # when how much has gone, for `spent_last_min`
         self._round_s: float | None = None
         self._opened_at = -math.inf
@@ -75,6 +81,7 @@ class Spending:
         if self.bytes_per_min is not None:
             self.end(dst)
             self._open[dst] = size
+            self._crowded = -math.inf, -math.inf
             self._saved = max(0.0, self._saved - size)
 
     def end(self, dst: PeerId) -> None:
@@ -93,8 +100,16 @@ class Spending:
         """May a parcel of this size begin?"""
         if self.bytes_per_min is None or size <= self.free:
             return True
-        alone = not self._open and not self._counted["parcels"]
-        return alone and size > ALONE * self.bytes_per_min
+        if self._open or self._counted["parcels"]:
+            return False
+        return size > self._room or (size > ALONE * self.bytes_per_min and self._is_crowded())
+
+    def _is_crowded(self) -> bool:
+        """Has control left no room for a minute? Called where it does not."""
+        since, until = self._crowded
+        since = since if until >= self.now - ASKED_S else self.now
+        self._crowded = since, self.now
+        return self.now - since >= WINDOW_S
 
     @property
     def free(self) -> int:

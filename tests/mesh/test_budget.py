@@ -51,7 +51,7 @@ def test_no_minute_holds_more_than_the_budget_however_slow_the_line(seed: int) -
         if rng.random() < 0.3:
             spending.control(200)
         size = rng.randrange(1000, 60_000)
-        if size <= spending.free and spending.lets(size):
+        if spending.lets(size):
             over = now + rng.choice([0.01, 1.0, 30.0, 120.0])
             spending.begin(f"p{number}", size)
             ends.append((over, f"p{number}"))
@@ -101,6 +101,26 @@ def test_a_parcel_that_no_minute_has_room_for_goes_alone_and_counts_for_as_many_
         assert not spending.lets(1_000), now
     spending.advance(250.0)
     assert spending.lets(95_000)
+
+
+def test_a_large_parcel_waits_a_minute_for_control_to_pass_and_goes_alone_if_it_does_not() -> None:
+    spending = Spending(100_000)
+    spending.advance(0.0)
+    spending.control(45_000)
+    for now in range(60):
+        spending.advance(float(now))
+        assert not spending.lets(60_000), now
+    spending.advance(60.0)
+    assert spending.free == 95_000 and spending.lets(60_000), "it has passed"
+    for now in range(60, 167):  # control comes again, and stays
+        spending.advance(float(now))
+        spending.control(750)
+        assert spending.lets(60_000) == (now < 106 or now == 166), now
+    spending.begin("b", 60_000)
+    spending.end("b")
+    spending.advance(166.5)
+    assert not spending.lets(60_000)
+    assert not spending.lets(40_000)
 
 
 def opened(spending: Spending, seconds: float, rounds: int, cost: int = 0) -> list[int]:
