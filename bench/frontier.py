@@ -29,6 +29,8 @@ from rehearsals import RESULTS, all_of, read, write
 from rich.console import Console
 from rich.table import Table
 
+from peer.errors import DivergedError
+
 FRONTIER, CHOSEN = RESULTS / "frontier.json", RESULTS / "frontier_chosen.json"
 SEEDS = 3
 CLOTHES = "--task fashion-mnist --peers 8 --momentum 0.9 --schedule cosine --warmup 50 --final-rounds"
@@ -102,7 +104,9 @@ def alike(name: str, common: str, graph: str, steps: int) -> list[Row]:
 
 def skewed(name: str, common: str, bits: float) -> list[Row]:
     """A few kinds of clothes for each peer."""
-    far = f"{OURS} --lr 0.05 --local-steps 16 --option bits={bits:g}"
+    far, slower, slowest = (
+        f"{OURS} --lr {lr} --local-steps 16 --option bits={bits:g}" for lr in ("0.05", "0.035", "0.025")
+    )
     near = f"{OURS} --lr 0.05 --option preset=dense"
     adjusted = [f"--option logit-adjustment={tau}" for tau in ("0.5", "0.25", "1")]
     dense = Row(f"{name} dense", common, tuple(f"{DENSE} --lr {lr}" for lr in RATES))
@@ -110,7 +114,9 @@ def skewed(name: str, common: str, bits: float) -> list[Row]:
         dense,
         Row(f"{name} dense preset", common, (near,), dense.name),
         Row(f"{name} dense preset, adjusted", common, tuple(f"{near} {how}" for how in adjusted), dense.name),
-        Row(f"{name} goal", common, (far, f"{far} --option placing=steps"), dense.name, 466.0),
+        Row(
+            f"{name} goal", common, (far, f"{far} --option placing=steps", slower, slowest), dense.name, 466.0
+        ),
         Row(f"{name} goal, adjusted", common, tuple(f"{far} {how}" for how in adjusted), dense.name, 466.0),
         Row(f"{name} sparse-push 1%", common, papers("1%", "auto", "0.02"), dense.name),
     ]
@@ -147,8 +153,11 @@ class Job:
 
 
 def rehearsed(job: Job) -> dict[str, Any]:
-    """The figures that count."""
-    found = rehearsals.rehearsed(job.words, job.folder if CLOTHES in job.words else None)
+    """The figures that count. Where training diverges they say so."""
+    try:
+        found = rehearsals.rehearsed(job.words, job.folder if CLOTHES in job.words else None)
+    except DivergedError as error:
+        return {"words": job.words, "diverged": str(error), "mean": 0.0, "worst": 0.0, "sent_per_peer": 0.0}
     before, kept = (
         found["metric_before_final_rounds"],
         ("consensus_distance", "mass_error", "wall_s", "cpu_s"),
@@ -182,6 +191,7 @@ def choose(asked: Sequence[Row], folder: str, workers: int) -> None:
     for (row, setting), found in zip(to_run, all_of(rehearsed, jobs, workers, "choosing"), strict=True):
         tried = known.setdefault(row.name, {"tried": {}})["tried"]
         tried[setting] = {key: found[key] for key in ("mean", "worst", "sent_per_peer")}
+        write(CHOSEN, known)
     for row in asked:
         if len(row.settings) > 1:
             tried = {setting: known[row.name]["tried"][setting] for setting in row.settings}
@@ -239,6 +249,8 @@ def table(known: dict[str, Any], every: dict[str, Row]) -> Table:
 
 def _cells(row: Row, known: dict[str, Any]) -> list[str]:
     mine = known[row.name]["seeds"]
+    if any("diverged" in one for one in mine):
+        return [row.name, "diverged", *["–"] * 6]
     dense = known[row.against]["seeds"] if row.against in known else []
     pairs = list(zip(dense, mine, strict=False))
     lost = {what: [100 * (d[what] - m[what]) for d, m in pairs] for what in ("mean", "worst")}
