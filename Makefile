@@ -91,6 +91,7 @@ bench: venv
 	PYTHONPATH=bench .venv/bin/python -P bench/heterogeneity.py
 	PYTHONPATH=bench .venv/bin/python -P bench/frontier.py
 	PYTHONPATH=bench .venv/bin/python -P bench/algorithms.py --column 0.1 --seeds 1
+	PYTHONPATH=bench .venv/bin/python -P bench/measured.py
 
 soak: venv
 	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal

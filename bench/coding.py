@@ -9,6 +9,12 @@ ResNet-18 and of ResNet-50 (He et al. 2016).
 Indices: bits for each against log2 C(n, k) / k, summed over tensors; random sets, and what local training of
 real tasks leaves on top. Values: bits for each parameter of quantized changes as a link carries them, with
 and without its memory, against the entropy of the symbols' frequencies.
+
+Compressions: what each makes of one change v of a real model, a message's head included, and what is lost of
+it, |v - q| / |v|. The change is that of the last STEPS of STEPS x EXCHANGES local steps on spoken digits,
+part 0/6 of the data, seed 0.
+
+`--only PART` measures that part again and leaves the others in the file as they are.
 """
 
 from __future__ import annotations
@@ -47,7 +53,13 @@ from peer.learner.task import Settings, load_task, seeded_model
 RUNS = 5
 SHARES = (0.1, 0.01, 0.001)
 STEPS, EXCHANGES = 16, 24  # local steps between two exchanges; exchanges of one link
+SPOKEN = "spoken-digits"
+WORDS = (
+    *("none", "fp16", "bf16", "int8", "int4", "sign", "topk=1%,fp16", "globaltopk=1%,fp16"),
+    *("globaltopk=1%,int8", "randomk=1%,fp16", "grouped=8,fp16", "lowrank=2", "lowrank=2,fp16", "bits=1"),
+)
 Row = dict[str, Any]
+Real = list[tuple[str, Layout, list[torch.Tensor], torch.Tensor]]
 
 
 # --- layouts of well-known models -----------------------------------------------------------------------
@@ -150,7 +162,7 @@ def real_tasks() -> Iterator[tuple[str, Layout, list[torch.Tensor], torch.Tensor
     """Name, layout, the model after each of EXCHANGES times STEPS local steps, and the initial one."""
     text = Path(__file__).parent.parent / "ARCHITECTURE.md"
     for name, settings in (
-        ("spoken-digits", Settings()),
+        (SPOKEN, Settings()),
         ("characters", Settings(data=str(text), options={"task.model": "transformer"})),
     ):
         task = load_task(name, settings)
@@ -190,7 +202,7 @@ def index_row(what: str, layout: Layout, share: float, v: torch.Tensor) -> Row:
     }
 
 
-def indices(real: list[tuple[str, Layout, list[torch.Tensor], torch.Tensor]]) -> list[Row]:
+def indices(real: Real) -> list[Row]:
     layout = LAYOUTS["11M (ResNet-18)"]
     random = torch.randn(layout.d, generator=torch.Generator().manual_seed(2))
     rows = [index_row("random, ResNet-18", layout, share, random) for share in SHARES]
@@ -210,7 +222,7 @@ def entropy_bits(symbols: np.ndarray[Any, np.dtype[np.int64]]) -> float:
     return float(-(counts * np.log2(counts / counts.sum())).sum())
 
 
-def values(real: list[tuple[str, Layout, list[torch.Tensor], torch.Tensor]]) -> list[Row]:
+def values(real: Real) -> list[Row]:
     rows = []
     for name, layout, models, initial in real:
         for budget in (0.25, 0.5, 1.0, 2.0):
@@ -237,6 +249,25 @@ def values(real: list[tuple[str, Layout, list[torch.Tensor], torch.Tensor]]) -> 
                     "over_without": without / zero_order - 1,
                 }
             )
+    return rows
+
+
+def compressions(real: Real) -> list[Row]:
+    _, layout, models, _ = next(one for one in real if one[0] == SPOKEN)
+    v, rows = models[-1] - models[-2], []
+    for words in WORDS:
+        body = compressor(parse_compression(words), layout)(v, 1)
+        data = encode(Message(Key(1, 1), STEPS, body, 0.5), layout)
+        lost = v - decode(data, layout).body.dense()
+        bits = 8 * len(data) / layout.d
+        rows.append(
+            {
+                "compression": words,
+                "parameters": layout.d,
+                "bits": bits,
+                "lost": float(lost.norm() / v.norm()),
+            }
+        )
     return rows
 
 
@@ -270,6 +301,18 @@ def show(result: dict[str, list[Row]]) -> None:
             f"{row['over']:+.1%}", f"{row['without']:.3f}", f"{row['over_without']:+.1%}",
         )  # fmt: skip
     console.print(table)
+    table = Table("compression", "bits for each parameter", "lost", title="a change of spoken-digits")
+    for row in result["compressions"]:
+        table.add_row(row["compression"], f"{row['bits']:.3g}", f"{row['lost']:.2g}")
+    console.print(table)
+
+
+PARTS: dict[str, Callable[[Real], list[Row]]] = {
+    "speed": lambda real: speed(),
+    "indices": indices,
+    "values": values,
+    "compressions": compressions,
+}
 
 
 def main() -> None:
@@ -277,10 +320,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure this alone; needs --json")
     asked = parser.parse_args()
+    if asked.only and not asked.json:
+        parser.error("--only needs --json: the file that has the other parts")
     torch.set_num_threads(1)
     real = list(real_tasks())
-    result = {"speed": speed(), "indices": indices(real), "values": values(real)}
+    result = json.loads(asked.json.read_text()) if asked.only else {}
+    result |= {part: PARTS[part](real) for part in asked.only or PARTS}
     show(result)
     if asked.json:
         asked.json.write_text(json.dumps(result, indent=1) + "\n")

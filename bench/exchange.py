@@ -11,6 +11,8 @@ and nothing of ours yet: not pages of libraries, which others on this machine us
 script, daemon, and payloads. The raw copy: as many processes, blocking sockets, no TLS, into memory that is
 there already. hivemind: its DecentralizedAverager as its own documentation has it, if the interpreter
 $HIVEMIND_PYTHON can import it.
+
+Goals stand beside the figures: bytes, seconds (for 1M parameters a number, else half of hivemind's), memory.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ TOGETHER = 6  # rounds from when all have heard all to the first of them: those 
 WEIGHED = 2  # rounds in which memory is looked at, and not the clock
 CHUNK = 1 << 20
 PAYLOAD = "/memfd:peerd-payload"  # as peer/shared_buffer.py names them
+BYTES_GOAL = 1.01  # at most, of the bytes of the models themselves
+SECONDS_GOAL = {1_000_000: 0.05}  # by parameters; of others half of what hivemind takes
 
 
 # --- meeting points between processes -----------------------------------------------------------------
@@ -433,23 +437,39 @@ def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def goal_s(row: dict[str, Any]) -> float | None:
+    """Seconds it should take at most; None where hivemind, which it is measured by, was not there."""
+    theirs = row["hivemind_seconds"]
+    return SECONDS_GOAL.get(row["params"], None if theirs is None else theirs / 2)
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    heads = ("parameters", "peers", "cores", "s", "raw s", "x raw", "hivemind s", "CPU s", "bytes / models")
-    table = Table(*heads, "memory MB", "its parts", "goal", title="one exchange of a whole model")
+    heads = ("parameters", "peers", "cores", "s", "goal", "raw s", "x raw", "hivemind s", "CPU s")
+    table = Table(
+        *heads, "bytes / models", "goal", "memory MB", "its parts", "goal",
+        title="one exchange of a whole model; what misses its goal is marked",
+    )  # fmt: skip
     for row in rows:
-        theirs = row["hivemind_seconds"]
+        theirs, goal = row["hivemind_seconds"], goal_s(row)
         table.add_row(
-            f"{row['params'] / 1e6:g}M", str(row["peers"]), str(row["cores"]), f"{row['seconds']:.3f}",
+            f"{row['params'] / 1e6:g}M", str(row["peers"]), str(row["cores"]),
+            f"{row['seconds']:.3f}{_missed(row['seconds'], goal)}", "-" if goal is None else f"{goal:.3f}",
             f"{row['raw_seconds']:.3f}", f"{row['seconds'] / row['raw_seconds']:.1f}",
             "-" if theirs is None else f"{theirs:.2f} ({theirs / row['seconds']:.1f}x)",
-            f"{row['cpu_seconds']:.2f}", f"{row['bytes_per_model']:.4f}", f"{row['memory_mb']:.0f}",
+            f"{row['cpu_seconds']:.2f}",
+            f"{row['bytes_per_model']:.4f}{_missed(row['bytes_per_model'], BYTES_GOAL)}", f"{BYTES_GOAL:g}",
+            f"{row['memory_mb']:.0f}{_missed(row['memory_mb'], row['memory_goal_mb'])}",
             ", ".join(f"{row[f'memory_of_{part}_mb']:.0f}" for part in ("script", "daemon", "payloads")),
             f"{row['memory_goal_mb']:.0f}",
         )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def _missed(found: float, goal: float | None) -> str:
+    return " (!)" if goal is not None and found > goal else ""
 
 
 def main() -> None:

@@ -1,0 +1,116 @@
+"""What the docs say was measured is what bench/results/ holds: docs/measured.md, whose tables are made of it,
+and the figures that README, changelog and catalogue quote."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from peer.mesh import probing
+
+ROOT = Path(__file__).parents[1]
+PRESETS = {  # rows of frontier.json
+    "dense": "iid exponential 2048 dense preset",
+    "balanced": "iid exponential 2048 goal",
+    "frugal": "iid exponential 4096 goal",
+}
+QUOTED = (*PRESETS.values(), "iid exponential 2048 three quarters")
+AGAIN = "regenerate it: PYTHONPATH=bench python -P bench/measured.py"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1")
+    )  # which it sets else, for good
+    return importlib.import_module("measured")
+
+
+@pytest.fixture
+def found(measured: ModuleType) -> dict[str, Any]:
+    return measured.results()
+
+
+def text(name: str) -> str:
+    """With one space for any white space."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def ratios(measured: ModuleType, found: dict[str, Any]) -> dict[str, str]:
+    """Times fewer bytes of each preset, without a comma."""
+    beside = {row.name: compared for row, compared in measured.compared_rows(found["frontier"])}
+    return {preset: f"{beside[row].ratio:.0f}" for preset, row in PRESETS.items()}
+
+
+def test_every_table_is_on_the_page_and_as_the_files_have_it(
+    measured: ModuleType, found: dict[str, Any]
+) -> None:
+    page = measured.PAGE.read_text(encoding="utf-8")
+    assert sorted(name for _, name, _ in measured.BLOCK.findall(page)) == sorted(measured.TABLES)
+    assert measured.filled(page, found) == page, AGAIN
+
+
+def test_cells_stand_under_their_heads(measured: ModuleType, found: dict[str, Any]) -> None:
+    for name, make in measured.TABLES.items():
+        head, *rows = make(found)
+        assert rows and {len(row) for row in rows} == {len(head)}, name
+
+
+def test_the_exchanges_table_has_its_figures_and_verdicts(
+    measured: ModuleType, found: dict[str, Any]
+) -> None:
+    for cells, row in zip(measured.seconds(found)[1:], found["exchange"], strict=True):
+        goal = 0.05 if row["params"] == 1_000_000 else row["hivemind_seconds"] / 2
+        assert [float(cell) for cell in cells[3:5]] == pytest.approx([row["seconds"], goal], abs=0.005)
+        assert cells[5] == ("met" if row["seconds"] <= goal else "missed")
+    for cells, row in zip(measured.memory(found)[1:], found["exchange"], strict=True):
+        most = 3 * 4 * row["params"] / 1e6 + 64
+        assert [float(cell) for cell in cells[4:6]] == pytest.approx([row["memory_mb"], most], abs=0.5)
+        assert cells[6] == ("met" if row["memory_mb"] <= most else "missed")
+
+
+def test_every_goal_is_told_as_met_or_as_missed(measured: ModuleType, found: dict[str, Any]) -> None:
+    told = [measured.short(found, met)[1:] for met in (True, False)]
+    assert sum(map(len, told)) == len(list(measured.verdicts(found)))
+    assert not {what for what, *_ in told[0]} & {what for what, *_ in told[1]}
+    assert all(measured.word_for(1.0, goal) == word for goal, word in ((1.0, "met"), (0.9, "missed")))
+
+
+def test_a_sign_of_life_may_take_as_long_as_the_page_says(measured: ModuleType) -> None:
+    assert measured.PROBE_GOAL_S == probing.ANSWER_S
+
+
+def test_presets_save_what_is_said_of_them(measured: ModuleType, found: dict[str, Any]) -> None:
+    dense, balanced, frugal = ratios(measured, found).values()
+    frugal_, entries = f"{int(frugal):,}", text("peer/entries.py")
+    assert f"save {dense}x, {balanced}x and {frugal_}x (" in text("README.md")
+    assert f"{dense}, {balanced} and {frugal_} times fewer bytes" in text("CHANGELOG.md")
+    assert f"that is {balanced} times less" in text("docs/how.md")
+    for preset, ratio in (("dense", dense), ("balanced", balanced), ("frugal", frugal)):
+        assert re.search(rf'"{preset}": Preset\([^)]*\), # {ratio}x', entries), preset
+
+
+def test_the_readme_quotes_what_saving_bytes_costs(measured: ModuleType, found: dict[str, Any]) -> None:
+    readme, rows = text("README.md"), measured.compared_rows(found["frontier"])
+    quoted = [beside for row, beside in rows if row.name in QUOTED]
+    assert len(quoted) == len(QUOTED)
+    for beside in quoted:
+        lost = re.escape(measured.frontier.with_error(beside.worst))
+        assert re.search(rf"\b{beside.ratio:,.0f} times (fewer bytes cost )?{lost}", readme), beside.ratio
+
+
+def test_the_readme_has_each_compression_as_measured(measured: ModuleType, found: dict[str, Any]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in readme.splitlines() if line.startswith("| `")]
+    for row in found["coding"]["compressions"]:
+        word = row["compression"].partition(",")[0]
+        line = next(line for line in lines if f"`{word}`" in line.split("|")[1])
+        bits, lost = measured.three_digits(row["bits"]), measured.two_digits(row["lost"])
+        assert bits in line and (lost if row["lost"] else "nothing") in line, row
