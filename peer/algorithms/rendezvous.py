@@ -20,6 +20,10 @@ a late ACCEPT is answered with WITHDRAWN, a late COMMIT with ABORTED. They must:
 new one differ by sets models apart. Of two offers that cross the one from
 the lower place on the graph lives; the other one's maker drops it, and accepts.
 
+The snapshots follow each other, the other one's with ACCEPT and then the asker's with COMMIT, where they
+could travel at once: so the one slot is held for twice as long, and who has not seen a snapshot whole has
+promised nothing. There is no word that asks after a doubt, for the link tells:
+
 The link delivers a message once and in order, or gives it back, and says so at both ends when it begins anew.
 A COMMIT that comes back was never applied: it is dropped. A DONE that comes back has not been seen, and will
 not be: its exchange is undone. Whoever hears that the other end's link has begun anew is in no doubt any

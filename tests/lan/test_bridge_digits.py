@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.lan]
 
 COUNT = 4
 LEARNT = 0.3  # guessing gives 0.1
-RATES = {"a2cid2": "0.05", "power-gossip": "0.05", "detag": "0.3"}  # DeTAG steps once in a phase of rounds
+PARCELS = 10  # from each neighbor
+RATES = {"a2cid2": "0.05", "power-gossip": "0.05", "detag": "0.15"}  # DeTAG steps once in a phase of rounds
 NAMES = tuple(RATES)
 
 
@@ -34,7 +35,14 @@ def test_each_learns_spoken_digits(lan: Switch) -> None:
     assert [process.wait(PATIENCE_S) for process in joining] == [0] * len(NAMES) * len(others)
     lan.wait("all train", lambda: everyone_trains(devices))
     lan.wait("all have learnt something", lambda: min(accuracies(devices)) > LEARNT)
+    lan.wait("each has averaged with each neighbor", lambda: min(parcels(devices)) >= PARCELS)
     clean_logs(lan)
+
+
+def parcels(devices: list[Wired]) -> list[int]:
+    """Of each device in each session: from its two neighbors, the fewer. A sponsor's model is one, too."""
+    seen = [[k["parcels"] for k in s["links"] if k["direction"] == "in"] for s in sessions(devices)]
+    return [sorted(of_one)[-2] for of_one in seen]
 
 
 def accuracies(devices: list[Wired]) -> list[float]:

@@ -11,7 +11,7 @@ import pytest
 
 from lan.bridge import Switch, Wired
 from lan.intact import clean_logs, finite
-from lan.watching import begin, distances, everyone_trains, found, rounds_later, sessions, states
+from lan.watching import begin_all, distances, everyone_trains, rounds_later, sessions, states
 
 pytestmark = [pytest.mark.lan]
 
@@ -23,11 +23,7 @@ NAMES = ("a2cid2", "power-gossip", "detag")
 
 @pytest.fixture(scope="module")
 def devices(lan: Switch) -> list[Wired]:
-    first, *others = NAMES
-    begun = begin(lan, COUNT, "--algorithm", first, "--topology", "ring")
-    for name in others:
-        found(lan, begun, name, "--algorithm", name, "--topology", "ring")
-    return begun
+    return begin_all(lan, COUNT, {name: ("--algorithm", name, "--topology", "ring") for name in NAMES})
 
 
 def test_with_lost_packets_all_come_close(lan: Switch, devices: list[Wired]) -> None:

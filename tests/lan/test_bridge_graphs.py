@@ -14,10 +14,10 @@ import pytest
 from lan.bridge import Switch, Wired
 from lan.intact import checkpoints_load, clean_logs, finite, nothing_refused
 from lan.watching import (
-    begin,
+    NAME,
+    begin_all,
     distances,
     everyone_trains,
-    found,
     one_generation,
     rounds_later,
     sessions,
@@ -35,9 +35,7 @@ BASELINE = ("--algorithm", "d-psgd")
 
 @pytest.fixture(scope="module")
 def devices(lan: Switch) -> list[Wired]:
-    begun = begin(lan, COUNT, *TREE)
-    found(lan, begun, "baseline", *BASELINE)
-    return begun
+    return begin_all(lan, COUNT, {NAME: TREE, "baseline": BASELINE})
 
 
 def epochs(devices: Sequence[Wired]) -> dict[str, int]:

@@ -6,11 +6,11 @@ A device may be in several sessions: what is asked of devices is asked of all th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lan.bridge import Switch, Wired
-from lan.device import Json
+from lan.device import PATIENCE_S, Json
 
 NAME = "home"
 TASK = Path(__file__).with_name("paced.py")
@@ -22,24 +22,24 @@ MASS = 1e-6  # single precision, summed over some hundred rounds
 
 def begin(lan: Switch, count: int, *terms: str) -> list[Wired]:
     """So many devices in one session, all of them training."""
+    return begin_all(lan, count, {NAME: terms})
+
+
+def begin_all(lan: Switch, count: int, terms: Mapping[str, Sequence[str]]) -> list[Wired]:
+    """So many devices in sessions of these names, all of them training."""
     devices = [lan.add(f"d{k}") for k in range(count)]
     lan.start(*devices)
-    found(lan, devices, NAME, "--listen", f":{PORT}", *terms)
-    return devices
-
-
-def found(lan: Switch, devices: Sequence[Wired], name: str, *terms: str) -> None:
-    """A session of that name, founded by the first of these; all of them train in it."""
     founder, *others = devices
-    shards = [f"{k}/{len(devices)}" for k in range(len(devices))]
-    founder.ok("create", name, "--task", str(TASK), *STEPS, "--shard", shards[0], *terms)
-    key = key_of(founder, name)
-    joining = [
-        device.spawn("join", name, "--key", key, "--task", str(TASK), "--shard", shard)
-        for device, shard in zip(others, shards[1:], strict=True)
-    ]
-    assert [process.wait(120) for process in joining] == [0] * len(others)
+    shards, joining = [f"{k}/{len(devices)}" for k in range(len(devices))], []
+    for number, (name, asked) in enumerate(terms.items()):
+        here = ("--listen", f":{PORT + number}", "--shard", shards[0])
+        founder.ok("create", name, "--task", str(TASK), *STEPS, *here, *asked)
+        key = key_of(founder, name)
+        for device, shard in zip(others, shards[1:], strict=True):
+            joining.append(device.spawn("join", name, "--key", key, "--task", str(TASK), "--shard", shard))
+    assert [process.wait(120) for process in joining] == [0] * len(joining)
     lan.wait(f"{len(devices)} devices train", lambda: everyone_trains(devices))
+    return devices
 
 
 def key_of(device: Wired, name: str = NAME) -> str:
@@ -83,7 +83,7 @@ def during(lan: Switch, seconds: float, look: Callable[[], None]) -> None:
         look()
         return time.monotonic() >= until
 
-    lan.wait(f"{seconds:.0f} s have passed", over)
+    lan.wait(f"{seconds:.0f} s have passed", over, seconds + PATIENCE_S)
 
 
 def links(devices: Iterable[Wired], peer: str) -> list[Json]:

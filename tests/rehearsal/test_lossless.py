@@ -115,17 +115,16 @@ def test_a_bounded_session_ends_with_one_model_though_one_is_killed_on_the_way()
     assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-12
 
 
-@pytest.mark.parametrize("kind", KINDS[1:2], ids=lambda kind: kind.algorithm)
-def test_gossip_alone_brings_models_together_and_keeps_their_mean_but_for_what_a_crash_takes(
-    kind: Kind,
-) -> None:
+@pytest.mark.parametrize(("kind", "moves"), [(KINDS[0], 1e-12), (KINDS[1], 0.03)], ids=["detag", "dsgt"])
+def test_gossip_alone_brings_models_together_and_keeps_their_mean(kind: Kind, moves: float) -> None:
+    """But for what a tracker still holds of the last gradients, which DSGT goes on to take steps by."""
     r, _ = session(kind, seed=5)
     r._train = still
     r.run(3.0)
     before = mean(r)
     r.run(30.0)
     assert spread(r) < 1e-3
-    assert float((mean(r) - before).norm()) < 0.3
+    assert float((mean(r) - before).norm()) < moves
 
 
 def mean(r: Rehearsal) -> Tensor:
