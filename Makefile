@@ -97,7 +97,9 @@ soak: venv
 	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
 	PYTHONPATH=tests .venv/bin/python -P tests/lan/recovery.py
+	PYTHONPATH=tests .venv/bin/python -P tests/lan/recovery.py --times 1 --cut 120
 	PYTHONPATH=tests .venv/bin/python -P tests/lan/campaign.py $(CAMPAIGN)
+	PYTHONPATH=tests .venv/bin/python -P tests/lan/campaign.py --rows 4 --stop 300
 
 fuzz: venv
 	HYPOTHESIS_PROFILE=fuzz $(RUN) pytest -q -x tests --ignore=tests/lan
