@@ -207,7 +207,7 @@ class Quantized(Comparable):
         return self.symbols.numel()
 
     def dense(self) -> Tensor:
-        return self.symbols.to(self.dtype) * torch.tensor(self.step, dtype=self.dtype)
+        return self.symbols.to(self.dtype).mul_(torch.tensor(self.step, dtype=self.dtype))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
