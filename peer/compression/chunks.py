@@ -4,7 +4,9 @@
     more                        varint length, section   of each CHUNK of them, and of what remains
 
 A section is `golomb`'s three streams, complete for itself. Nothing of a chunk is needed for the next, and so
-nothing but the symbols, their classes (history.py) and the coded bytes is ever as long as the model.
+nothing but the symbols, what is known of them beforehand (history.py) and the coded bytes is ever as long as
+the model. `coding_bytes` bounds what all of it takes, whatever a frame says: a section that is longer than
+any can be is refused before it is looked at.
 """
 
 from __future__ import annotations
@@ -18,25 +20,31 @@ from peer.compression.golomb import read_varint, varint
 from peer.errors import CodecError
 
 CHUNK = 1 << 19  # measured: from 2^18 on costs no bytes against one piece, 2^16 0.3 to 0.9 %
-WORKING_BYTES = 60  # for each parameter of a chunk, that coding or reading it takes at most (measured: 54)
+MODEL_BYTES = 5  # for each parameter of the model: two of its symbol, three of its class and place in it
+WORKING_BYTES = 96  # for each of a chunk (measured: 26 at 1 bit, 71 at 12, 92 for a frame made to take most)
 LENGTH_BYTES = 5  # of a varint, at most
 
-Symbols = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+Symbols = tuple[npt.NDArray[np.int16], npt.NDArray[np.bool_]]
 """Of a chunk: magnitudes, and which are negative (of a zero it does not matter)."""
 
 
-def chunks(d: int, size: int | None = None) -> list[slice]:
-    """0 to d, in turn. size: of all but the last; CHUNK if not said."""
-    size = CHUNK if size is None else size
+def chunks(d: int, width: int = 1) -> list[slice]:
+    """0 to d in pieces that make up a chunk each, but for the last. width: of one of the d, if not 1."""
+    size = max(1, CHUNK // width)
     return [slice(start, min(start + size, d)) for start in range(0, d, size)]
 
 
-def in_chunks(symbols: npt.NDArray[np.int32]) -> Iterator[Symbols]:
+def coding_bytes(d: int) -> int:
+    """What coding or reading d symbols takes at most, besides the vector and the coded bytes."""
+    return MODEL_BYTES * d + WORKING_BYTES * min(d, CHUNK)
+
+
+def in_chunks(symbols: npt.NDArray[np.int16]) -> Iterator[Symbols]:
     for chunk in chunks(len(symbols)):
         yield np.abs(symbols[chunk]), symbols[chunk] < 0
 
 
-def peak_symbol(symbols: npt.NDArray[np.int32]) -> int:
+def peak_symbol(symbols: npt.NDArray[np.int16]) -> int:
     """The largest magnitude, without a vector of magnitudes."""
     return max(int(symbols.max()), -int(symbols.min()))
 

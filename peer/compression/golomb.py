@@ -21,12 +21,14 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from peer.compression.grouping import Grouping
 from peer.errors import CodecError
 
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 RICE_MAX = 15  # largest Rice parameter
 WORDS = [np.dtype(kind) for kind in (">u1", ">u1", ">u1", ">u1", ">u2", ">u4", ">u8")]  # of 2^i bits and more
+AT_ONCE = 1 << 15  # numbers of several bits, each of them a byte of its own meanwhile
 PAIR, BOTH = np.dtype("<u2"), 257  # two positions of a byte each, and what they are with a member in both
 PAIRED = 1024  # a set of more positions may be coded by pairs: two more counts, 2 bytes each, are 0.3 % of it
 
@@ -70,21 +72,6 @@ def _parameter(n: int, k: int) -> tuple[int, int]:
 def _by_pairs(n: int, j: int) -> bool:
     """Is the set shorter that way? From 30 % to 46 %, where Golomb code and plain bits lose 1 to 4 %."""
     return n > PAIRED and 300 * n <= 1000 * j <= 460 * n
-
-
-class Grouping:
-    """Entries sorted by class, cut into groups: a class below `smallest` is joined with those that follow, a
-    rest with the last group."""
-
-    def __init__(self, classes: npt.NDArray[np.integer], smallest: int) -> None:
-        self.order = np.argsort(classes, kind="stable")
-        self.bounds = [0]
-        numbers = np.arange(1, int(classes.max(initial=0)) + 2)
-        for bound in np.searchsorted(classes, numbers, sorter=self.order).tolist():
-            if bound - self.bounds[-1] >= smallest:
-                self.bounds.append(bound)
-        if self.bounds[-1] != len(classes):
-            self.bounds = [*self.bounds[: max(1, len(self.bounds) - 1)], len(classes)]
 
 
 def _complement(n: int, positions: Ints) -> Ints:
@@ -253,7 +240,7 @@ class BitReader:
         if numbers > most_numbers:
             raise CodecError(f"unary stream: expected at most {most_numbers} numbers, found {numbers}")
         self._unary_bits = len(unary)
-        self._ends = np.flatnonzero(unary)
+        self._ends = np.flatnonzero(unary).astype(np.int32 if len(unary) < 1 << 31 else np.int64)
         self._ends_at = 0
 
     def number(self, limit: int, what: str) -> int:
@@ -271,9 +258,13 @@ class BitReader:
         if width < 2:
             return bits.reshape(-1).astype(np.int64) if width else np.zeros(count, dtype=np.int64)
         kind = WORDS[(width - 1).bit_length()]
-        padded = np.zeros((count, 8 * kind.itemsize), dtype=np.uint8)
-        padded[:, -width:] = bits
-        return np.packbits(padded).view(kind).astype(np.int64)
+        values = np.empty(count, dtype=np.int64)
+        padded = np.zeros((min(count, AT_ONCE), 8 * kind.itemsize), dtype=np.uint8)
+        for start in range(0, count, AT_ONCE):
+            some = bits[start : start + AT_ONCE]
+            padded[: len(some), -width:] = some
+            values[start : start + len(some)] = np.packbits(padded[: len(some)]).view(kind)
+        return values
 
     def unary(self, count: int) -> Ints:
         left = len(self._ends) - self._ends_at
@@ -282,9 +273,10 @@ class BitReader:
         before = int(self._ends[self._ends_at - 1]) if self._ends_at else -1
         ends = self._ends[self._ends_at : self._ends_at + count]
         self._ends_at += count
-        numbers = ends - 1
-        numbers[1:] -= ends[:-1]
-        numbers[:1] -= before
+        numbers = np.empty(count, dtype=np.int64)
+        np.subtract(ends[1:], ends[:-1], out=numbers[1:])
+        numbers[:1] = ends[:1] - before
+        numbers -= 1
         return numbers
 
     def positions(self, n: int) -> Ints:
@@ -352,7 +344,8 @@ class BitReader:
         largest = int(quotients.max())
         if largest > limit >> b:
             raise CodecError(f"Rice code: expected numbers up to {limit}, found {largest << b} or above")
-        values = (quotients << b) | self.fixed(count, b)
+        values = np.left_shift(quotients, b, out=quotients)
+        values |= self.fixed(count, b)
         if int(values.max()) > limit:
             raise CodecError(f"Rice code: expected numbers up to {limit}, found {int(values.max())}")
         return values

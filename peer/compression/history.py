@@ -27,7 +27,6 @@ from torch import Tensor
 
 from peer.compression.bodies import MAX_SYMBOL, Body, Layout, Quantized, Recalled
 from peer.compression.chunks import (
-    CHUNK,
     Symbols,
     apart,
     chunks,
@@ -37,7 +36,8 @@ from peer.compression.chunks import (
     longest,
     peak_symbol,
 )
-from peer.compression.golomb import BitMeter, BitReader, BitSink, BitWriter, Grouping
+from peer.compression.golomb import BitMeter, BitReader, BitSink, BitWriter
+from peer.compression.grouping import Grouping, KeptGrouping
 from peer.compression.quantize import LEVELS, SMALLEST_GROUP, quantize
 from peer.errors import CodecError, UnknownBaseError
 
@@ -45,7 +45,7 @@ CLASSES = 14
 SMALLEST_LEVEL, SMALLEST_SIGN = 128, 32  # groups of the levels and of the signs below this are joined
 SMALLEST_MODEL = 4096  # below it heads and check value cost more than a memory saves (guess)
 SIDE_BYTES = 13  # step, check value and the flag for blocks, written by `codec`
-NUMBERS = 4  # of the unary stream, for each parameter, at most
+NUMBERS = 3  # of the unary stream, for each parameter: 0.382 in each of five sets at most, one in Rice code
 HEAD_BYTES = 256  # of a section: of 14 classes, three times 7, and 4
 _f = np.float32
 
@@ -66,6 +66,7 @@ class History:
     ) -> None:
         self.layout, self.a, self.e, self.count, self.step = layout, a, e, count, step
         self._classes: npt.NDArray[np.uint8] | None = None
+        self._kept: dict[tuple[int, int], KeptGrouping] = {}  # of chunks, for the next try
         self._last: Recollection | None = None
 
     @classmethod
@@ -125,64 +126,77 @@ class History:
             raise CodecError(f"symbols: expected finite values, found {largest} * {body.step}")
         return Quantized(torch.from_numpy(symbols), body.step, body.dtype, body.blocks)
 
-    def _read(self, data: memoryview) -> npt.NDArray[np.int32]:
+    def _read(self, data: memoryview) -> npt.NDArray[np.int16]:
         """Raises CodecError."""
-        symbols = np.zeros(self.layout.d, dtype=np.int32)
-        sections = apart(data, longest_sections(self.layout))
-        for section, known in zip(sections, self._recollections(), strict=True):
+        symbols = np.zeros(self.layout.d, dtype=np.int16)
+        found, sections = classes(self), apart(data, longest_sections(self.layout))
+        for section, chunk in zip(sections, chunks(self.layout.d), strict=True):
+            known = Recollection(chunk, found[chunk], self.e[chunk])
             reader = BitReader(section, NUMBERS * len(known.classes))
-            known.read(reader, symbols[known.chunk])
+            known.read(reader, symbols[chunk])
             reader.finish()
         return symbols
 
-    def _check(self, symbols: npt.NDArray[np.int32]) -> int:
+    def _check(self, symbols: npt.NDArray[np.int16]) -> int:
         """Over what is remembered and these symbols: 32 bits."""
         check = zlib.crc32(self.e.data, zlib.crc32(self.a.data, min(self.count, 3)))
         for chunk in chunks(len(symbols)):
-            check = zlib.crc32(symbols[chunk].astype("<i2").data, check)
+            check = zlib.crc32(np.ascontiguousarray(symbols[chunk], dtype="<i2").data, check)
         return check
 
     def _recollections(self) -> Iterator[Recollection]:
-        """Of each chunk. Until the next parcel a byte a parameter is kept, and what the last chunk takes."""
+        """Of each chunk, for every try and for what is sent: meanwhile three bytes a parameter are kept."""
         if self._classes is None:
             self._classes = classes(self)
-        for chunk in chunks(self.layout.d):
+        cut = chunks(self.layout.d)
+        for chunk in cut:
+            place = chunk.start, chunk.stop
             if self._last is None or self._last.chunk != chunk:
-                self._last = None  # before there is another
-                self._last = Recollection(chunk, self._classes[chunk], self.e[chunk])
+                self._last, kept = None, self._kept.get(place)
+                grouping = None if kept is None else kept.grouping()
+                self._last = Recollection(chunk, self._classes[chunk], self.e[chunk], grouping)
+                if kept is None and len(cut) > 1:
+                    self._kept[place] = KeptGrouping(self._last.grouping)
             yield self._last
 
 
 class Recollection:
-    """A chunk of a history made ready for coding, nine bytes a parameter of it."""
+    """A chunk of a history made ready for coding, nine bytes a parameter of it. grouping: found before."""
 
-    def __init__(self, chunk: slice, classes: npt.NDArray[np.uint8], drift: npt.NDArray[np.int8]) -> None:
+    def __init__(
+        self,
+        chunk: slice,
+        classes: npt.NDArray[np.uint8],
+        drift: npt.NDArray[np.int8],
+        grouping: Grouping | None = None,
+    ) -> None:
         self.chunk, self.classes, self._drift = chunk, classes, drift
-        self._grouping = Grouping(classes, SMALLEST_GROUP)
+        self.grouping = Grouping.of(classes, SMALLEST_GROUP) if grouping is None else grouping
 
     def write(
-        self, sink: BitSink, magnitudes: npt.NDArray[np.int32], negative: npt.NDArray[np.bool_]
+        self, sink: BitSink, magnitudes: npt.NDArray[np.int16], negative: npt.NDArray[np.bool_]
     ) -> None:
         some = magnitudes != 0
-        sink.grouped(some, self._grouping)
+        sink.grouped(some, self.grouping)
         ones = np.flatnonzero(some)
         left, coarse, drift = magnitudes[ones].astype(np.int64), self.classes[ones] >> 1, self._drift[ones]
         for level in range(1, LEVELS + 1):
             above = left > level
-            sink.grouped(above, Grouping(coarse, SMALLEST_LEVEL))
+            sink.grouped(above, Grouping.of(coarse, SMALLEST_LEVEL))
             left, coarse = left[above], coarse[above]
         sink.rice(left - LEVELS - 1)
         sink.grouped(negative[ones] ^ (drift < 0), _signs(drift))
 
-    def read(self, reader: BitReader, symbols: npt.NDArray[np.int32]) -> None:
+    def read(self, reader: BitReader, symbols: npt.NDArray[np.int16]) -> None:
         """Into `symbols`, which are zero."""
-        ones = np.flatnonzero(reader.grouped(self._grouping))
+        ones = np.flatnonzero(reader.grouped(self.grouping))
         coarse, drift = self.classes[ones] >> 1, self._drift[ones]
         magnitudes, left = np.ones(len(ones), dtype=np.int64), np.arange(len(ones))
         for _ in range(LEVELS):
-            left = left[reader.grouped(Grouping(coarse[left], SMALLEST_LEVEL))]
+            left = left[reader.grouped(Grouping.of(coarse[left], SMALLEST_LEVEL))]
             magnitudes[left] += 1
-        magnitudes[left] += reader.rice(len(left), MAX_SYMBOL - LEVELS - 1)
+        rest = reader.rice(len(left), MAX_SYMBOL - LEVELS - 1)
+        magnitudes[left] += rest
         negative = reader.grouped(_signs(drift)) ^ (drift < 0)
         symbols[ones] = np.where(negative, -magnitudes, magnitudes)
 
@@ -193,7 +207,7 @@ def longest_sections(layout: Layout) -> list[int]:
 
 
 def _signs(drift: npt.NDArray[np.int8]) -> Grouping:
-    return Grouping(np.minimum(np.abs(drift) >> 3, 3).astype(np.uint8), SMALLEST_SIGN)
+    return Grouping.of(np.minimum(np.abs(drift) >> 3, 3).astype(np.uint8), SMALLEST_SIGN)
 
 
 def classes(history: History) -> npt.NDArray[np.uint8]:
@@ -212,11 +226,12 @@ def _classify(
     between machines."""
     rows, columns = a.shape
     mean = _f(a.sum(dtype=np.int64)) / _f(rows * columns) + _f(2**-7)
-    few = _of_rows(a, mean) if columns > CHUNK else None  # each of several pieces, which would sum it again
-    for across in chunks(columns):
+    cut = chunks(columns)
+    few = _of_rows(a, mean) if len(cut) > 1 else None  # every piece would sum them again
+    for across in cut:
         column = a[:, across].sum(axis=0, dtype=np.int64).astype(_f) / _f(rows) / mean + _f(0.05)
         column = np.minimum(column, _f(8)) * (_f(4) / _f(min(count, 3)))
-        for down in chunks(rows, max(1, CHUNK // len(column))):
+        for down in chunks(rows, len(column)):
             row = _of_rows(a[down], mean) if few is None else few[down]
             likelihood = row[:, None] * column[None, :]
             likelihood += a[down, across]

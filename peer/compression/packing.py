@@ -14,8 +14,8 @@
 
 Values are `value_bytes`' matter, indices `indices`'. blocks: 0 the whole vector is coded as one, 1 each
 tensor of the model is. Sections are `golomb`'s three streams; of a long model's symbols, those of each chunk
-(chunks.py). `read_body` checks every count, length and number before it uses it (CodecError), and takes memory
-in proportion to d at most.
+(chunks.py). `read_body` checks every count, length and number before it uses it (CodecError), and takes
+memory in proportion to d at most.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def quantize(
     budget = max(math.floor(bits * len(values) / 8), SMALLEST_BUDGET)
     size = size_of if size_of is not None else lambda symbols: coded_bytes(symbols, blocks)
     step = _within(budget, values, peak, lambda step: size(_symbols(values, step)), guess)
-    symbols = np.zeros(len(values), dtype=np.int32)
+    symbols = np.zeros(len(values), dtype=np.int16)
     if step is not None:
         for chunk, (magnitudes, negative) in zip(chunks(len(values)), _symbols(values, step), strict=True):
             symbols[chunk] = np.negative(magnitudes, out=magnitudes, where=negative)
@@ -140,8 +140,8 @@ def _symbols(values: npt.NDArray[np.floating], step: float) -> Iterator[Symbols]
         scaled = np.abs(values[chunk])
         scaled /= number(step)
         scaled += number(ROUNDING)
-        magnitudes = scaled.astype(np.int32)  # a step of `_within` leaves none that is much above MAX_SYMBOL
-        yield np.minimum(magnitudes, largest, out=magnitudes), values[chunk] < 0
+        np.minimum(scaled, number(largest), out=scaled)
+        yield scaled.astype(np.int16), values[chunk] < 0
 
 
 def _groups(chunk: slice, blocks: Layout | None) -> list[int]:
@@ -159,7 +159,7 @@ def _groups(chunk: slice, blocks: Layout | None) -> list[int]:
     return [*groups, size]
 
 
-def write_symbols(symbols: npt.NDArray[np.int32], blocks: Layout | None) -> list[bytes]:
+def write_symbols(symbols: npt.NDArray[np.int16], blocks: Layout | None) -> list[bytes]:
     """In pieces, for `read_symbols`."""
     sections = []
     for chunk, (magnitudes, negative) in zip(chunks(len(symbols)), in_chunks(symbols), strict=True):
@@ -170,7 +170,7 @@ def write_symbols(symbols: npt.NDArray[np.int32], blocks: Layout | None) -> list
 
 
 def _write(
-    sink: BitSink, magnitudes: npt.NDArray[np.int32], negative: npt.NDArray[np.bool_], groups: list[int]
+    sink: BitSink, magnitudes: npt.NDArray[np.int16], negative: npt.NDArray[np.bool_], groups: list[int]
 ) -> None:
     ones = np.flatnonzero(magnitudes)
     cuts = np.searchsorted(ones, groups)
@@ -190,9 +190,9 @@ def longest_sections(d: int, blocks: Layout | None) -> list[int]:
     return longest(d, 1 if blocks is None else len(blocks.sizes), HEAD_BYTES)
 
 
-def read_symbols(data: memoryview, d: int, blocks: Layout | None) -> npt.NDArray[np.int32]:
+def read_symbols(data: memoryview, d: int, blocks: Layout | None) -> npt.NDArray[np.int16]:
     """The inverse of `write_symbols`; raises CodecError."""
-    symbols = np.zeros(d, dtype=np.int32)
+    symbols = np.zeros(d, dtype=np.int16)
     for chunk, section in zip(chunks(d), apart(data, longest_sections(d, blocks)), strict=True):
         reader = BitReader(section, NUMBERS * (chunk.stop - chunk.start))
         _read(reader, symbols[chunk], _groups(chunk, blocks))
@@ -200,7 +200,7 @@ def read_symbols(data: memoryview, d: int, blocks: Layout | None) -> npt.NDArray
     return symbols
 
 
-def _read(reader: BitReader, symbols: npt.NDArray[np.int32], groups: list[int]) -> None:
+def _read(reader: BitReader, symbols: npt.NDArray[np.int16], groups: list[int]) -> None:
     """Into `symbols`, which are zero."""
     ones = np.concatenate([reader.positions(stop - start) + start for start, stop in pairwise(groups)])
     magnitudes = np.ones(len(ones), dtype=np.int64)
@@ -208,6 +208,7 @@ def _read(reader: BitReader, symbols: npt.NDArray[np.int32], groups: list[int]) 
     for _ in range(LEVELS):
         left = left[reader.positions(len(left))]
         magnitudes[left] += 1
-    magnitudes[left] += reader.rice(len(left), MAX_SYMBOL - LEVELS - 1)
+    rest = reader.rice(len(left), MAX_SYMBOL - LEVELS - 1)
+    magnitudes[left] += rest
     negative = reader.fixed(len(ones), 1).astype(np.bool_)
     symbols[ones] = np.where(negative, -magnitudes, magnitudes)
