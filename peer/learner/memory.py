@@ -1,5 +1,5 @@
-"""The part of this device's memory that replicas get (algorithms/replicas.py), of what a message leaves while it
-is coded (compression/chunks.py); what there is: peer/available.py."""
+"""The part of this device's memory that replicas get (algorithms/replicas.py), of what a message leaves while
+it is coded (compression/chunks.py); what there is: peer/available.py."""
 
 from __future__ import annotations
 
