@@ -40,6 +40,7 @@ from rich.table import Table
 from peer.catalogue import parse_compression
 from peer.compression import sparsify
 from peer.compression.bodies import Layout
+from peer.compression.chunks import in_chunks
 from peer.compression.codec import Message, decode, encode
 from peer.compression.compressor import compressor
 from peer.compression.golomb import BitMeter
@@ -216,7 +217,7 @@ def indices(real: Real) -> list[Row]:
     return rows
 
 
-def entropy_bits(symbols: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+def entropy_bits(symbols: np.ndarray[Any, np.dtype[np.int16]]) -> float:
     """Of the frequencies, for all symbols together."""
     counts = np.unique(symbols, return_counts=True)[1]
     return float(-(counts * np.log2(counts / counts.sum())).sum())
@@ -230,11 +231,11 @@ def values(real: Real) -> list[Row]:
             zero_order = with_memory = without = 0.0
             for number, model in enumerate(models):
                 body = recalling(layout, model - h, budget, history)
-                symbols = body.symbols.numpy().astype(np.int64)
+                symbols = body.symbols.numpy()
                 if number:  # the first has nothing to remember
                     zero_order += entropy_bits(symbols)
-                    with_memory += 8 * history.coded_bytes(np.abs(symbols), symbols < 0)
-                    without += 8 * coded_bytes(np.abs(symbols), layout)
+                    with_memory += 8 * history.coded_bytes(in_chunks(symbols))
+                    without += 8 * coded_bytes(in_chunks(symbols), layout)
                 h, history = h + body.dense(), history.after(body)
             each = (len(models) - 1) * layout.d
             rows.append(

@@ -190,7 +190,7 @@ class LowRank(Comparable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized(Comparable):
-    """symbols * step; symbols int32, |symbol| <= MAX_SYMBOL; `step` a normal number of `dtype`."""
+    """symbols * step; symbols int16, |symbol| <= MAX_SYMBOL; `step` a normal number of `dtype`."""
 
     symbols: Tensor
     step: float
@@ -198,7 +198,7 @@ class Quantized(Comparable):
     blocks: Layout | None = None
 
     def __post_init__(self) -> None:
-        assert self.symbols.dtype == torch.int32 and self.symbols.dim() == 1
+        assert self.symbols.dtype == torch.int16 and self.symbols.dim() == 1
         assert torch.finfo(self.dtype).tiny <= self.step <= torch.finfo(self.dtype).max, f"step {self.step}"
         assert self.blocks is None or self.blocks.d == self.size
 
@@ -207,7 +207,7 @@ class Quantized(Comparable):
         return self.symbols.numel()
 
     def dense(self) -> Tensor:
-        return self.symbols.to(self.dtype) * torch.tensor(self.step, dtype=self.dtype)
+        return self.symbols.to(self.dtype).mul_(torch.tensor(self.step, dtype=self.dtype))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,12 +21,15 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from peer.compression.grouping import Grouping
 from peer.errors import CodecError
 
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 RICE_MAX = 15  # largest Rice parameter
 WORDS = [np.dtype(kind) for kind in (">u1", ">u1", ">u1", ">u1", ">u2", ">u4", ">u8")]  # of 2^i bits and more
+AT_ONCE = 1 << 15  # numbers of several bits, each of them a byte of its own meanwhile
+PAIR, BOTH = np.dtype("<u2"), 257  # two positions of a byte each, and what they are with a member in both
 PAIRED = 1024  # a set of more positions may be coded by pairs: two more counts, 2 bytes each, are 0.3 % of it
 
 
@@ -71,20 +74,6 @@ def _by_pairs(n: int, j: int) -> bool:
     return n > PAIRED and 300 * n <= 1000 * j <= 460 * n
 
 
-class Grouping:
-    """Entries sorted by class, cut into groups: a class below `smallest` is joined with those that follow, a
-    rest with the last group."""
-
-    def __init__(self, classes: npt.NDArray[np.integer], smallest: int) -> None:
-        self.order = np.argsort(classes, kind="stable")
-        self.bounds = [0]
-        for bound in np.cumsum(np.bincount(classes)).tolist():
-            if bound - self.bounds[-1] >= smallest:
-                self.bounds.append(bound)
-        if self.bounds[-1] != len(classes):
-            self.bounds = [*self.bounds[: max(1, len(self.bounds) - 1)], len(classes)]
-
-
 def _complement(n: int, positions: Ints) -> Ints:
     outside = np.ones(n, dtype=np.bool_)
     outside[positions] = False
@@ -98,7 +87,7 @@ class BitSink(ABC):
     def number(self, number: int) -> None: ...
 
     @abstractmethod
-    def fixed(self, values: Ints, width: int) -> None: ...
+    def fixed(self, values: npt.NDArray[np.integer], width: int) -> None: ...
 
     @abstractmethod
     def unary(self, values: Ints) -> None: ...
@@ -113,7 +102,7 @@ class BitSink(ABC):
             return
         j, m = _parameter(n, k)
         if m == 0 and not _by_pairs(n, j):
-            flags = np.zeros(n, dtype=np.int64)
+            flags = np.zeros(n, dtype=np.uint8)
             flags[ones] = 1
             self.fixed(flags, 1)
             return
@@ -129,14 +118,14 @@ class BitSink(ABC):
         self._truncated_binary(remainders, m)
 
     def _pairs(self, n: int, members: Ints) -> None:
-        held = np.zeros(n + n % 2, dtype=np.bool_)
-        held[members] = True
-        first, second = held[0::2], held[1::2]
-        some = np.flatnonzero(first | second)
-        both = first[some] & second[some]
-        self.positions(len(first), some)
-        self.positions(len(some), np.flatnonzero(both))
-        self.fixed(second[some][~both].astype(np.int64), 1)
+        held = np.zeros(n + n % 2, dtype=np.uint8)
+        held[members] = 1
+        pairs = held.view(PAIR)
+        some = np.flatnonzero(pairs)
+        left = pairs[some]
+        self.positions(len(pairs), some)
+        self.positions(len(some), np.flatnonzero(left == BOTH))
+        self.fixed(left[left != BOTH] >> 8, 1)
 
     def _truncated_binary(self, remainders: Ints, m: int) -> None:
         width = (m - 1).bit_length()
@@ -176,7 +165,7 @@ class BitMeter(BitSink):
     def number(self, number: int) -> None:
         self._head_bytes += len(varint(number))
 
-    def fixed(self, values: Ints, width: int) -> None:
+    def fixed(self, values: npt.NDArray[np.integer], width: int) -> None:
         self._fixed_bits += len(values) * width
 
     def unary(self, values: Ints) -> None:
@@ -204,7 +193,7 @@ class BitWriter(BitSink):
     def number(self, number: int) -> None:
         self._head += varint(number)
 
-    def fixed(self, values: Ints, width: int) -> None:
+    def fixed(self, values: npt.NDArray[np.integer], width: int) -> None:
         if width == 1:
             self._fixed.append(values.astype(np.uint8))
         elif width:
@@ -251,7 +240,7 @@ class BitReader:
         if numbers > most_numbers:
             raise CodecError(f"unary stream: expected at most {most_numbers} numbers, found {numbers}")
         self._unary_bits = len(unary)
-        self._ends = np.flatnonzero(unary)
+        self._ends = np.flatnonzero(unary).astype(np.int32 if len(unary) < 1 << 31 else np.int64)
         self._ends_at = 0
 
     def number(self, limit: int, what: str) -> int:
@@ -269,9 +258,13 @@ class BitReader:
         if width < 2:
             return bits.reshape(-1).astype(np.int64) if width else np.zeros(count, dtype=np.int64)
         kind = WORDS[(width - 1).bit_length()]
-        padded = np.zeros((count, 8 * kind.itemsize), dtype=np.uint8)
-        padded[:, -width:] = bits
-        return np.packbits(padded).view(kind).astype(np.int64)
+        values = np.empty(count, dtype=np.int64)
+        padded = np.zeros((min(count, AT_ONCE), 8 * kind.itemsize), dtype=np.uint8)
+        for start in range(0, count, AT_ONCE):
+            some = bits[start : start + AT_ONCE]
+            padded[: len(some), -width:] = some
+            values[start : start + len(some)] = np.packbits(padded[: len(some)]).view(kind)
+        return values
 
     def unary(self, count: int) -> Ints:
         left = len(self._ends) - self._ends_at
@@ -280,7 +273,11 @@ class BitReader:
         before = int(self._ends[self._ends_at - 1]) if self._ends_at else -1
         ends = self._ends[self._ends_at : self._ends_at + count]
         self._ends_at += count
-        return np.diff(ends, prepend=before) - 1
+        numbers = np.empty(count, dtype=np.int64)
+        np.subtract(ends[1:], ends[:-1], out=numbers[1:])
+        numbers[:1] = ends[:1] - before
+        numbers -= 1
+        return numbers
 
     def positions(self, n: int) -> Ints:
         """The inverse of BitSink.positions: strictly increasing, all below n."""
@@ -311,12 +308,14 @@ class BitReader:
         return members if j == k else _complement(n, members)
 
     def _pairs(self, n: int, j: int) -> Ints:
-        held = np.zeros(n + n % 2, dtype=np.bool_)
-        some = self.positions(len(held) // 2)
-        both = np.zeros(len(some), dtype=np.bool_)
-        both[self.positions(len(some))] = True
-        held[2 * some[both]] = held[2 * some[both] + 1] = True
-        held[2 * some[~both] + self.fixed(len(some) - int(both.sum()), 1)] = True
+        pairs = np.zeros((n + n % 2) // 2, dtype=PAIR)
+        some = self.positions(len(pairs))
+        left = np.zeros(len(some), dtype=PAIR)
+        left[self.positions(len(some))] = BOTH
+        one = left != BOTH
+        left[one] = 1 << 8 * self.fixed(int(np.count_nonzero(one)), 1)
+        pairs[some] = left
+        held = pairs.view(np.uint8)
         if held[n:].any() or int(np.count_nonzero(held)) != j:
             raise CodecError(f"pairs: expected {j} positions below {n}, found {np.count_nonzero(held)}")
         return np.flatnonzero(held)
@@ -345,7 +344,8 @@ class BitReader:
         largest = int(quotients.max())
         if largest > limit >> b:
             raise CodecError(f"Rice code: expected numbers up to {limit}, found {largest << b} or above")
-        values = (quotients << b) | self.fixed(count, b)
+        values = np.left_shift(quotients, b, out=quotients)
+        values |= self.fixed(count, b)
         if int(values.max()) > limit:
             raise CodecError(f"Rice code: expected numbers up to {limit}, found {int(values.max())}")
         return values

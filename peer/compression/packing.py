@@ -13,16 +13,16 @@
     Portion    count u32, values
 
 Values are `value_bytes`' matter, indices `indices`'. blocks: 0 the whole vector is coded as one, 1 each
-tensor of the model is. Sections are `golomb`'s three streams. `read_body` checks every count, length and
-number before it uses it (CodecError), and takes memory in proportion to d at most.
+tensor of the model is. Sections are `golomb`'s three streams; of a long model's symbols, those of each chunk
+(chunks.py). `read_body` checks every count, length and number before it uses it (CodecError), and takes
+memory in proportion to d at most.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from peer.compression.bodies import (
@@ -44,11 +44,13 @@ from peer.compression.bodies import (
     strided_in,
     those_in,
 )
+from peer.compression.chunks import joined_longest, peak_symbol
 from peer.compression.cursor import Cursor
 from peer.compression.golomb import BitReader, BitWriter, varint
+from peer.compression.history import longest_sections as longest_recalled
 from peer.compression.indices import read_indices, write_indices
 from peer.compression.low_rank import bound, factors
-from peer.compression.quantize import read_symbols, write_symbols
+from peer.compression.quantize import longest_sections, read_symbols, write_symbols
 from peer.compression.value_bytes import Piece, read_values, write_values
 from peer.compression.values import Coding
 from peer.errors import CodecError
@@ -99,11 +101,10 @@ def write_body(body: Body, layout: Layout | None = None) -> list[Piece]:
             section = writer.finish()
             return [varint(len(section)), section, *write_values(body)]
         case Quantized():
-            symbols = body.symbols.cpu().numpy().astype(np.int64)
-            assert int(np.abs(symbols).max()) <= MAX_SYMBOL, "a symbol is too large"
-            writer = BitWriter()
-            write_symbols(writer, symbols, body.blocks)
-            return [bytes((body.blocks is not None,)), _STEP.pack(body.step), writer.finish()]
+            symbols = body.symbols.cpu().numpy()
+            assert peak_symbol(symbols) <= MAX_SYMBOL, "a symbol is too large"
+            head = bytes((body.blocks is not None,)) + _STEP.pack(body.step)
+            return [head, *write_symbols(symbols, body.blocks)]
         case Recalled():
             head = bytes((body.blocks is not None,)) + _RECALLED.pack(body.step, body.check)
             return [head, body.data]
@@ -192,11 +193,9 @@ def _read_sparse(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Sparse:
 def _read_quantized(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Quantized:
     blocks = _read_blocks(cursor, layout)
     step = _sound_step(_STEP.unpack(cursor.take(_STEP.size, "step"))[0], dtype)
-    section = _read_section(cursor, layout, 64)
-    reader = BitReader(section, 3 * layout.d)
-    symbols = read_symbols(reader, layout.d, blocks)
-    reader.finish()
-    largest = int(np.abs(symbols).max())
+    section = _read_section(cursor, longest_sections(layout.d, layout))
+    symbols = read_symbols(section, layout.d, blocks)
+    largest = peak_symbol(symbols)
     if largest * step > torch.finfo(dtype).max:
         raise CodecError(f"symbols: expected finite values in {dtype}, found {largest} * {step}")
     return Quantized(torch.from_numpy(symbols), step, dtype, blocks)
@@ -205,7 +204,7 @@ def _read_quantized(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Quant
 def _read_recalled(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Recalled:
     blocks = _read_blocks(cursor, layout)
     step, check = _RECALLED.unpack(cursor.take(_RECALLED.size, "step and check value"))
-    section = bytes(_read_section(cursor, layout, 256))
+    section = bytes(_read_section(cursor, longest_recalled(layout)))
     return Recalled(layout.d, _sound_step(step, dtype), check, section, dtype, blocks)
 
 
@@ -216,12 +215,11 @@ def _sound_step(step: float, dtype: torch.dtype) -> float:
     return step
 
 
-def _read_section(cursor: Cursor, layout: Layout, heads: int) -> memoryview:
-    """Coded symbols, which are read elsewhere. heads: bytes that groups take beside those of the tensors."""
-    section = cursor.rest()
-    longest = 3 * layout.d + 8 * len(layout.sizes) + heads  # 23 bits for the worst symbol
-    if len(section) > longest:
-        raise CodecError(f"symbols: expected at most {longest} bytes, found {len(section)}")
+def _read_section(cursor: Cursor, longest: Sequence[int]) -> memoryview:
+    """Coded symbols, which are read elsewhere. longest: bytes of each chunk at most."""
+    section, most = cursor.rest(), joined_longest(longest)
+    if len(section) > most:
+        raise CodecError(f"symbols: expected at most {most} bytes, found {len(section)}")
     return section
 
 

@@ -98,7 +98,7 @@ def _factors(v: Tensor) -> Body:
 def _symbols(v: Tensor, number: int = 1) -> Quantized:
     """A step found by search need not be the same everywhere; how symbols are coded must be."""
     drawn = _whole(number)
-    symbols = np.where(np.abs(drawn) < 5, drawn, 0).astype(np.int32)
+    symbols = np.where(np.abs(drawn) < 5, drawn, 0).astype(np.int16)
     return Quantized(torch.from_numpy(symbols), 0.375, v.dtype, LAYOUT)
 
 

@@ -518,7 +518,8 @@ class Swarm:
     def _exchange(self, initial: Tensor | None, resume: Resume | None) -> Exchange:
         session, lockstep = self.descriptor, self.terms.pace != "free"
         layout = Layout(self._flat.sizes, self._flat.rows)
-        options = with_memory(session.algorithm, catalogue.options_for("algorithm", session.options))
+        options = catalogue.options_for("algorithm", session.options)
+        options = with_memory(session.algorithm, options, layout.d)
         if "replica-mb" in options:
             self._replica_mb = float(options["replica-mb"])
         algorithm = algorithms.make(

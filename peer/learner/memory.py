@@ -1,5 +1,5 @@
-"""The part of this device's memory that replicas get (algorithms/replicas.py); what there is:
-peer/available.py."""
+"""The part of this device's memory that replicas get (algorithms/replicas.py), of what a message leaves while
+it is coded (compression/chunks.py); what there is: peer/available.py."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from peer import catalogue
 from peer.algorithms.replicas import REPLICA_MB
 from peer.available import available_bytes
+from peer.compression.chunks import coding_bytes
 
 SHARE = 0.25  # of what is available, for replicas: the rest is for activations and other programs (guess)
 
 
-def replica_mb(available: int | None) -> float:
-    """Megabytes for replicas, where so many bytes are available."""
-    return REPLICA_MB if available is None else SHARE * available / 1e6
+def replica_mb(available: int | None, d: int) -> float:
+    """Megabytes for replicas of d parameters, where so many bytes are available."""
+    return REPLICA_MB if available is None else SHARE * max(0, available - coding_bytes(d)) / 1e6
 
 
-def with_memory(algorithm: str, options: Mapping[str, str]) -> dict[str, str]:
-    """An algorithm's options, with this device's memory for `replica-mb=auto`."""
+def with_memory(algorithm: str, options: Mapping[str, str], d: int) -> dict[str, str]:
+    """An algorithm's options, with this device's memory for `replica-mb=auto`. d: parameters of the model."""
     known = catalogue.algorithm(algorithm).options.get("replica-mb")
     if known is None or options.get("replica-mb", known.default) != "auto":
         return dict(options)
-    most = min(known.most, replica_mb(available_bytes()))
+    most = min(known.most, replica_mb(available_bytes(), d))
     return {**options, "replica-mb": f"{most:.6f}"}

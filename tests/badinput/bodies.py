@@ -4,6 +4,7 @@ symbols that a link's memory explains."""
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import cache
 from random import Random
 from unittest.mock import patch
@@ -15,6 +16,7 @@ from badinput.decoding import Case, Decoder
 from badinput.parts import Sample, damaged_message, sample
 from compression.specs import SPECS
 from peer.catalogue import parse_compression
+from peer.compression import chunks
 from peer.compression import history as memory
 from peer.compression.bodies import (
     Body,
@@ -53,6 +55,7 @@ KINDS: dict[str, type[Body]] = {
     "pair": Pair,
     "portion": Portion,
 }
+CHUNK = 400  # where long models are tried: of the layouts one takes three
 TIMES, SIDE = 24, 1 << 17  # decoding takes at most so many models' memory, and so many bytes besides
 
 
@@ -132,6 +135,25 @@ class BodyDecoder(Decoder):
         return TIMES * (layout.d * dtype.itemsize + case.size) + SIDE
 
 
+class LongDecoder(BodyDecoder):
+    """Of symbols in several chunks. kind: Recalled, with a link's memory, or Quantized."""
+
+    def __init__(self, kind: type[Body]) -> None:
+        super().__init__(Quantized)
+        self.good = []
+        with patch.object(chunks, "CHUNK", CHUNK), patch.object(memory, "SMALLEST_MODEL", 1):
+            for _, message, layout, dtype in good():
+                body = message.body
+                if isinstance(body, Quantized) and CHUNK < layout.d < 4 * CHUNK:
+                    body = remembered(layout, dtype).recall(body) if kind is Recalled else body
+                    self.good.append((sample(replace(message, body=body), layout), layout, dtype))
+        assert self.good, f"no message of {kind} is long"
+
+    def accepts(self, case: Case) -> bool:
+        with patch.object(chunks, "CHUNK", CHUNK):
+            return super().accepts(case)
+
+
 def _type_of(body: Body) -> str | None:
     if isinstance(body, Empty | Quantized | Recalled | Pair):
         return None
@@ -140,5 +162,7 @@ def _type_of(body: Body) -> str | None:
 
 DECODERS = {
     **{f"body: {name}": lambda kind=kind: BodyDecoder(kind) for name, kind in KINDS.items()},
+    "in chunks: quantized": lambda: LongDecoder(Quantized),
+    "in chunks: quantized, with memory": lambda: LongDecoder(Recalled),
     **{f"values: {name}": lambda name=name: BodyDecoder(values=name) for name in VALUE_TYPES},
 }

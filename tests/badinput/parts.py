@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from badinput.damage import EXTREMES, WIDTHS, damaged, number, varint
+from peer.compression import chunks
 from peer.compression.bodies import (
     Body,
     Drawn,
@@ -84,6 +85,11 @@ def sample(message: Message, layout: Layout) -> Sample:
         if kind == "values":
             parts += _values(data[at:])
             at = len(data)
+        elif kind == "section" and layout.d > chunks.CHUNK:
+            for _ in chunks.chunks(layout.d):
+                size, at = read_varint(memoryview(data), at, len(data), "section")
+                parts.append(_section(data[at : at + size], sized=True))
+                at += size
         elif kind in ("section", "sized"):
             size = len(data) - at
             if kind == "sized":

@@ -26,7 +26,7 @@ from peer.errors import CodecError
 
 LAYOUT = Layout((2, 3))
 LEVELS = torch.tensor([1, -2, 3, 0, 127], dtype=torch.int8)
-SYMBOLS = torch.tensor([0, 1, -2, 3, -32767], dtype=torch.int32)
+SYMBOLS = torch.tensor([0, 1, -2, 3, -32767], dtype=torch.int16)
 AT = torch.tensor([1, 4])
 
 

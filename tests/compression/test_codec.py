@@ -83,7 +83,7 @@ def bodies(draw, layout: Layout, dtype: torch.dtype) -> Body:
         symbols = generator.integers(-most, most + 1, d) * (generator.random(d) < draw(st.floats(0, 1)))
         blocks = draw(st.sampled_from([None, layout]))
         return Quantized(
-            torch.from_numpy(symbols.astype(np.int32)), draw(st.floats(1e-30, 1e30)), dtype, blocks
+            torch.from_numpy(symbols.astype(np.int16)), draw(st.floats(1e-30, 1e30)), dtype, blocks
         )
     if kind is Recalled:
         data = draw(st.binary(max_size=3 * d))
@@ -424,11 +424,11 @@ def test_each_broken_rule_is_named(data, reason):
 
 def test_an_all_zero_vector_of_symbols_takes_3_bytes_and_a_step():
     body = decode(message_with(b"\x00" + STEP(1.0) + b"\x01\x00\x00", QUANTIZED), Layout((100,))).body
-    assert body == Quantized(torch.zeros(100, dtype=torch.int32), 1.0)
+    assert body == Quantized(torch.zeros(100, dtype=torch.int16), 1.0)
 
 
 def test_values_that_would_overflow_are_refused():
-    body = Quantized(torch.tensor([4], dtype=torch.int32), 1e38)
+    body = Quantized(torch.tensor([4], dtype=torch.int16), 1e38)
     with pytest.raises(CodecError, match="symbols: expected finite values"):
         decode(encode(Message(Key(), 16, body)), Layout((1,)))
 

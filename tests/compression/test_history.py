@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.compression.bodies import Body, Dense, Empty, Layout, Quantized, Recalled
+from peer.compression.chunks import in_chunks
 from peer.compression.codec import Message, decode, encode
 from peer.compression.history import CLASSES, SMALLEST_MODEL, History, classes, recalling
 from peer.compression.packing import write_body
@@ -39,7 +40,7 @@ def moving(layout: Layout, seed: int) -> torch.Tensor:
 def symbols(values: list[int], layout: Layout, seed: int, density: float) -> Quantized:
     generator = np.random.default_rng(seed)
     drawn = generator.choice(values, layout.d) * (generator.random(layout.d) < density)
-    return Quantized(torch.from_numpy(drawn.astype(np.int32)), 0.5)
+    return Quantized(torch.from_numpy(drawn.astype(np.int16)), 0.5)
 
 
 def sent(body: Body) -> Body:
@@ -102,8 +103,7 @@ def test_any_symbols_come_back_as_they_were(
         recalled = history.recall(body)
         assert isinstance(recalled, Recalled)
         assert history.read(sent(recalled)) == body  # type: ignore[arg-type]
-        plain = body.symbols.numpy().astype(np.int64)
-        assert history.coded_bytes(np.abs(plain), plain < 0) == len(b"".join(write_body(recalled)))
+        assert history.coded_bytes(in_chunks(body.symbols.numpy())) == len(b"".join(write_body(recalled)))
         history = history.after(body)
         assert int(history.a.max()) <= 195 and int(np.abs(history.e).max()) <= 99
 
@@ -144,7 +144,7 @@ def test_classes_and_memory_are_the_same_on_every_machine() -> None:
     places = torch.arange(LAYOUT.d)
     for seed in range(1, 6):
         drawn = (places * (7919 * seed) + places // 64 * 31) % 61 - 30  # no generator: they differ, too
-        body = Quantized(torch.where(drawn.abs() < 5, drawn, 0).to(torch.int32), 1.0)
+        body = Quantized(torch.where(drawn.abs() < 5, drawn, 0).to(torch.int16), 1.0)
         history = history.after(body)
     found = classes(history)
     assert found.min() >= 0 and found.max() < CLASSES and len(set(found.tolist())) >= 4
@@ -154,7 +154,7 @@ def test_classes_and_memory_are_the_same_on_every_machine() -> None:
 
 def test_small_models_and_other_bodies_are_coded_as_they_are() -> None:
     small = Layout((SMALLEST_MODEL - 1,))
-    body = Quantized(torch.ones(small.d, dtype=torch.int32), 1.0)
+    body = Quantized(torch.ones(small.d, dtype=torch.int16), 1.0)
     assert History.fresh(small).after(body).recall(body) is body
     history = History.fresh(LAYOUT)
     for other in (Empty(LAYOUT.d), Dense(torch.zeros(LAYOUT.d))):

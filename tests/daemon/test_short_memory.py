@@ -13,6 +13,7 @@ import torch
 import peer
 from daemon.conftest import PATIENCE_S, Home, here, session
 from daemon.test_sessions import knows, port, quiet, until
+from peer.compression.chunks import coding_bytes
 from peer.learner import memory
 
 Make = Callable[[str], Home]
@@ -68,7 +69,9 @@ async def test_links_without_a_replica_are_said_at_both_ends(
 ) -> None:
     tiny_mb = 1e-4  # less than LINEAR_BYTES
     options = {"algorithm.replica-mb": "0.0001"} if given == "by the session" else {}
-    monkeypatch.setattr(memory, "available_bytes", lambda: int(tiny_mb * 1e6 / memory.SHARE))
+    monkeypatch.setattr(
+        memory, "available_bytes", lambda: coding_bytes(65) + int(tiny_mb * 1e6 / memory.SHARE)
+    )
     assert tiny_mb * 1e6 < LINEAR_BYTES
     shown: list[tuple[list[str], float | None]] = []
 

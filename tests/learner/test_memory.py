@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from peer.compression.chunks import coding_bytes
 from peer.learner import memory
 from peer.learner.memory import SHARE, available_bytes, replica_mb, with_memory
 
@@ -80,8 +81,14 @@ def test_a_share_of_it_is_for_replicas_unless_the_session_says_how_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 400_000_000)
-    assert with_memory("difference-push", {})["replica-mb"] == f"{SHARE * 400:.6f}"
-    assert with_memory("difference-push", {"replica-mb": "auto"})["replica-mb"] == f"{SHARE * 400:.6f}"
-    assert with_memory("difference-push", {"replica-mb": "7"}) == {"replica-mb": "7"}
-    assert with_memory("sgp", {"min-weight": "0.1"}) == {"min-weight": "0.1"}
-    assert replica_mb(None) == 256
+    left = f"{SHARE * (400 - coding_bytes(1000) / 1e6):.6f}"
+    assert with_memory("difference-push", {}, 1000)["replica-mb"] == left
+    assert with_memory("difference-push", {"replica-mb": "auto"}, 1000)["replica-mb"] == left
+    assert with_memory("difference-push", {"replica-mb": "7"}, 1000) == {"replica-mb": "7"}
+    assert with_memory("sgp", {"min-weight": "0.1"}, 1000) == {"min-weight": "0.1"}
+    assert replica_mb(None, 1000) == 256
+
+
+def test_coding_a_message_comes_first() -> None:
+    assert replica_mb(1_000_000_000, 25_000_000) < 0.85 * replica_mb(1_000_000_000, 1000)
+    assert replica_mb(150_000_000, 25_000_000) == 0
