@@ -676,7 +676,7 @@ class Node:
             self._agree(self.agreement, now)
         self._meet_again(now)
         self._keep_to_budget(now)
-        self._absorb(self.upkeep.tick(self.rounds.view, self.rounds.pace.uses, now), now)
+        self._absorb(self.upkeep.tick(self.members.others(), self.rounds.pace.uses, now), now)
         if self._finished is not None and self._finished.is_over(self.giving.promised, now):
             self._say_goodbye()
 

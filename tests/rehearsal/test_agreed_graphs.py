@@ -341,6 +341,18 @@ def test_whoever_joins_before_the_end_ends_with_the_model_of_all(algorithm: str,
     assert 4 <= late <= 12
 
 
+def test_whoever_joins_at_the_end_and_cannot_be_dialed_fetches_the_final_model() -> None:
+    """From one that has finished and trains with nobody any more."""
+    r = together(home(rounds=30), 5)
+    r.network.undialable.add(name(5))
+    r.run(100.0, until=lambda: r.devices[name(0)].node.phase == "finished")
+    r.add(name(5))
+    r.run(60.0, until=lambda: not r.alive())
+    assert {d.left for d in r.devices.values()} == {"finished"}
+    x = torch.stack([d.exchange.estimate() for d in r.devices.values()])
+    assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-9
+
+
 @pytest.mark.parametrize(
     ("algorithm", "topology", "n"),
     [("relay-sum", "binary-tree", 7), ("relay-sum", "chain", 5), ("d-psgd", "ring", 6)],

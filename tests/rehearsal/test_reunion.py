@@ -178,3 +178,17 @@ def test_who_starts_over_has_a_model_at_once_whomever_it_asks(seed: int) -> None
     r.run(1.0, until=lambda: back.node.phase == "training")
     assert back.node.phase == "training"
     books.check()
+
+
+def test_a_leader_that_cannot_be_dialed_looks_too() -> None:
+    """It fetches the model, whose sender is not in its view yet."""
+    r, _ = stories.home(KINDS[2], "complete", 6, seed=4)
+    r.network.undialable.add("p0")
+    r._step_s = lambda peer: 0.35
+    stories.together(r, 4)
+    r.run(10.0)
+    r.pause("p2", 60.0)
+    r.run(60.0 + 12.0)
+    assert said(r, STARTS_OVER) == {"p2"}
+    assert {d.node.rounds.view for d in r.alive()} == {("p0", "p1", "p2", "p3")}
+    assert not any(d.node.reunions.estranged for d in r.alive())
