@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Literal
 
 from peer.errors import RemoteError
@@ -437,7 +438,8 @@ class Node:
     def _meet_again(self, now: float) -> None:
         """Members that trained apart are back: is it this node's turn to look at a model of theirs?"""
         self._effects += self.giving.show_all()
-        peer = self.reunions.due(self.rounds.view, now)
+        linked = partial(self.links.has_stream, direction="in")
+        peer = self.reunions.due(self.rounds.view, linked, now)
         if peer is not None:
             self._note("looks at the model of one it was parted from", peer=peer)
             self.upkeep.expect(peer, now)

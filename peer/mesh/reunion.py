@@ -13,14 +13,16 @@ verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from peer.events import PeerId, Reunion
 
 APART_S = 10.0  # from the verdict "dead" on; shorter absences leave models close to each other (guess)
 SETTLE_S = 5.0  # after the first is back: the others of its half are, too (4.6 s at most, measured with 4+4)
 ALONE_S = 1.0  # after one is back that was parted alone, if nobody else is gone: it has no half to wait for
-AGAIN_S = 5.0  # a model that has not come by now is asked for again: its link may have been in use; guess
+# a model that has not come by now is asked for again, for its link may have been in use; without a link it is
+# another member's; guess
+AGAIN_S = 5.0
 SECOND_S = 5.0  # so much later the other half looks, if no verdict has come (guess)
 REUNION_S = 30.0  # without a verdict by now they just mix (guess)
 OBEY_S = 30.0  # this node starts over at most this often (guess)
@@ -67,12 +69,13 @@ class Reunions:
         if seconds >= APART_S:
             self._back_at = now
 
-    def due(self, own: Sequence[PeerId], now: float) -> PeerId | None:
-        """Whose model this node is to look at now, if it is its turn. own: the half it is in, itself too."""
+    def due(self, own: Sequence[PeerId], linked: Callable[[PeerId], bool], now: float) -> PeerId | None:
+        """Whose model this node is to look at now, if it is its turn. own: the half it is in, itself too.
+        linked: is there a stream from this peer? Of two that cannot be dialed neither gets one."""
         if not self.estranged or self.me != min(own, default=None):
             return None
         if self._asked is not None:
-            return self._ask(self._asked, now) if now - self._asked_at >= AGAIN_S else None
+            return self._ask_again(self._asked, linked, now) if now - self._asked_at >= AGAIN_S else None
         turn = 0.0 if self.me < min(self.estranged) else SECOND_S
         alone = len(self.estranged) == 1 and not self._lost
         if now - self._since < (ALONE_S if alone else SETTLE_S) + turn:
@@ -124,6 +127,10 @@ class Reunions:
     def _is_of_the_half(self, peers: tuple[PeerId, ...]) -> bool:
         """Do these train with this node, and is it parted from others?"""
         return bool(self.estranged and peers) and self.estranged.isdisjoint(peers)
+
+    def _ask_again(self, peer: PeerId, linked: Callable[[PeerId], bool], now: float) -> PeerId:
+        after = sorted(self.estranged, key=lambda other: (other <= peer, other))
+        return self._ask(peer if linked(peer) else after[0], now)
 
     def _ask(self, peer: PeerId, now: float) -> PeerId:
         self._asked, self._asked_at = peer, now

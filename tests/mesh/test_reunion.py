@@ -15,6 +15,10 @@ def parted(me="a", own=HERE, apart_s=APART_S):
     return node, 10.0 + apart_s
 
 
+def there(peer):
+    return True
+
+
 def test_members_back_after_a_short_absence_are_not_estranged():
     node, _ = parted(apart_s=APART_S - 0.1)
     assert not node.estranged
@@ -45,17 +49,17 @@ def test_one_that_starts_over_or_dies_again_is_estranged_no_more():
 
 def test_the_leader_of_the_half_with_the_lowest_id_looks_first_and_once():
     node, now = parted()
-    assert node.due("abcd", now + SETTLE_S - 0.1) is None
-    assert node.due("abcd", now + SETTLE_S) == "e"
-    assert node.due("abcd", now + SETTLE_S + 1) is None
+    assert node.due("abcd", there, now + SETTLE_S - 0.1) is None
+    assert node.due("abcd", there, now + SETTLE_S) == "e"
+    assert node.due("abcd", there, now + SETTLE_S + 1) is None
 
 
 def test_the_other_leader_looks_later_and_nobody_else_ever():
     node, now = parted("e", THERE)
-    assert node.due("efgh", now + SETTLE_S) is None
-    assert node.due("efgh", now + SETTLE_S + SECOND_S) == "a"
+    assert node.due("efgh", there, now + SETTLE_S) is None
+    assert node.due("efgh", there, now + SETTLE_S + SECOND_S) == "a"
     follower, now = parted("b")
-    assert follower.due("abcd", now + 100) is None
+    assert follower.due("abcd", there, now + 100) is None
 
 
 def test_near_models_mix_and_nobody_yields():
@@ -93,9 +97,20 @@ def test_nobody_is_told_to_start_over_again_and_again():
 
 def test_a_model_that_does_not_come_is_asked_for_again():
     node, now = parted()
-    assert node.due("abcd", now + SETTLE_S) == "e"
-    assert node.due("abcd", now + SETTLE_S + AGAIN_S - 0.1) is None
-    assert node.due("abcd", now + SETTLE_S + AGAIN_S) == "e"
+    assert node.due("abcd", there, now + SETTLE_S) == "e"
+    assert node.due("abcd", there, now + SETTLE_S + AGAIN_S - 0.1) is None
+    assert node.due("abcd", there, now + SETTLE_S + AGAIN_S) == "e"
+
+
+def test_where_no_link_comes_about_another_one_is_asked():
+    """Two that cannot be dialed never have one."""
+    node, now = parted()
+    asked = [node.due("abcd", lambda peer: peer == "g", now + SETTLE_S + i * AGAIN_S) for i in range(5)]
+    assert asked == list("efggg")
+    assert node.refuses("e") and not node.refuses("g")
+    nobody, now = parted()
+    asked = [nobody.due("abcd", lambda peer: False, now + SETTLE_S + i * AGAIN_S) for i in range(5)]
+    assert asked == list("efghe")
 
 
 def test_one_that_stood_still_for_long_has_missed_nobody_and_obeys_too():

@@ -192,3 +192,13 @@ def test_a_leader_that_cannot_be_dialed_looks_too() -> None:
     assert said(r, STARTS_OVER) == {"p2"}
     assert {d.node.rounds.view for d in r.alive()} == {("p0", "p1", "p2", "p3")}
     assert not any(d.node.reunions.estranged for d in r.alive())
+
+
+def test_leaders_that_neither_of_them_can_dial_look_at_somebody_else() -> None:
+    r = home(dict.fromkeys(HERE, 1.0) | dict.fromkeys(THERE, 30.0))
+    r.network.undialable |= {"p0", "p4"}
+    r.run(20.0)
+    part(r, 60.0)
+    r.run(25.0)
+    assert said(r, STARTS_OVER) == THERE
+    assert not any(d.node.reunions.estranged for d in r.alive())
