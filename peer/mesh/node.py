@@ -610,6 +610,7 @@ class Node:
         lives = {r.peer: r.life for r in alive if r.phase == "training"}
         self.gossip.sketches.watch(lives)
         self.reunions.watch(lives, now)
+        self.reunions.ended({r.peer: r.life for r in self.members.records()})
         if self.phase == "training":
             self.giving.train(lives)
         if self.phase in ("idle", "seeking"):

@@ -1,7 +1,17 @@
 """Who is estranged, who looks, what the verdict is, and that nobody waits for ever."""
 
 from peer.events import Reunion
-from peer.mesh.reunion import AGAIN_S, APART_S, OBEY_S, REUNION_S, SECOND_S, SETTLE_S, Reunions
+from peer.mesh.reunion import (
+    AGAIN_S,
+    ALONE_S,
+    APART_S,
+    OBEY_S,
+    REUNION_S,
+    SECOND_S,
+    SETTLE_S,
+    TOGETHER_S,
+    Reunions,
+)
 
 ALL = dict.fromkeys("abcdefgh", 1)
 HERE, THERE = dict.fromkeys("abcd", 1), dict.fromkeys("efgh", 1)
@@ -100,6 +110,40 @@ def test_a_model_that_does_not_come_is_asked_for_again():
     assert node.due("abcd", there, now + SETTLE_S) == "e"
     assert node.due("abcd", there, now + SETTLE_S + AGAIN_S - 0.1) is None
     assert node.due("abcd", there, now + SETTLE_S + AGAIN_S) == "e"
+
+
+def lost_besides(gone_for_s, told=None):
+    """A node that "b" comes back to, while "c" is gone since so long before "b" was lost."""
+    node, now = Reunions("a"), 1000.0
+    node.watch(dict.fromkeys("abc", 1), 0.0)
+    node.watch(dict.fromkeys("ab", 1), now - gone_for_s)
+    node.ended(told or {})
+    node.watch({"a": 1}, now)
+    node.watch(dict.fromkeys("ab", 1), now + 60.0)
+    assert node.estranged == {"b"}
+    return node, now + 60.0
+
+
+def test_one_that_was_lost_alone_is_looked_at_soon_though_another_has_been_gone_for_long():
+    node, now = lost_besides(TOGETHER_S + 1.0)
+    assert node.due("a", there, now + ALONE_S) == "b"
+    node, now = lost_besides(TOGETHER_S)
+    assert node.due("a", there, now + SETTLE_S - 0.1) is None, "the other may be of its half"
+    assert node.due("a", there, now + SETTLE_S) == "b"
+
+
+def test_one_whose_life_has_ended_is_not_waited_for_as_of_the_others_half():
+    node, now = lost_besides(5.0, told={"a": 1, "b": 1, "c": 0})
+    assert node.due("a", there, now + ALONE_S) == "b"
+    node.watch(dict.fromkeys("abc", 1), now + 60.0)
+    assert "c" not in node.estranged
+
+
+def test_one_that_was_gone_for_days_is_looked_at_all_the_same():
+    node, now = lost_besides(TOGETHER_S + 1.0)
+    node.settle()
+    node.watch(dict.fromkeys("abc", 1), now + 3 * 24 * 3600.0)
+    assert node.estranged == {"c"}
 
 
 def test_where_no_link_comes_about_another_one_is_asked():

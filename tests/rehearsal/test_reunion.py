@@ -163,6 +163,18 @@ def test_who_stood_still_for_long_begins_anew_as_soon_as_somebody_has_looked(sec
     assert not any(d.node.reunions.estranged for d in r.alive())
 
 
+def test_that_somebody_has_left_before_makes_nobody_wait_for_a_half_of_the_sleepers() -> None:
+    r, _ = stories.home(KINDS[2], "complete", 6, seed=4)
+    r._step_s = lambda peer: 0.35
+    stories.together(r, 5)
+    r.run(10.0)
+    r.leave("p4")
+    r.run(5.0)
+    r.pause("p2", 60.0)
+    r.run(60.0 + 4.0)
+    assert said(r, STARTS_OVER) == {"p2"}
+
+
 @pytest.mark.parametrize("seed", [6, 8, 12])
 def test_who_starts_over_has_a_model_at_once_whomever_it_asks(seed: int) -> None:
     """It asks while links to the life that it has given up are still open."""
