@@ -40,6 +40,7 @@ BETTER_S, BETTER_PART = (
     30.0,
     0.2,
 )  # so often a tree of costs is weighed against a new one; worth a change; guess
+KEPT_TREES = 8  # so many views' trees of costs are remembered, for devices that return; guess
 MAX_AHEAD = 1 << 20  # epochs; a generation each 15 s for half a year (guess)
 
 
@@ -67,6 +68,7 @@ class Generations:
         self._differs_at: float | None = None  # since when the view is not the latest generation's
         self._adopted_at = self._measured_at = float("-inf")
         self._refused = 0  # the highest number of one that a device proposed that comes and goes
+        self._trees: dict[tuple[PeerId, ...], Parents] = {}  # the last ones of costs, by view
         self._known: set[PeerId] = set()
         self._changes: dict[PeerId, list[float]] = {}
         self._entered: dict[PeerId, float] = {}  # when each was last seen to come into the view
@@ -212,7 +214,8 @@ class Generations:
         if self.spec != "spanning-tree" or now - self._measured_at < BETTER_S + turn:
             return None
         self._measured_at = now - turn
-        view, parents = self._graph(costs, now)
+        view = self._order(self._view, now)
+        parents = self._cheapest(view, costs, now)
         old = graphs.tree_cost(self.latest.view, self.latest.parents, costs)
         new = graphs.tree_cost(view, parents, costs)
         better = new.classes < (1 - BETTER_PART) * old.classes or new.unmeasured < old.unmeasured
@@ -241,13 +244,25 @@ class Generations:
         view = self._order(self._view, now)
         if self.spec != "spanning-tree":
             return view, ()
+        before = self._trees.get(view)
+        holds = before is not None and self._holds(view, before, costs, now)
+        return view, before if before is not None and holds else self._cheapest(view, costs, now)
+
+    def _holds(self, view: tuple[PeerId, ...], parents: Parents, costs: graphs.Costs, now: float) -> bool:
+        """May this view have its last tree again? Of the links of one that is back nobody knows anything yet;
+        others that nobody measures may be broken. Who comes and goes may not have been a leaf."""
+        back = set(view).difference(self.latest.view if self.latest else ())
+        known = all(ends & back for ends in graphs.unmeasured(view, parents, costs))
+        return known and not self.flapping(now).intersection(view)
+
+    def _cheapest(self, view: tuple[PeerId, ...], costs: graphs.Costs, now: float) -> Parents:
         stable = set(view) - self.flapping(now)
         known = {
             peer: {other: cost for other, cost in classes.items() if other in stable}
             for peer, classes in costs.items()
             if peer in stable
         }
-        return view, graphs.spanning_tree(view, known)
+        return graphs.spanning_tree(view, known)
 
     def _next(self, view: tuple[PeerId, ...], parents: tuple[int, ...], now: float) -> Generation:
         newest = max(number(self.latest), self._refused)
@@ -258,6 +273,9 @@ class Generations:
     def _adopt(self, generation: Generation, now: float) -> None:
         self.latest, self._adopted_at, self._measured_at = generation, now, now
         self._known |= set(generation.view)
+        if generation.parents:
+            self._trees.pop(generation.view, None)
+            self._trees = dict([*self._trees.items(), (generation.view, generation.parents)][-KEPT_TREES:])
 
     def _has_place(self, generation: Generation | None) -> bool:
         return generation is not None and self.me in generation.view

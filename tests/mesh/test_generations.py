@@ -352,3 +352,50 @@ def test_one_that_only_this_node_still_sees_is_not_one_that_returns() -> None:
         home.run(1)
         epochs.append(home.epoch("a"))
     assert epochs[-1] - epochs[0] <= 1 + 60 / AGAIN_S
+
+
+def cheap(*pairs):
+    """What members say of their links: these are cheap, and the others are measured and dear."""
+    peers = sorted(set("".join(pairs)))
+    return {
+        peer: {other: 0 if {peer, other} in map(set, pairs) else 1 for other in peers if other != peer}
+        for peer in peers
+    }
+
+
+def returned(costs, costs_without_c, *, broken=()):
+    """The tree of a to e, and the one after c was away: nobody has measured its links yet."""
+    node = Generations("a", "spanning-tree", "tree")
+    node.trains(0.0)
+    node.watch(tuple("abcde"), 0.0)
+    first = node.propose(costs, 10.0)
+    node.watch(tuple("abde"), 100.0)
+    assert node.propose(costs_without_c, 120.0).view == tuple("abde")
+    node.watch(tuple("abcde"), 200.0)
+    said = {
+        peer: {o: c for o, c in says.items() if {peer, o} not in broken}
+        for peer, says in costs_without_c.items()
+    }
+    again = node.propose(said, 200.0 + RETURN_S)
+    assert again is not None and again.view == first.view
+    return node, first, again
+
+
+def test_who_returns_to_a_tree_of_costs_has_its_old_seat_though_its_links_are_not_measured_yet():
+    chain, without = cheap("ab", "bc", "cd", "de"), cheap("ab", "de", "ad", "ae")
+    node, first, again = returned(chain, without)
+    assert first.parents == again.parents == (0, 0, 1, 2, 3)
+    assert node.propose(cheap("ab", "ac", "ad", "ae"), 231.5).parents == (0, 0, 0, 0, 0), "improved in time"
+
+
+def test_a_tree_with_a_link_that_nobody_measures_any_more_is_not_taken_again():
+    chain, without = cheap("ab", "bc", "cd", "de"), cheap("ab", "de", "ad", "ae")
+    _, first, again = returned(chain, without, broken=[{"d", "e"}])
+    assert again.parents != first.parents
+
+
+def test_only_a_few_trees_are_remembered():
+    node = Generations("a", "spanning-tree", "tree")
+    for epoch in range(1, 30):
+        node.take(Generation(epoch, "x", ("a", f"b{epoch}"), (0, 0)), "x", float(epoch))
+    assert len(node._trees) == module.KEPT_TREES
