@@ -1,6 +1,7 @@
 """What a node does to be on the same generation as the others: tells of it, corrects who is behind, proposes.
 
-    Generation heard      newer: taken over and passed on to its neighbors on the graph; older: corrected
+    Generation heard      newer: taken over and passed on to its neighbors on the graph, unless it comes too
+                          soon from one that comes and goes; older: corrected
     a message             of the open round's generation: to the learner. Of a newer one: kept until that is
                           taken up, or answered soon. Of any other: refused, which for a whole model means
                           acknowledged and dropped, and its sender is told of the newest
