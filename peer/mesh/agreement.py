@@ -1,6 +1,7 @@
 """What a node does to be on the same generation as the others: tells of it, corrects who is behind, proposes.
 
-    Generation heard      newer: taken over and passed on to its neighbors on the graph; older: corrected
+    Generation heard      newer: taken over and passed on to its neighbors on the graph, unless it comes too
+                          soon from one that comes and goes; older: corrected
     a message             of the open round's generation: to the learner. Of a newer one: kept until that is
                           taken up, or answered soon. Of any other: refused, which for a whole model means
                           acknowledged and dropped, and its sender is told of the newest
@@ -36,6 +37,7 @@ class Agreement:
         self.me, self.topology = me, topology
         self.generations = Generations(me, topology, kind)
         self._early: list[Deliver] = []
+        self._ahead: dict[PeerId, int] = {}  # whose last message was of a later generation, and of which
         self._told: dict[PeerId, float] = {}  # when a peer was last told of the latest generation
         self._rtts: dict[PeerId, float] = {}  # measured from here, smoothed, s
         self._classes: dict[PeerId, int] = {}  # what this node's record says of them
@@ -68,7 +70,7 @@ class Agreement:
     def hear(self, peer: PeerId, generation: Generation, now: float) -> list[Effect]:
         """A peer tells of a generation. Raises RemoteError if it makes no graph."""
         known = self.generations
-        if known.take(generation, now):
+        if known.take(generation, peer, now):
             return self._tell(generation, known.beside(generation), now)
         return self.correct(peer, now) if number(generation) < number(known.latest) else []
 
@@ -89,12 +91,14 @@ class Agreement:
     def judge(self, parcel: Deliver, key: Key, trains: bool) -> Verdict:
         """What becomes of a whole model. key: of the open round. What is to be kept is kept."""
         generation = parcel.key.generation
+        self._ahead.pop(parcel.src, None)
         if generation == key.generation:
             return "deliver"
         if generation <= self.generations.number or not trains:
             return "refuse"
         self._early = [early for early in self._early if early.src != parcel.src]
         self._early.append(parcel)
+        self._ahead[parcel.src] = generation
         return "keep"
 
     def is_news(self, parcel: Deliver) -> bool:
@@ -102,8 +106,9 @@ class Agreement:
         return parcel.key.generation != number(self.generations.latest)
 
     def gone_on(self, key: Key) -> frozenset[PeerId]:
-        """Those whose messages of a later generation than this round's are kept: a link keeps order."""
-        return frozenset(parcel.src for parcel in self._early if parcel.key.generation > key.generation)
+        """Those who have sent something of a later generation than this round's, and nothing of it since: a
+        link keeps order. This node may not take that generation over."""
+        return frozenset(src for src, generation in self._ahead.items() if generation > key.generation)
 
     def early(self) -> list[Deliver]:
         """What was kept, to be judged again: the open round's generation is a new one."""

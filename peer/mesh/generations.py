@@ -8,7 +8,9 @@ wanted: a message counts only where both ends are on the same one, so that withi
 over one tree.
 
 A generation is taken up at a round boundary. Devices that come back are known and need no second look; those
-that come and go are put where the graph has its leaves.
+that come and go are put where the graph has its leaves. One that restarts has no part in the present one, and
+proposes the next at once. How often it has done so the others know, and it does not: if it comes and goes
+they do not take that one over, and propose one themselves when it is time.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ BETTER_S, BETTER_PART = (
     30.0,
     0.2,
 )  # so often a tree of costs is weighed against a new one; worth a change; guess
+KEPT_TREES = 8  # so many views' trees of costs are remembered, for devices that return; guess
 MAX_AHEAD = 1 << 20  # epochs; a generation each 15 s for half a year (guess)
 
 
@@ -64,6 +67,8 @@ class Generations:
         self._changed_at = 0.0  # of the view
         self._differs_at: float | None = None  # since when the view is not the latest generation's
         self._adopted_at = self._measured_at = float("-inf")
+        self._refused = 0  # the highest number of one that a device proposed that comes and goes
+        self._trees: dict[tuple[PeerId, ...], Parents] = {}  # the last ones of costs, by view
         self._known: set[PeerId] = set()
         self._changes: dict[PeerId, list[float]] = {}
         self._entered: dict[PeerId, float] = {}  # when each was last seen to come into the view
@@ -103,14 +108,18 @@ class Generations:
         if since is None:
             self.current = None
 
-    def take(self, generation: Generation, now: float) -> bool:
-        """A generation is heard of. True if it is the newest so far. Raises RemoteError if it is no graph."""
+    def take(self, generation: Generation, by: PeerId, now: float) -> bool:
+        """`by` tells of a generation. True if it is the newest so far, and not too soon. Raises RemoteError
+        if it is no graph."""
         known = number(self.latest)
         if number(generation) <= known:
             return False
         if generation.epoch > (known >> 32) + MAX_AHEAD:
             raise RemoteError(f"a generation of epoch {generation.epoch}, after {known >> 32}")
         graphs.check_graph(self.spec, generation.view, generation.parents)
+        if by == generation.proposer and self._is_too_soon(generation, now):
+            self._refused = max(self._refused, number(generation))
+            return False
         self._adopt(generation, now)
         return True
 
@@ -154,9 +163,7 @@ class Generations:
             return None
         if self.latest is not None and set(self.latest.view) == set(self._view):
             self._differs_at = None
-            if self._adopted_at >= self._trains_since:
-                return self._better(costs, now)
-            return self._next(self.latest.view, self.latest.parents, now)  # back in the old seat, at once
+            return self._within(self.latest, costs, now)
         self._differs_at = now if self._differs_at is None else self._differs_at
         if not self._due(now) or (doubt and now - self._differs_at < STABLE_MOST_S):
             return None
@@ -164,23 +171,51 @@ class Generations:
 
     # --- inside --------------------------------------------------------------------------------------
 
+    @property
+    def _turn(self) -> float:
+        return TURN_S * min(TURNS, self._view.index(self.me))
+
+    def _within(self, latest: Generation, costs: graphs.Costs, now: float) -> Generation | None:
+        """The next one of the same view: for a new life, which has no part in the latest, or for a better
+        tree."""
+        anew, flapping = self._adopted_at < self._trains_since, self.flapping(now)
+        if anew and self.me not in flapping:
+            return self._next(latest.view, latest.parents, now)  # back in the old seat, at once
+        if not anew and self._refused <= number(latest):
+            return self._better(costs, now)
+        return self._next(*self._graph(costs, now), now) if self._may_again(now) else None
+
+    def _may_again(self, now: float) -> bool:
+        return now - self._adopted_at >= AGAIN_S + self._turn
+
+    def _is_too_soon(self, generation: Generation, now: float) -> bool:
+        """Does it only give a place to a new life of a device that comes and goes, sooner after the latest
+        or further from the leaves than such a one is to have it? What its proposer alone tells of nobody else
+        has taken over. A node that sees half of all come and go may be the one that does."""
+        flapping = self.flapping(now).intersection(self._view)
+        same = self.latest is not None and set(generation.view) == set(self.latest.view)
+        if not same or generation.proposer not in flapping or 2 * len(flapping) >= len(self._view):
+            return False
+        return now - self._adopted_at < AGAIN_S or generation.view != self._order(generation.view, now)
+
     def _due(self, now: float) -> bool:
         assert self._differs_at is not None
-        stood, turn = now - self._changed_at, TURN_S * min(TURNS, self._view.index(self.me))
+        stood, turn = now - self._changed_at, self._turn
         if self._returning(now):
             return stood >= RETURN_S + turn
         stable = stood >= STABLE_S + turn or now - self._differs_at >= STABLE_MOST_S + turn
-        return stable and now - self._adopted_at >= AGAIN_S + turn
+        return stable and self._may_again(now)
 
     def _better(self, costs: graphs.Costs, now: float) -> Generation | None:
         """The same view on a tree that costs less, or of fewer links that nobody has measured: those may be
         broken. Now and then."""
         assert self.latest is not None
-        turn = TURN_S * min(TURNS, self._view.index(self.me))
+        turn = self._turn
         if self.spec != "spanning-tree" or now - self._measured_at < BETTER_S + turn:
             return None
         self._measured_at = now - turn
-        view, parents = self._graph(costs, now)
+        view = self._order(self._view, now)
+        parents = self._cheapest(view, costs, now)
         old = graphs.tree_cost(self.latest.view, self.latest.parents, costs)
         new = graphs.tree_cost(view, parents, costs)
         better = new.classes < (1 - BETTER_PART) * old.classes or new.unmeasured < old.unmeasured
@@ -196,30 +231,51 @@ class Generations:
         came = all(self._entered[peer] >= self._adopted_at for peer in back)
         return was < is_ and came and back <= self._known and not back & self.flapping(now)
 
+    def _order(self, view: Sequence[PeerId], now: float) -> tuple[PeerId, ...]:
+        """The places of these. Who comes and goes stands where the graph has its leaves: last, and on two
+        trees one first, for that place alone is a leaf of both."""
+        flapping = [peer for peer in sorted(view) if peer in self.flapping(now)]
+        stable = [peer for peer in sorted(view) if peer not in flapping]
+        first = flapping[:1] if self.spec == "double-tree" else []
+        return (*first, *stable, *flapping[len(first) :])
+
     def _graph(self, costs: graphs.Costs, now: float) -> tuple[tuple[PeerId, ...], Parents]:
-        """The view in order, and parents where the tree is made of costs. Who comes and goes stands where the
-        tree has its leaves: last, and on two trees first, for that place alone is a leaf of both."""
-        flapping = [peer for peer in self._view if peer in self.flapping(now)]
-        stable = [peer for peer in self._view if peer not in flapping]
+        """The view in order, and parents where the tree is made of costs."""
+        view = self._order(self._view, now)
         if self.spec != "spanning-tree":
-            first = flapping[:1] if self.spec == "double-tree" else []
-            return (*first, *stable, *flapping[len(first) :]), ()
-        view = (*stable, *flapping)
+            return view, ()
+        before = self._trees.get(view)
+        holds = before is not None and self._holds(view, before, costs, now)
+        return view, before if before is not None and holds else self._cheapest(view, costs, now)
+
+    def _holds(self, view: tuple[PeerId, ...], parents: Parents, costs: graphs.Costs, now: float) -> bool:
+        """May this view have its last tree again? Of the links of one that is back nobody knows anything yet;
+        others that nobody measures may be broken. Who comes and goes may not have been a leaf."""
+        back = set(view).difference(self.latest.view if self.latest else ())
+        known = all(ends & back for ends in graphs.unmeasured(view, parents, costs))
+        return known and not self.flapping(now).intersection(view)
+
+    def _cheapest(self, view: tuple[PeerId, ...], costs: graphs.Costs, now: float) -> Parents:
+        stable = set(view) - self.flapping(now)
         known = {
             peer: {other: cost for other, cost in classes.items() if other in stable}
             for peer, classes in costs.items()
             if peer in stable
         }
-        return view, graphs.spanning_tree(view, known)
+        return graphs.spanning_tree(view, known)
 
     def _next(self, view: tuple[PeerId, ...], parents: tuple[int, ...], now: float) -> Generation:
-        generation = Generation((number(self.latest) >> 32) + 1, self.me, view, parents)
+        newest = max(number(self.latest), self._refused)
+        generation = Generation((newest >> 32) + 1, self.me, view, parents)
         self._adopt(generation, now)
         return generation
 
     def _adopt(self, generation: Generation, now: float) -> None:
         self.latest, self._adopted_at, self._measured_at = generation, now, now
         self._known |= set(generation.view)
+        if generation.parents:
+            self._trees.pop(generation.view, None)
+            self._trees = dict([*self._trees.items(), (generation.view, generation.parents)][-KEPT_TREES:])
 
     def _has_place(self, generation: Generation | None) -> bool:
         return generation is not None and self.me in generation.view

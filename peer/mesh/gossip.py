@@ -255,6 +255,8 @@ class Gossip:
         if now - self._spread_at < SPREAD_S:
             return
         self._spread_at = now
+        # of what there was no room for nothing is passed on
+        self._relayed = {p: left for p, left in self._relayed.items() if self.members.record(p) is not None}
         mine, others = _mark(self.members.me), self.members.others()
         targets = [p for p in others if self._told.get(p, {}).get(self._me) != mine]
         targets = sorted(targets, key=lambda p: (self.members.heard_at(p), p))[:SPREAD_TO]

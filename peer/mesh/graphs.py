@@ -86,6 +86,13 @@ def tree_cost(view: Sequence[PeerId], parents: Sequence[int], costs: Costs) -> T
     return TreeCost(classes, sum(pair not in said for pair in pairs))
 
 
+def unmeasured(view: Sequence[PeerId], parents: Sequence[int], costs: Costs) -> list[set[PeerId]]:
+    """The ends of the links of this tree that nobody has measured."""
+    said = _said(view, costs)
+    links = [(min(w, parent), max(w, parent)) for w, parent in enumerate(parents) if w != parent]
+    return [{view[a], view[b]} for a, b in links if (a, b) not in said]
+
+
 def _by_cost(view: Sequence[PeerId], costs: Costs) -> Iterator[tuple[int, int]]:
     """All pairs of places, the cheapest links first."""
     said = _said(view, costs)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Literal
 
 from peer.errors import RemoteError
@@ -437,7 +438,8 @@ class Node:
     def _meet_again(self, now: float) -> None:
         """Members that trained apart are back: is it this node's turn to look at a model of theirs?"""
         self._effects += self.giving.show_all()
-        peer = self.reunions.due(self.rounds.view, now)
+        linked = partial(self.links.has_stream, direction="in")
+        peer = self.reunions.due(self.rounds.view, linked, now)
         if peer is not None:
             self._note("looks at the model of one it was parted from", peer=peer)
             self.upkeep.expect(peer, now)
@@ -608,6 +610,7 @@ class Node:
         lives = {r.peer: r.life for r in alive if r.phase == "training"}
         self.gossip.sketches.watch(lives)
         self.reunions.watch(lives, now)
+        self.reunions.ended({r.peer: r.life for r in self.members.records()})
         if self.phase == "training":
             self.giving.train(lives)
         if self.phase in ("idle", "seeking"):
@@ -676,7 +679,7 @@ class Node:
             self._agree(self.agreement, now)
         self._meet_again(now)
         self._keep_to_budget(now)
-        self._absorb(self.upkeep.tick(self.rounds.view, self.rounds.pace.uses, now), now)
+        self._absorb(self.upkeep.tick(self.members.others(), self.rounds.pace.uses, now), now)
         if self._finished is not None and self._finished.is_over(self.giving.promised, now):
             self._say_goodbye()
 

@@ -13,14 +13,19 @@ verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from peer.events import PeerId, Reunion
 
 APART_S = 10.0  # from the verdict "dead" on; shorter absences leave models close to each other (guess)
 SETTLE_S = 5.0  # after the first is back: the others of its half are, too (4.6 s at most, measured with 4+4)
-ALONE_S = 1.0  # after one is back that was parted alone, if nobody else is gone: it has no half to wait for
-AGAIN_S = 5.0  # a model that has not come by now is asked for again: its link may have been in use; guess
+ALONE_S = 1.0  # after one is back that was parted alone: it has no half to wait for
+# those that were parted together are taken for dead within this time of each other, among 256 and by nodes in
+# doubt of themselves (suspicion.py: 19 s for the first, 77 s for the last); guess
+TOGETHER_S = 90.0
+# a model that has not come by now is asked for again, for its link may have been in use; without a link it is
+# another member's; guess
+AGAIN_S = 5.0
 SECOND_S = 5.0  # so much later the other half looks, if no verdict has come (guess)
 REUNION_S = 30.0  # without a verdict by now they just mix (guess)
 OBEY_S = 30.0  # this node starts over at most this often (guess)
@@ -38,6 +43,7 @@ class Reunions:
         self._yielding: frozenset[PeerId] = frozenset()  # of those, who was told to start over
         self._lives: Mapping[PeerId, int] = {}  # of those that train, as this node sees it
         self._lost: dict[PeerId, tuple[int, float]] = {}  # life, and since when it is gone, s
+        self._gone_at = 0.0  # when those that are back last were taken for gone, s
         self._since = 0.0
         self._asked: PeerId | None = None
         self._asked_at = 0.0
@@ -48,12 +54,14 @@ class Reunions:
         """Those that live and train, with their learners' lives, have changed."""
         for peer in self._lives.keys() - lives.keys():
             self._lost[peer] = self._lives[peer], now
-        back = set()
+        back = set[PeerId]()
         for peer in lives.keys() - self._lives.keys():
             life, at = self._lost.pop(peer, (0, now))
             if life == lives[peer]:
                 self._back_at = now
-                back |= {peer} if now - at >= APART_S else set()
+                if now - at >= APART_S:
+                    back.add(peer)
+                    self._gone_at = at
         if back and not self.estranged:
             self._since, self._asked = now, None
         still = {peer for peer in self.estranged if lives.get(peer) == self._lives.get(peer)}
@@ -62,20 +70,26 @@ class Reunions:
         if self._asked is not None and self._asked not in self.estranged:
             self._asked, self._since = None, now  # it starts over, or is gone: there may be another half
 
+    def ended(self, told: Mapping[PeerId, int]) -> None:
+        """Records tell of these lives: who was lost in another one will not be back in that."""
+        self._lost = {
+            peer: (life, at) for peer, (life, at) in self._lost.items() if told.get(peer, life) == life
+        }
+
     def stood(self, seconds: float, now: float) -> None:
         """This device did not run for so long. It has missed nobody; the others have missed it."""
         if seconds >= APART_S:
             self._back_at = now
 
-    def due(self, own: Sequence[PeerId], now: float) -> PeerId | None:
-        """Whose model this node is to look at now, if it is its turn. own: the half it is in, itself too."""
+    def due(self, own: Sequence[PeerId], linked: Callable[[PeerId], bool], now: float) -> PeerId | None:
+        """Whose model this node is to look at now, if it is its turn. own: the half it is in, itself too.
+        linked: is there a stream from this peer? Of two that cannot be dialed neither gets one."""
         if not self.estranged or self.me != min(own, default=None):
             return None
         if self._asked is not None:
-            return self._ask(self._asked, now) if now - self._asked_at >= AGAIN_S else None
+            return self._ask_again(self._asked, linked, now) if now - self._asked_at >= AGAIN_S else None
         turn = 0.0 if self.me < min(self.estranged) else SECOND_S
-        alone = len(self.estranged) == 1 and not self._lost
-        if now - self._since < (ALONE_S if alone else SETTLE_S) + turn:
+        if now - self._since < (ALONE_S if self._is_back_alone() else SETTLE_S) + turn:
             return None
         return self._ask(min(self.estranged), now)
 
@@ -124,6 +138,15 @@ class Reunions:
     def _is_of_the_half(self, peers: tuple[PeerId, ...]) -> bool:
         """Do these train with this node, and is it parted from others?"""
         return bool(self.estranged and peers) and self.estranged.isdisjoint(peers)
+
+    def _is_back_alone(self) -> bool:
+        """Has who is back no half, others that were lost when it was?"""
+        others = any(abs(at - self._gone_at) <= TOGETHER_S for _, at in self._lost.values())
+        return len(self.estranged) == 1 and not others
+
+    def _ask_again(self, peer: PeerId, linked: Callable[[PeerId], bool], now: float) -> PeerId:
+        after = sorted(self.estranged, key=lambda other: (other <= peer, other))
+        return self._ask(peer if linked(peer) else after[0], now)
 
     def _ask(self, peer: PeerId, now: float) -> PeerId:
         self._asked, self._asked_at = peer, now

@@ -3,7 +3,8 @@
     out-links   opened when something first goes over them; closed when nothing has for IDLE_LINK_S. What is
                 out to a dead member stays in the ledger for WRITE_OFF_S
     in-links    their senders open them. Who has not by REVERSE_DIAL_S, unable to dial perhaps, is dialed, and
-                not hung up on as long as it is in view
+                not hung up on as long as it lives: who does not train with this node yet, or any more, may
+                have a model that it wants
 
 All methods that change a link return its effects, for the node to pass on.
 """
@@ -43,10 +44,10 @@ class Upkeep:
         """Something is to come from `src`."""
         self._due.setdefault(src, now)
 
-    def tick(self, view: Collection[PeerId], in_use: Callable[[float], bool], now: float) -> list[Effect]:
-        """view: whom this node trains with. in_use: may the open round, or those after it, use a link that
-        was last used then, however long it takes?"""
-        return [*self._reverse_dial(view, now), *self._drop_idle(in_use, now)]
+    def tick(self, living: Collection[PeerId], in_use: Callable[[float], bool], now: float) -> list[Effect]:
+        """in_use: may the open round, or those after it, use a link that was last used then, however long it
+        takes?"""
+        return [*self._reverse_dial(living, now), *self._drop_idle(in_use, now)]
 
     def leave(self) -> list[Effect]:
         """Nothing more is sent, but what one of these links may carry at once."""
@@ -55,16 +56,16 @@ class Upkeep:
             del self._needed[dst]
         return [effect for dst in busy for effect in self._links.unwant(dst)]
 
-    def _reverse_dial(self, view: Collection[PeerId], now: float) -> list[Effect]:
+    def _reverse_dial(self, living: Collection[PeerId], now: float) -> list[Effect]:
         effects: list[Effect] = []
         for src, since in list(self._due.items()):
-            if src not in view or self._links.has_stream(src, "in"):
+            if src not in living or self._links.has_stream(src, "in"):
                 del self._due[src]
             elif now - since >= REVERSE_DIAL_S:
                 del self._due[src]
                 self._dialed.add(src)
                 effects += self._links.dial_in(src)
-        for src in sorted(self._dialed - set(view)):
+        for src in sorted(self._dialed - set(living)):
             self._dialed.discard(src)
             effects += self._links.drop_in(src)
         return effects

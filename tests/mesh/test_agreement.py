@@ -75,6 +75,18 @@ def test_a_message_of_the_generation_to_be_taken_up_next_is_kept_until_then() ->
     assert agreement.early() == [message(NEW)] and agreement.early() == []
 
 
+def test_one_that_sends_messages_of_a_later_generation_is_not_expected_until_it_is_on_this_one() -> None:
+    """Also where this node does not take that generation over."""
+    first, later = Generation(1, "a", tuple("abc")), Generation(2, "b", tuple("abc"))
+    node = on(first)
+    key = Key(number(first))
+    assert node.judge(message(later, "b"), key, trains=True) == "keep"
+    assert len(node.overdue(trains=True)) == 1
+    assert node.gone_on(key) == {"b"} and not node.gone_on(Key(number(later)))
+    assert node.judge(message(first, "b", 2), key, trains=True) == "deliver"
+    assert not node.gone_on(key)
+
+
 def test_one_of_a_generation_that_is_not_known_is_answered_soon_and_one_on_a_node_without_model_at_once() -> (
     None
 ):

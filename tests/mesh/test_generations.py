@@ -40,7 +40,7 @@ class Home:
                     if proposed is not None:
                         self.told += 1
                         for other in group - {peer}:
-                            self.nodes[other].take(proposed, self.now)
+                            self.nodes[other].take(proposed, peer, self.now)
                     self.nodes[peer].install()
 
     def numbers(self, peers=None):
@@ -69,7 +69,7 @@ def test_who_proposes_the_same_view_proposes_the_same_generation():
         node.watch(("a", "b"), 0.0)
     first, second = (node.propose({}, STABLE_S + LATE_S) for node in (a, b))
     assert first is not None and second is not None and number(first) == number(second)
-    assert not a.take(second, 10.0)
+    assert not a.take(second, "b", 10.0)
 
 
 def test_a_view_that_never_stands_still_is_used_after_ten_seconds():
@@ -104,7 +104,7 @@ def test_newcomers_wait_until_fifteen_seconds_after_the_last_generation():
     assert home.epoch("a") == 1
     began = home.now
     home.nodes["d"] = Generations("d", "binary-tree", "tree")
-    home.nodes["d"].take(home.nodes["a"].latest, home.now)  # its sponsor tells it
+    home.nodes["d"].take(home.nodes["a"].latest, "a", home.now)  # its sponsor tells it
     home.nodes["d"].trains(home.now)
     home.look("abcd")
     home.run(AGAIN_S - LATE_S - 0.5)
@@ -146,6 +146,97 @@ def test_a_new_life_within_the_same_view_begins_the_next_generation_on_the_same_
     told = home.told
     home.run(60)
     assert home.told == told
+
+
+def restart(home, peer, off_s=1.0):
+    """A new process, which knows nothing; the others do, and tell it of the newest generation they have."""
+    home.look(set(home.nodes) - {peer}, {peer})
+    home.nodes[peer].trains(None)
+    home.run(off_s)
+    home.nodes[peer] = fresh = Generations(peer, home.nodes[peer].spec, "tree")
+    latest = max((node.latest for node in home.nodes.values() if node.latest), key=number)
+    fresh.take(latest, "a", home.now)
+    home.now += 0.1
+    fresh.trains(home.now)
+    home.look(home.nodes)
+
+
+@pytest.mark.parametrize(("spec", "at"), [("binary-tree", -1), ("double-tree", 0), ("spanning-tree", -1)])
+def test_one_that_restarts_again_and_again_ends_at_the_leaves_and_makes_no_more_generations_than_others(
+    spec, at
+):
+    home = Home("abcdefgh", spec)
+    home.run(60)
+    began, installed = home.now, {home.nodes["a"].number}
+    while home.now < began + 120.0:
+        restart(home, "d")
+        for _ in range(20):
+            home.run(0.25)
+            installed.add(home.nodes["a"].number)
+    assert len(installed) - 1 <= 120 / AGAIN_S + 1
+    home.run(AGAIN_S + LATE_S)
+    assert len(home.numbers()) == 1
+    assert home.nodes["a"].current.view[at] == "d"
+    assert {len(tree) for tree in home.nodes["d"].place().trees} == {1}
+
+
+def test_one_restart_is_answered_at_once_and_the_next_soon_after_only_when_it_is_time():
+    home = Home("abcd")
+    home.run(60)
+    restart(home, "b")
+    home.run(0.5)
+    assert len(home.numbers()) == 1 and home.nodes["a"].current.view == tuple("abcd")
+    home.run(2.0)
+    restart(home, "b")
+    adopted = home.now - 3.6  # a second of it off
+    home.run(adopted + AGAIN_S - 1.0 - home.now)
+    assert len(home.numbers("acd")) == 1 and home.numbers("b") != home.numbers("acd")
+    home.run(1.0 + LATE_S)
+    assert len(home.numbers()) == 1 and home.nodes["b"].current.view == tuple("acdb")
+    told = home.told
+    home.run(60)
+    assert home.told == told
+
+
+def test_what_somebody_else_has_taken_over_is_taken_though_its_proposer_comes_and_goes():
+    """This node may be alone with that opinion."""
+    home = Home("abcd")
+    home.run(60)
+    restart(home, "b")
+    home.run(2.0)
+    restart(home, "b")
+    proposed = home.nodes["b"].propose({}, home.now)
+    assert proposed is not None
+    assert not home.nodes["a"].take(proposed, "b", home.now)
+    assert home.nodes["a"].take(proposed, "c", home.now)
+
+
+def test_a_node_that_sees_half_of_all_come_and_go_refuses_nothing():
+    home = Home("abcd")
+    home.run(60)
+    alone = home.nodes["d"]
+    for _ in range(2):
+        alone.watch(("d",), home.now)
+        alone.watch(tuple("abcd"), home.now)
+    assert alone.flapping(home.now) == set("abc")
+    restart(home, "b")
+    assert alone.take(home.nodes["b"].propose({}, home.now), "b", home.now)
+
+
+def test_a_learner_that_restarts_again_and_again_under_its_daemon_waits_itself():
+    home = Home("abcd")
+    home.run(60)
+    began, first = home.now, home.epoch("a")
+    while home.now < began + 120.0:
+        home.nodes["b"].trains(None)
+        home.look("acd")
+        home.nodes["b"].watch(tuple("acd"), home.now)
+        home.run(0.75)
+        home.nodes["b"].trains(home.now)
+        home.look("abcd")
+        home.run(3.25)
+    assert home.epoch("a") - first <= 120 / AGAIN_S + 1
+    assert home.nodes["a"].current.view == tuple("acdb")
 
 
 def test_a_device_that_comes_and_goes_ends_at_the_leaves_and_gets_no_second_look():
@@ -227,15 +318,15 @@ def test_generations_come_at_most_every_fifteen_seconds_however_the_view_changes
 def test_nonsense_is_refused_and_nothing_changes(bad):
     node = Generations("a", "binary-tree", "tree")
     with pytest.raises(RemoteError):
-        node.take(bad, 0.0)
+        node.take(bad, "x", 0.0)
     assert node.latest is None
 
 
 def test_a_cycle_in_the_parents_of_a_spanning_tree_is_refused():
     node = Generations("a", "spanning-tree", "tree")
     with pytest.raises(RemoteError):
-        node.take(Generation(1, "x", ("a", "b", "c"), (0, 2, 1)), 0.0)
-    assert node.take(Generation(1, "x", ("a", "b", "c"), (0, 0, 1)), 0.0)
+        node.take(Generation(1, "x", ("a", "b", "c"), (0, 2, 1)), "x", 0.0)
+    assert node.take(Generation(1, "x", ("a", "b", "c"), (0, 0, 1)), "x", 0.0)
 
 
 def test_a_spanning_tree_follows_the_costs_and_leaves_a_flapping_device_out_of_the_middle():
@@ -261,3 +352,50 @@ def test_one_that_only_this_node_still_sees_is_not_one_that_returns() -> None:
         home.run(1)
         epochs.append(home.epoch("a"))
     assert epochs[-1] - epochs[0] <= 1 + 60 / AGAIN_S
+
+
+def cheap(*pairs):
+    """What members say of their links: these are cheap, and the others are measured and dear."""
+    peers = sorted(set("".join(pairs)))
+    return {
+        peer: {other: 0 if {peer, other} in map(set, pairs) else 1 for other in peers if other != peer}
+        for peer in peers
+    }
+
+
+def returned(costs, costs_without_c, *, broken=()):
+    """The tree of a to e, and the one after c was away: nobody has measured its links yet."""
+    node = Generations("a", "spanning-tree", "tree")
+    node.trains(0.0)
+    node.watch(tuple("abcde"), 0.0)
+    first = node.propose(costs, 10.0)
+    node.watch(tuple("abde"), 100.0)
+    assert node.propose(costs_without_c, 120.0).view == tuple("abde")
+    node.watch(tuple("abcde"), 200.0)
+    said = {
+        peer: {o: c for o, c in says.items() if {peer, o} not in broken}
+        for peer, says in costs_without_c.items()
+    }
+    again = node.propose(said, 200.0 + RETURN_S)
+    assert again is not None and again.view == first.view
+    return node, first, again
+
+
+def test_who_returns_to_a_tree_of_costs_has_its_old_seat_though_its_links_are_not_measured_yet():
+    chain, without = cheap("ab", "bc", "cd", "de"), cheap("ab", "de", "ad", "ae")
+    node, first, again = returned(chain, without)
+    assert first.parents == again.parents == (0, 0, 1, 2, 3)
+    assert node.propose(cheap("ab", "ac", "ad", "ae"), 231.5).parents == (0, 0, 0, 0, 0), "improved in time"
+
+
+def test_a_tree_with_a_link_that_nobody_measures_any_more_is_not_taken_again():
+    chain, without = cheap("ab", "bc", "cd", "de"), cheap("ab", "de", "ad", "ae")
+    _, first, again = returned(chain, without, broken=[{"d", "e"}])
+    assert again.parents != first.parents
+
+
+def test_only_a_few_trees_are_remembered():
+    node = Generations("a", "spanning-tree", "tree")
+    for epoch in range(1, 30):
+        node.take(Generation(epoch, "x", ("a", f"b{epoch}"), (0, 0)), "x", float(epoch))
+    assert len(node._trees) == module.KEPT_TREES

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from peer.config import MAX_MEMBERS
 from peer.events import Control, Effect, Note, PeerId, Probe, ProbeFor, Record, Suspicion, Tell, Vouch
 from peer.mesh.gossip import (
     COMPARE_S,
@@ -518,6 +519,21 @@ def test_64_members_cost_each_other_little_when_nothing_happens_and_when_all_wei
         net.run(5.0)
     assert max(net.sent.values()) / 60 <= 10.0
     assert net.records_sent / 64 / 60 <= RECORDS_PER_S + 10.0
+
+
+@pytest.mark.parametrize("gone", [0, MAX_MEMBERS - 2, 2 * MAX_MEMBERS])
+def test_gossip_rests_though_there_was_no_room_for_all_that_was_heard_of(gone: int) -> None:
+    """Among four that hear each other: what is forgotten is not to be passed on for ever."""
+    node, others = Gossip(record("me")), ["a", "b", "c"]
+    for peer in others:
+        node.met(record(peer), 0.0)
+    node.merge([record(f"gone{i:04d}", state="left") for i in range(gone)], 0.5)
+    told = 0
+    for now in itertools.takewhile(lambda now: now < 300.0, itertools.count(1.0, TICK_S)):
+        for peer in others:
+            node.heard(peer, now)
+        told += sum(isinstance(effect, Tell) for effect in node.tick(now)) if now >= 240.0 else 0
+    assert told < 2 * 60.0 / COMPARE_S
 
 
 def test_a_crash_among_64_is_no_storm() -> None:

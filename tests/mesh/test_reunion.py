@@ -1,7 +1,17 @@
 """Who is estranged, who looks, what the verdict is, and that nobody waits for ever."""
 
 from peer.events import Reunion
-from peer.mesh.reunion import AGAIN_S, APART_S, OBEY_S, REUNION_S, SECOND_S, SETTLE_S, Reunions
+from peer.mesh.reunion import (
+    AGAIN_S,
+    ALONE_S,
+    APART_S,
+    OBEY_S,
+    REUNION_S,
+    SECOND_S,
+    SETTLE_S,
+    TOGETHER_S,
+    Reunions,
+)
 
 ALL = dict.fromkeys("abcdefgh", 1)
 HERE, THERE = dict.fromkeys("abcd", 1), dict.fromkeys("efgh", 1)
@@ -13,6 +23,10 @@ def parted(me="a", own=HERE, apart_s=APART_S):
     node.watch(own, 10.0)
     node.watch(ALL, 10.0 + apart_s)
     return node, 10.0 + apart_s
+
+
+def there(peer):
+    return True
 
 
 def test_members_back_after_a_short_absence_are_not_estranged():
@@ -45,17 +59,17 @@ def test_one_that_starts_over_or_dies_again_is_estranged_no_more():
 
 def test_the_leader_of_the_half_with_the_lowest_id_looks_first_and_once():
     node, now = parted()
-    assert node.due("abcd", now + SETTLE_S - 0.1) is None
-    assert node.due("abcd", now + SETTLE_S) == "e"
-    assert node.due("abcd", now + SETTLE_S + 1) is None
+    assert node.due("abcd", there, now + SETTLE_S - 0.1) is None
+    assert node.due("abcd", there, now + SETTLE_S) == "e"
+    assert node.due("abcd", there, now + SETTLE_S + 1) is None
 
 
 def test_the_other_leader_looks_later_and_nobody_else_ever():
     node, now = parted("e", THERE)
-    assert node.due("efgh", now + SETTLE_S) is None
-    assert node.due("efgh", now + SETTLE_S + SECOND_S) == "a"
+    assert node.due("efgh", there, now + SETTLE_S) is None
+    assert node.due("efgh", there, now + SETTLE_S + SECOND_S) == "a"
     follower, now = parted("b")
-    assert follower.due("abcd", now + 100) is None
+    assert follower.due("abcd", there, now + 100) is None
 
 
 def test_near_models_mix_and_nobody_yields():
@@ -93,9 +107,54 @@ def test_nobody_is_told_to_start_over_again_and_again():
 
 def test_a_model_that_does_not_come_is_asked_for_again():
     node, now = parted()
-    assert node.due("abcd", now + SETTLE_S) == "e"
-    assert node.due("abcd", now + SETTLE_S + AGAIN_S - 0.1) is None
-    assert node.due("abcd", now + SETTLE_S + AGAIN_S) == "e"
+    assert node.due("abcd", there, now + SETTLE_S) == "e"
+    assert node.due("abcd", there, now + SETTLE_S + AGAIN_S - 0.1) is None
+    assert node.due("abcd", there, now + SETTLE_S + AGAIN_S) == "e"
+
+
+def lost_besides(gone_for_s, told=None):
+    """A node that "b" comes back to, while "c" is gone since so long before "b" was lost."""
+    node, now = Reunions("a"), 1000.0
+    node.watch(dict.fromkeys("abc", 1), 0.0)
+    node.watch(dict.fromkeys("ab", 1), now - gone_for_s)
+    node.ended(told or {})
+    node.watch({"a": 1}, now)
+    node.watch(dict.fromkeys("ab", 1), now + 60.0)
+    assert node.estranged == {"b"}
+    return node, now + 60.0
+
+
+def test_one_that_was_lost_alone_is_looked_at_soon_though_another_has_been_gone_for_long():
+    node, now = lost_besides(TOGETHER_S + 1.0)
+    assert node.due("a", there, now + ALONE_S) == "b"
+    node, now = lost_besides(TOGETHER_S)
+    assert node.due("a", there, now + SETTLE_S - 0.1) is None, "the other may be of its half"
+    assert node.due("a", there, now + SETTLE_S) == "b"
+
+
+def test_one_whose_life_has_ended_is_not_waited_for_as_of_the_others_half():
+    node, now = lost_besides(5.0, told={"a": 1, "b": 1, "c": 0})
+    assert node.due("a", there, now + ALONE_S) == "b"
+    node.watch(dict.fromkeys("abc", 1), now + 60.0)
+    assert "c" not in node.estranged
+
+
+def test_one_that_was_gone_for_days_is_looked_at_all_the_same():
+    node, now = lost_besides(TOGETHER_S + 1.0)
+    node.settle()
+    node.watch(dict.fromkeys("abc", 1), now + 3 * 24 * 3600.0)
+    assert node.estranged == {"c"}
+
+
+def test_where_no_link_comes_about_another_one_is_asked():
+    """Two that cannot be dialed never have one."""
+    node, now = parted()
+    asked = [node.due("abcd", lambda peer: peer == "g", now + SETTLE_S + i * AGAIN_S) for i in range(5)]
+    assert asked == list("efggg")
+    assert node.refuses("e") and not node.refuses("g")
+    nobody, now = parted()
+    asked = [nobody.due("abcd", lambda peer: False, now + SETTLE_S + i * AGAIN_S) for i in range(5)]
+    assert asked == list("efghe")
 
 
 def test_one_that_stood_still_for_long_has_missed_nobody_and_obeys_too():

@@ -11,6 +11,7 @@ from peer.algorithms import make
 from peer.compression.bodies import Layout
 from peer.events import FINAL, Generation, Told
 from peer.learner.exchange import Exchange
+from peer.mesh.generations import AGAIN_S
 from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Device, Rehearsal, Weather, quadratics
 from rehearsal import stories
@@ -202,6 +203,24 @@ def test_a_crash_and_a_quick_return_keep_the_tree_and_begin_the_next_generation(
     assert after.view == before.view and after.epoch > before.epoch
 
 
+def test_one_that_crashes_again_and_again_ends_at_a_leaf_and_does_not_hold_up_the_others() -> None:
+    r = together(home(step_s=0.3), 8)
+    r.run(60.0)
+    first, began, noted = r.devices[name(0)], r.now, len(r.notes)
+    rounds = first.rounds
+    for _ in range(20):
+        r.crash(name(3))
+        r.run(1.0)
+        r.add(name(3))
+        r.run(5.0)
+    taken_up = [n for _, p, n in r.notes[noted:] if p == name(0) and n.text == "takes up a generation"]
+    assert len(taken_up) <= (r.now - began) / AGAIN_S
+    assert first.node.generations.current.view[-1] == name(3)
+    assert first.rounds - rounds > 300, "304 with a generation for each crash; 340 without crashes"
+    r.run(20.0, until=lambda: one_generation(r, 8))
+    assert one_generation(r, 8)
+
+
 def test_a_device_that_stays_away_is_taken_off_the_tree_and_has_its_old_seat_when_it_is_back() -> None:
     r = together(home(), 8)
     r.run(60.0)
@@ -339,6 +358,18 @@ def test_whoever_joins_before_the_end_ends_with_the_model_of_all(algorithm: str,
         assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-9, at
         late += sum(note.text.startswith("came too late") for _, _, note in r.notes)
     assert 4 <= late <= 12
+
+
+def test_whoever_joins_at_the_end_and_cannot_be_dialed_fetches_the_final_model() -> None:
+    """From one that has finished and trains with nobody any more."""
+    r = together(home(rounds=30), 5)
+    r.network.undialable.add(name(5))
+    r.run(100.0, until=lambda: r.devices[name(0)].node.phase == "finished")
+    r.add(name(5))
+    r.run(60.0, until=lambda: not r.alive())
+    assert {d.left for d in r.devices.values()} == {"finished"}
+    x = torch.stack([d.exchange.estimate() for d in r.devices.values()])
+    assert float((x - x.mean(0)).norm(dim=1).max()) < 1e-9
 
 
 @pytest.mark.parametrize(

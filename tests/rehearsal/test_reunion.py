@@ -163,6 +163,18 @@ def test_who_stood_still_for_long_begins_anew_as_soon_as_somebody_has_looked(sec
     assert not any(d.node.reunions.estranged for d in r.alive())
 
 
+def test_that_somebody_has_left_before_makes_nobody_wait_for_a_half_of_the_sleepers() -> None:
+    r, _ = stories.home(KINDS[2], "complete", 6, seed=4)
+    r._step_s = lambda peer: 0.35
+    stories.together(r, 5)
+    r.run(10.0)
+    r.leave("p4")
+    r.run(5.0)
+    r.pause("p2", 60.0)
+    r.run(60.0 + 4.0)
+    assert said(r, STARTS_OVER) == {"p2"}
+
+
 @pytest.mark.parametrize("seed", [6, 8, 12])
 def test_who_starts_over_has_a_model_at_once_whomever_it_asks(seed: int) -> None:
     """It asks while links to the life that it has given up are still open."""
@@ -178,3 +190,27 @@ def test_who_starts_over_has_a_model_at_once_whomever_it_asks(seed: int) -> None
     r.run(1.0, until=lambda: back.node.phase == "training")
     assert back.node.phase == "training"
     books.check()
+
+
+def test_a_leader_that_cannot_be_dialed_looks_too() -> None:
+    """It fetches the model, whose sender is not in its view yet."""
+    r, _ = stories.home(KINDS[2], "complete", 6, seed=4)
+    r.network.undialable.add("p0")
+    r._step_s = lambda peer: 0.35
+    stories.together(r, 4)
+    r.run(10.0)
+    r.pause("p2", 60.0)
+    r.run(60.0 + 12.0)
+    assert said(r, STARTS_OVER) == {"p2"}
+    assert {d.node.rounds.view for d in r.alive()} == {("p0", "p1", "p2", "p3")}
+    assert not any(d.node.reunions.estranged for d in r.alive())
+
+
+def test_leaders_that_neither_of_them_can_dial_look_at_somebody_else() -> None:
+    r = home(dict.fromkeys(HERE, 1.0) | dict.fromkeys(THERE, 30.0))
+    r.network.undialable |= {"p0", "p4"}
+    r.run(20.0)
+    part(r, 60.0)
+    r.run(25.0)
+    assert said(r, STARTS_OVER) == THERE
+    assert not any(d.node.reunions.estranged for d in r.alive())
