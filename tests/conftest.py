@@ -6,6 +6,7 @@ root every process moves to a new network namespace; else pytest first runs itse
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -33,3 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
         leave_the_network()
     except (NamespaceRefusedError, FileNotFoundError) as error:
         pytest.exit(str(error), returncode=1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: looking at it again and again took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
