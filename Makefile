@@ -76,7 +76,7 @@ wire-is-fresh: proto
 
 test: check docs wire-is-fresh
 	$(RUN) pytest -q -n 3 --dist worksteal --ignore=tests/lan
-	$(RUN) pytest -q -n 4 --dist loadfile tests/lan
+	$(RUN) pytest -q -n 3 --dist loadfile tests/lan
 
 test-systemd: venv
 	PYTHONPATH=tests .venv/bin/python -P tests/systemd/booted.py
