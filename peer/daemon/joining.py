@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from peer.daemon.session import SessionDriver
 
 _FLAGS = {"task_file_text": "--task", "peers": "--peer", "interfaces": "--interface"}
-LASTING = (
-    "budget",
-    "quiet_hours",
-    "manners",
-)  # options that may be given anew at any time, and stay until then
+# options that may be given anew at any time, and stay until then
+LASTING = ("budget", "quiet_hours", "manners")
 LOOK_S = 0.25  # between two looks at a session of which nothing is told (guess)
 Say = Callable[[str], None]
 

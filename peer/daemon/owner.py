@@ -13,10 +13,10 @@ import socket
 from contextlib import suppress
 
 from peer.daemon.app import Daemon
+from peer.local import READY, STAYS
 
 log = logging.getLogger(__name__)
 
-READY, STAYS = b"ready\n", b"stays\n"
 ENDS_S = 1.0  # for the connection of a script that ends to be seen ending, too (guess)
 
 

@@ -30,7 +30,7 @@ from peer.errors import NoDaemonError, UnknownSessionError, UsageError, by_exit_
 from peer.files import cannot_write
 from peer.keys import format_key, parse_key
 from peer.learner.dial import Attachment, dial
-from peer.local import ForbiddenSocketError, Frame, HungDaemonError, connect, error_of
+from peer.local import STAYS, ForbiddenSocketError, Frame, HungDaemonError, connect, error_of
 from peer.places import SYSTEM_SOCKET, default_socket, is_barred, state_folder
 
 log = logging.getLogger("peerd.learner")
@@ -39,7 +39,6 @@ START_S = 60.0  # for a daemon to be ready: it loads within 5 s on a Pi (guess)
 ENDING_S = 45.0  # for a daemon that was told to end: leaving takes 30 s at the most (daemon/session.py)
 TRIES = 4  # a daemon that was found may end before it is asked, and so may the next (guess)
 JOIN_S = 60.0  # on top of the time to look for members, for the daemon's answer (guess)
-STAYS = b"stays"  # what it says if another script trains through it (daemon/owner.py)
 NOT_ITS = (
     "PEERD_KEY", "PEERD_METRICS",
     "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS",

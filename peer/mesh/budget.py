@@ -46,10 +46,8 @@ class Spending:
         self._counted = {"control": 0, "parcels": 0}
         self._expiries: list[tuple[float, int, str]] = []  # heap: until when these bytes of that kind count
         self._open: dict[PeerId, int] = {}  # parcels on their way
-        self._crowded = (
-            -math.inf,
-            -math.inf,
-        )  # since and until when control alone left no room for a large one
+        # since and until when control alone left no room for a large one
+        self._crowded = -math.inf, -math.inf
         self._log: deque[tuple[float, int]] = deque()  # when how much has gone, for `spent_last_min`
         self._round_s: float | None = None
         self._opened_at = -math.inf

@@ -146,13 +146,18 @@ async def test_a_device_that_is_left_or_ended_in_its_quiet_hours_goes_as_any_oth
     assert first.weight == pytest.approx(1.0)
 
 
+async def trained(home: Make) -> tuple[Home, Now, Puppet]:
+    """A device that founds a session, what it sees, and its learner, which trains."""
+    a = home("a")
+    await a.daemon.create(session(), here())
+    puppet = await Puppet.attach(a.socket, "home")
+    await puppet.training.wait()
+    return a, Now(a), puppet
+
+
 async def test_a_device_that_throttles_tells_its_learner_to_take_less(home: Make) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        a = home("a")
-        now = Now(a)
-        await a.daemon.create(session(), here())
-        puppet = await Puppet.attach(a.socket, "home")
-        await puppet.training.wait()
+        a, now, puppet = await trained(home)
         await now.becomes(host=HOT)
         while not puppet.shares:
             puppet.changed.clear()
@@ -168,11 +173,7 @@ async def test_a_learner_that_may_train_all_the_time_is_told_so_for_it_may_have_
 ) -> None:
     """By the daemon that was here before this one."""
     async with asyncio.timeout(PATIENCE_S):
-        a = home("a")
-        now = Now(a)
-        await a.daemon.create(session(), here())
-        puppet = await Puppet.attach(a.socket, "home")
-        await puppet.training.wait()
+        _, now, puppet = await trained(home)
         for host in (Host(), Host(), HOT):
             await now.becomes(host=host)
         while len(puppet.shares) < 2:

@@ -16,9 +16,10 @@ from daemon.test_sessions import pair, port
 from peer.catalogue import SCRIPT
 from peer.daemon.company import everybody
 from peer.daemon.exporting import provenance
-from peer.daemon.owner import READY, STAYS, Owner
+from peer.daemon.owner import Owner
 from peer.daemon.store import SessionFolder
 from peer.errors import DataError
+from peer.local import READY, STAYS
 from peer.version import VERSION
 
 Make = Callable[[str], Home]
