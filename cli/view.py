@@ -67,10 +67,9 @@ def session_lines(session: SessionStatus) -> list[str]:
         f"{count(session.members, 'member')}{weight}, sent {size(session.bytes_sent)}{less}, "
         f"received {size(session.bytes_received)}"
     )
-    pace = (
-        f"step {span(session.step_s)}, round {span(session.round_s)}, checkpoint "
-        f"{span(session.checkpoint_age_s)} old"
-    )
+    age = session.checkpoint_age_s
+    kept = f"checkpoint {span(age)} old" if age is not None else "no checkpoint"
+    pace = f"step {span(session.step_s)}, round {span(session.round_s)}, {kept}"
     apart = [_consensus_line(session)] if session.consensus_distance is not None else []
     spent = [_budget_line(session.budget)] if session.budget is not None else []
     alone = [f"{count(session.rounds_alone, 'round')} closed alone"] if session.rounds_alone else []

@@ -121,6 +121,14 @@ def test_what_is_not_known_yet_is_no_crash(picture: Callable[[DeviceStatus], str
 
 
 @pytest.mark.parametrize("picture", [view.plain, drawn])
+def test_without_a_checkpoint_it_says_so(picture: Callable[[DeviceStatus], str]) -> None:
+    assert ", checkpoint 1 min 15 s old" in picture(STATUS)
+    without = replace(STATUS, sessions=(replace(HOME, checkpoint_age_s=None),))
+    assert ", no checkpoint" in picture(without)
+    assert " old" not in picture(without)
+
+
+@pytest.mark.parametrize("picture", [view.plain, drawn])
 def test_words_of_others_cannot_drive_the_terminal(picture: Callable[[DeviceStatus], str]) -> None:
     evil = "\x1b[2Jpi\r\n\u202e[red]x[/red]\x07"
     session = SessionStatus(
