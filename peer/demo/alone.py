@@ -12,7 +12,9 @@ import sys
 import torch
 
 from peer.demo.terms import EVALUATIONS, METRIC, SEED, TASK
+from peer.learner.loop import local_step
 from peer.learner.task import Settings, load_task, seeded_model
+from peer.learner.uncompiled import make_without_compiler
 from peer.schedule import Schedule
 
 
@@ -21,6 +23,7 @@ def train(shard: str, steps: int, order: int) -> None:
     torch.set_num_threads(1)  # several devices share this machine
     task = load_task(TASK, Settings(seed=SEED, order=order))
     model = seeded_model(task, SEED)
+    make_without_compiler()
     optimizer = task.optimizer(model.parameters())
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = Schedule.of({}, steps)
@@ -29,9 +32,7 @@ def train(shard: str, steps: int, order: int) -> None:
     for step in range(steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule.factor(step)
-        optimizer.zero_grad()
-        task.loss(model, next(batches)).backward()
-        optimizer.step()
+        local_step(task, model, optimizer, next(batches))
         if (step + 1) % every == 0 or step + 1 == steps:
             accuracy = task.evaluate(model)[METRIC]
             sys.stdout.write(json.dumps({"step": step + 1, "accuracy": accuracy}) + "\n")

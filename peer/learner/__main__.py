@@ -21,6 +21,7 @@ from peer.learner.devices import pick_device, use_threads
 from peer.learner.dial import Attachment, dial
 from peer.learner.loop import endless, train
 from peer.learner.task import Settings, load_task, seeded_model
+from peer.learner.uncompiled import make_without_compiler
 from peer.local import Client
 
 ORPHAN_S = 30.0  # a daemon that is killed leaves this long for the current step and a checkpoint (guess)
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _take_part(attached: Attachment, socket: Path) -> None:
     check_codecs()
+    make_without_compiler()
     session, options = attached.descriptor, attached.options
     settings = Settings(
         seed=session.seed,

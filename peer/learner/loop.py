@@ -14,6 +14,7 @@ from torch import nn
 from peer.errors import DataError
 from peer.learner.attach import Swarm
 from peer.learner.task import Task, said
+from peer.learner.uncompiled import step_without_compiler
 from peer.schedule import Schedule
 
 EVALUATE_EVERY = 8  # rounds (guess)
@@ -62,7 +63,8 @@ def local_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, b
     if math.isfinite(value):
         try:
             loss.backward()
-            optimizer.step()
+            with step_without_compiler(optimizer):
+                optimizer.step()
         except Exception as error:
             raise DataError(f"task {task.name}: a step along its loss failed: {said(error)}") from error
     return value

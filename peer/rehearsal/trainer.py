@@ -23,6 +23,7 @@ from peer.errors import DivergedError
 from peer.learner.flat import FlatModel
 from peer.learner.loop import endless, local_step
 from peer.learner.task import Settings, Task, load_task, seeded_model
+from peer.learner.uncompiled import make_without_compiler
 from peer.placing import Placing
 from peer.rehearsal.plan import Plan
 from peer.schedule import Schedule
@@ -73,6 +74,7 @@ class Trainer:
         return load_task(session.task, settings, Path(plan.task_file) if plan.task_file else None)
 
     def _pupil(self, task: Task, shard: str) -> _Pupil:
+        make_without_compiler()
         optimizer = task.optimizer(self._module.parameters())
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         return _Pupil(task, endless(task, shard, CPU), optimizer, rates)

@@ -1,0 +1,100 @@
+"""torch's compiler stays out of a learner, and is there for a task that wants it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+STEPS = """
+import sys
+import torch
+import peer.learner.__main__
+from peer.learner.loop import endless, local_step
+from peer.learner.task import Settings, load_task, seeded_model
+from peer.learner.uncompiled import make_without_compiler, step_without_compiler
+
+settings = Settings(seed=0, order=0, batch=4, lr=0.1, momentum=0.9, data=None, options={})
+task = load_task("quadratic", settings, None)
+model = seeded_model(task, 0)
+batches = endless(task, "0/2", torch.device("cpu"))
+
+make_without_compiler()
+
+
+def trained(make):
+    optimizer = make(model.parameters())
+    return [local_step(task, model, optimizer, next(batches)) for _ in range(5)]
+
+
+def loaded():
+    return "torch._dynamo" in sys.modules or "sympy" in sys.modules
+"""
+
+
+def printed(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-P", "-c", STEPS + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop"])
+def test_no_optimizer_loads_it(optimizer: str) -> None:
+    code = f"""
+losses = trained(lambda p: torch.optim.{optimizer}(p, lr=0.05))
+print(losses[-1] < losses[0], loaded())
+"""
+    assert printed(code) == ["True", "False"]
+
+
+def test_steps_are_the_same_with_it() -> None:
+    code = """
+if sys.argv[1:]: import torch._dynamo
+torch.manual_seed(1)
+print(*(loss.hex() for loss in trained(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))))
+"""
+    assert printed(code) == printed(code.replace("if sys.argv[1:]: ", ""))
+
+
+USES = {
+    "a submodule": "import torch._dynamo.config as c; print(c is sys.modules['torch._dynamo'].config)",
+    "a name": "from torch._dynamo import optimize; print(callable(optimize))",
+    "an attribute": "print(callable(torch._dynamo.optimize))",
+    "compile": "print(float(torch.compile(lambda x: 2 * x, backend='eager')(torch.ones(()))) == 2.0)",
+    "a compiled step": """
+line = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(line.parameters(), lr=0.1)
+optimizer.step = torch.compile(optimizer.step, backend="eager")
+line(torch.ones(1, 2)).sum().backward()
+before = line.weight.detach().clone()
+with step_without_compiler(optimizer):
+    optimizer.step()
+optimizer.zero_grad()
+print(bool((line.weight == before - 0.1).all()))""",
+    "a hook": """
+optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+optimizer.register_step_post_hook(lambda *_: print(callable(torch._dynamo.optimize)))
+with step_without_compiler(optimizer):
+    optimizer.step()""",
+    "an optimizer of one's own": """
+class Own(torch.optim.SGD):
+    def step(self):
+        import torch._dynamo.config
+        print(torch._dynamo.config is not None)
+optimizer = Own([torch.zeros(1)], lr=0.1)
+with step_without_compiler(optimizer):
+    optimizer.step()""",
+}
+
+
+@pytest.mark.parametrize("use", list(USES))
+def test_it_is_there_for_who_asks(use: str) -> None:
+    code = f"""
+trained(lambda p: torch.optim.SGD(p, lr=0.05))
+{USES[use]}
+trained(lambda p: torch.optim.Adam(p, lr=0.05))
+import torch._dynamo, torch._dynamo.config
+print(torch._dynamo.config is sys.modules["torch._dynamo"].config, loaded())
+"""
+    assert printed(code) == ["True", "True", "True"]
