@@ -42,7 +42,7 @@ class Kind:
     topologies: tuple[str, ...] = ("exponential", "ring", "random-2", "complete")
     conserves: bool = True
     repairs: bool = True
-    rest: float = 0.0  # spread that compression leaves
+    rest: float = 0.0  # spread that compression leaves, or that fades slowly
     start: float = 0.0  # every coordinate of the initial model
 
     @property
@@ -67,6 +67,17 @@ PAIRS = [  # nor of these, whose rounds wait for nobody
     )
     for name in ("a2cid2", "ad-psgd")
 ]
+UNDIRECTED = ("ring", "grid", "complete", "binary-tree")
+OTHERS = [  # nor of these; with all of QG's momentum, models swing about a minimiser for longer than a story
+    Kind("d2", topologies=UNDIRECTED, conserves=False, rest=0.5),  # its memory of gradients, when they cease
+    Kind("dsgt", topologies=UNDIRECTED, conserves=False),
+    Kind("detag", topologies=UNDIRECTED, conserves=False),
+    Kind("choco-sgd", topologies=UNDIRECTED, conserves=False, rest=1.1),
+    Kind("qg-d-psgd", options={"beta": "0.3"}, topologies=UNDIRECTED, conserves=False),
+    Kind("power-gossip", topologies=UNDIRECTED, conserves=False, rest=1.1),
+    Kind("all-reduce", topologies=("complete",), conserves=False),
+]
+STORIED = [*KINDS, *WHOLE, *PAIRS, *OTHERS]
 EVERY = pytest.mark.parametrize("kind", [*KINDS, *WHOLE, PAIRS[0]], ids=lambda kind: kind.algorithm)
 
 
