@@ -201,7 +201,7 @@ def rate_of(cell: Cell, known: dict[str, Any]) -> str | None:
     """The best, if all that are to be tried have been; else that of the algorithm's first graph, if they have
     been there; else the best so far."""
     first = Cell(cell.algorithm, ALGORITHMS[cell.algorithm][0], cell.alpha, cell.equal)
-    for one in (cell, first):
+    for one in (cell, _run_of(first, known)):
         tried = known.get(one.name, {}).get("tried", {})
         if not untried(one, tried):
             return best_of(tried)
