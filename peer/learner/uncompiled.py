@@ -1,5 +1,5 @@
-"""Keeps torch's compiler out of a process that compiles nothing: half of the time a learner takes to start,
-and 73 MB of its resident memory (torch 2.13, x86-64).
+"""Keeps torch's compiler out of a process that compiles nothing: a learner has its first link after 3.3 s
+instead of 5.4, and takes 73 MB less of resident memory (torch 2.13, two cores of x86-64).
 
 An optimizer imports torch._dynamo, and with it sympy, when it is made and at every step, only to say that it
 is not to be compiled. What it then calls is an attribute of the method, looked for first: here it is the

@@ -54,6 +54,7 @@ class Trainer:
         self._flat.gather()
         self.initial, self.layout = self._flat.read(), Layout(self._flat.sizes, self._flat.rows)
         self.parameters = self._flat.parameters
+        make_without_compiler()
         self._pupils = {
             name: self._pupil(tasks[number], plan.shard(number)) for number, name in enumerate(plan.names())
         }
@@ -74,7 +75,6 @@ class Trainer:
         return load_task(session.task, settings, Path(plan.task_file) if plan.task_file else None)
 
     def _pupil(self, task: Task, shard: str) -> _Pupil:
-        make_without_compiler()
         optimizer = task.optimizer(self._module.parameters())
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         return _Pupil(task, endless(task, shard, CPU), optimizer, rates)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,10 +35,38 @@ def loaded():
 """
 
 
-def printed(code: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-P", "-c", STEPS + code], capture_output=True, text=True)
+LEARNER = """
+import sys
+from pathlib import Path
+from learner.daemon_stand_in import StandIn, descriptor
+from peer.learner import __main__ as child
+
+daemon = StandIn(descriptor(rounds=3))
+child.dial = lambda *_, **__: daemon.attachment(Path(sys.argv[1]), device="cpu")
+child.LINGER_S = 0.0
+code = child.main(["--socket", "/run/none", "--session", "home"])
+print(code, "torch" in sys.modules, "torch._dynamo" in sys.modules)
+daemon.close()
+"""
+TRAINED = """
+torch.manual_seed(1)
+print(*(loss.hex() for loss in trained(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))), loaded())
+"""
+
+
+def printed(code: str, *arguments: str, before: str = STEPS) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", before + code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+def test_a_learner_trains_without_it(tmp_path: Path) -> None:
+    assert printed(LEARNER, str(tmp_path), before="") == ["0", "True", "False"]
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop"])
@@ -49,12 +79,9 @@ print(losses[-1] < losses[0], loaded())
 
 
 def test_steps_are_the_same_with_it() -> None:
-    code = """
-if sys.argv[1:]: import torch._dynamo
-torch.manual_seed(1)
-print(*(loss.hex() for loss in trained(lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))))
-"""
-    assert printed(code) == printed(code.replace("if sys.argv[1:]: ", ""))
+    without, with_it = printed(TRAINED), printed("import torch._dynamo\n" + TRAINED)
+    assert without[:-1] == with_it[:-1]
+    assert (without[-1], with_it[-1]) == ("False", "True")
 
 
 USES = {
