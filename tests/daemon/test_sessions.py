@@ -61,8 +61,7 @@ async def pair(make: Make, **changes: object) -> tuple[Home, Home, Puppet, Puppe
 async def test_two_devices_train_and_no_weight_is_made_or_lost(home: Make) -> None:
     async with asyncio.timeout(PATIENCE_S):
         a, b, first, second = await pair(home, rounds=20)
-        await asyncio.gather(first.until(20), second.until(20))
-        for h in (a, b):
+        for h in (a, b):  # who falls behind the other skips a round, so that nobody is sure to close all
             await h.daemon.sessions["home"].ended.wait()
     assert first.weight + second.weight == pytest.approx(1.0)
     status = a.daemon.status("home").sessions[0]
@@ -74,8 +73,9 @@ async def test_two_devices_train_and_no_weight_is_made_or_lost(home: Make) -> No
     assert status.bytes_sent
     assert status.message_bytes_sent
     assert status.message_bytes_sent < status.bytes_sent
-    assert status.round is not None
-    assert status.round >= 19
+    assert status.round == 20
+    assert first.rounds > 10
+    assert second.rounds > 10
     assert first.stopped
 
 
