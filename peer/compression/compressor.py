@@ -6,7 +6,6 @@ and, in values.py, VALUE_TYPES. One more is an entry in each of the two.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from peer.compression.bodies import (
     Sparse,
     Strided,
     drawn,
+    is_finite,
     peak_of,
     strided_in,
     those_in,
@@ -143,9 +143,8 @@ class Compressor:
             f"{v.shape} of {v.dtype}, not {layout.d} of {dtype}"
         )
         v = v.detach()
-        peak = peak_of(v)
-        if not math.isfinite(peak):
-            raise DivergedError.found(peak)
+        if not is_finite(v):
+            raise DivergedError.found(peak_of(v))
         return v
 
 

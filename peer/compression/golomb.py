@@ -133,7 +133,7 @@ class BitSink(ABC):
         late = remainders >= cut
         shifted = remainders + cut
         self.fixed(np.where(late, shifted >> 1, remainders), width - 1)
-        self.fixed(shifted[late] & 1, 1)
+        self.fixed(shifted.take(np.flatnonzero(late)) & 1, 1)
 
     def grouped(self, flags: npt.NDArray[np.bool_], grouping: Grouping) -> None:
         """Which entries have the flag, group by group; the reader has the same grouping."""
@@ -235,7 +235,8 @@ class BitReader:
         self._head_at = 0
         self._fixed = np.unpackbits(np.frombuffer(data[at + head : at + head + fixed], dtype=np.uint8))
         self._fixed_at = 0
-        unary = np.unpackbits(np.frombuffer(data[at + head + fixed :], dtype=np.uint8))
+        # as flags: numpy looks for the places of those several times faster than for those of numbers
+        unary = np.unpackbits(np.frombuffer(data[at + head + fixed :], dtype=np.uint8)).view(np.bool_)
         numbers = int(np.count_nonzero(unary))
         if numbers > most_numbers:
             raise CodecError(f"unary stream: expected at most {most_numbers} numbers, found {numbers}")
@@ -324,8 +325,8 @@ class BitReader:
         width = (m - 1).bit_length()
         cut = (1 << width) - m
         values = self.fixed(count, width - 1)
-        late = values >= cut
-        values[late] = (values[late] << 1) - cut + self.fixed(int(np.count_nonzero(late)), 1)
+        late = np.flatnonzero(values >= cut)
+        values[late] = (values.take(late) << 1) - cut + self.fixed(len(late), 1)
         return values
 
     def grouped(self, grouping: Grouping) -> npt.NDArray[np.bool_]:

@@ -98,7 +98,7 @@ def _tensor(ones: Ints, rows: int, columns: int) -> Way:
             (COLUMNS, column, row, columns, rows),
         ):
             counts = np.bincount(line, minlength=lines)
-            if np.var(counts) > UNLIKE * np.mean(counts):
+            if _are_unlike(counts, len(ones)):
                 ways[axis] = _lines(line, place, counts, length)
     axis = _shortest(ways)
 
@@ -107,6 +107,11 @@ def _tensor(ones: Ints, rows: int, columns: int) -> Way:
         ways[axis](sink)
 
     return write
+
+
+def _are_unlike(counts: Ints, total: int) -> bool:
+    """Is their variance more than UNLIKE times their mean?"""
+    return len(counts) * int(counts @ counts) - total * total > UNLIKE * total * len(counts)
 
 
 def _read_tensor(reader: BitReader, rows: int, columns: int) -> Ints:

@@ -63,6 +63,13 @@ def _same(a: object, b: object) -> bool:
     return type(a) is type(b) and a == b
 
 
+def is_finite(v: Tensor) -> bool:
+    """Is all of v? A sum is finite only if all is, and takes a tenth of the time; a large one proves nothing.
+    That of 16-bit numbers is of 32 bits, so that few are too large."""
+    kind = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
+    return math.isfinite(float(v.sum(dtype=kind))) or bool(torch.isfinite(v).all())
+
+
 def peak_of(v: Tensor) -> float:
     """The largest |v|; not finite unless all of v is. In one pass, without a vector of magnitudes."""
     least, most = torch.aminmax(v)

@@ -22,7 +22,7 @@ SAMPLED, SAMPLE = (
     1 << 15,
     1 << 12,
 )  # so many values are sampled, at least this many of them or 1 %; measured
-DEVIATIONS = 4.0  # of a sample's count, that the guess is on the safe side; guess
+DEVIATIONS = 3.0  # of a sample's count, that the guess is on the safe side; guess
 PIECE = 1 << 17  # values; half a megabyte, which a Pi's second cache holds
 
 Floats = npt.NDArray[np.floating]
@@ -96,10 +96,11 @@ def _largest(values: Floats, k: int) -> tuple[Ints, Floats]:
         candidates, kept = np.arange(len(values)), values
     magnitudes = np.abs(kept)
     least = np.partition(magnitudes, len(magnitudes) - k)[len(magnitudes) - k]
-    chosen = magnitudes > least
-    ties = np.flatnonzero(magnitudes == least)
-    chosen[ties[: k - int(np.count_nonzero(chosen))]] = True
-    return candidates[chosen], kept[chosen]
+    chosen = np.flatnonzero(magnitudes >= least)
+    if len(chosen) > k:
+        ties = np.flatnonzero(magnitudes[chosen] == least)
+        chosen = np.delete(chosen, ties[k - len(chosen) :])
+    return candidates.take(chosen), kept.take(chosen)
 
 
 def largest_on_device(values: Tensor, k: int) -> Tensor:
@@ -150,6 +151,6 @@ def _above(values: Floats, threshold: float) -> tuple[Ints, Floats]:
         piece = values[start : start + PIECE]
         magnitudes = np.abs(piece, out=buffer[: len(piece)])
         here = np.flatnonzero(magnitudes >= threshold)
-        kept.append(piece[here])
+        kept.append(piece.take(here))
         found.append(here + start)
     return np.concatenate(found), np.concatenate(kept)

@@ -8,7 +8,6 @@ in the highest; both padded with zeros. How many scales and numbers there are is
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from peer.compression.bodies import Valued
 from peer.compression.cursor import Cursor
-from peer.compression.layout import Layout
+from peer.compression.layout import Layout, is_finite
 from peer.compression.values import (
     FIRST_NORMAL,
     VALUE_TYPES,
@@ -44,7 +43,7 @@ def write_values(body: Valued) -> list[Piece]:
     """In pieces, which may be views of the body's own memory. Raises DivergedError for values that are not
     finite."""
     numbers = body.values.detach().cpu()
-    if numbers.is_floating_point() and not _finite(numbers):
+    if numbers.is_floating_point() and not is_finite(numbers):
         raise DivergedError.found(float(numbers.abs().max()))
     coding = body.coding
     if coding is None:
@@ -83,11 +82,6 @@ def read_values(
     return _READ[name](cursor, count), Coding(name, exponent, scales, blocks)
 
 
-def _finite(values: Tensor) -> bool:
-    """A sum is finite only if all is, and takes a tenth of the time; a large one proves nothing."""
-    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
-
-
 # --- floating point ----------------------------------------------------------------------------------
 
 
@@ -100,7 +94,7 @@ def _floats_as_bytes(numbers: Tensor) -> memoryview:
 def _read_floats(cursor: Cursor, count: int, stored: str) -> Tensor:
     array = _read_array(cursor, count, stored, "values", may_be_view=True)
     numbers = torch.from_numpy(array)
-    if count and not _finite(numbers):
+    if count and not is_finite(numbers):
         at = int(np.flatnonzero(~np.isfinite(array))[0])
         raise CodecError(f"values: expected finite numbers, found {array[at]} at {at}")
     return numbers

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from peer import algorithms, catalogue
 from peer.algorithms.base import LocalSteps
-from peer.compression.bodies import Layout, peak_of
+from peer.compression.bodies import Layout, is_finite, peak_of
 from peer.compression.self_check import check_codecs
 from peer.errors import DivergedError, UsageError
 from peer.event_frames import to_frame
@@ -386,9 +386,8 @@ class Swarm:
 
     def _is_finite(self, here: Tensor) -> bool:
         """May this model be handed over? If not, the model is rolled back."""
-        peak = peak_of(here)
-        if not math.isfinite(peak):
-            self.roll_back(peak)
+        if not is_finite(here):
+            self.roll_back(peak_of(here))
             return False
         self._bad = 0
         return True
