@@ -121,8 +121,7 @@ class LinkStream:
     def close(self, reason: str) -> None:
         """No event comes out of this stream any more; `run` returns soon."""
         if not self.closed:
-            self.closed, self.reason = True, reason
-            self._give_back()
+            self.closed, self.reason = True, reason + self._give_back()
             self.ended.set()
 
     async def run(self, on_event: Callable[[FrameHeard | Progress], None]) -> None:
@@ -257,10 +256,14 @@ class LinkStream:
         self._arriving = None
         self._hear(Parcel(begin.epoch, begin.number, begin.key, arriving.buffer, begin.delivery))
 
-    def _give_back(self) -> None:
-        if self._arriving is not None:
-            self._arriving.buffer.close()
-            self._arriving = None
+    def _give_back(self) -> str:
+        """What had come of a parcel counts for nothing. Says so."""
+        if self._arriving is None:
+            return ""
+        arriving, self._arriving = self._arriving, None
+        arriving.buffer.close()
+        begin = arriving.begin
+        return f"; {arriving.filled} of {begin.length} bytes of parcel {begin.number} had come"
 
     def _say_progress(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import signal
 import statistics
 import threading
@@ -36,6 +37,7 @@ from lan.watching import (
     MASS,
     NAME,
     TASK,
+    Logged,
     as_good_as,
     comes_to,
     distances,
@@ -52,6 +54,7 @@ from peer.learner.checkpoint import EVERY_S
 
 BASE_S = 12.0  # before a fault
 LOST_S = 20.0  # between crash and start, at the most
+CUT_SHORT = re.compile(r"bytes of parcel \d+ had come")
 RATE = "1mbit"
 STOPPED_S = (1.0, 10.0, 60.0)
 DEAD_S = 30.0  # who stands still for longer is dead for the others, and they go on without its weight
@@ -111,12 +114,14 @@ def killed_while_sending(
     rounds_later(lan, 5, devices)
     total, held = most_weight(lan, devices), victim.session(NAME)["weight"]
     known = max(distances(others))
+    cut_short = Logged(others, CUT_SHORT)
     wait_for_a_parcel(victim)
     victim.crash()
     for device in devices:
         device.unshape()
     rounds_later(lan, 3, others)
     nothing_refused(others)
+    sheet.note("  parcels cut short by it, and nothing applied", sum(cut_short.counts()), "")
     started_s = start_again(lan, victim, lambda: None)
     sheet.note_start("killed while it sends: until it trains", started_s, imported, 15.0)
     all_train(lan, devices)

@@ -18,6 +18,7 @@ from lan.measuring import Pulse, all_train, seconds
 from lan.watching import (
     MASS,
     NAME,
+    Logged,
     comes_to,
     distances,
     during,
@@ -36,21 +37,6 @@ DEAF_TO_ALL_S = 60.0  # who hears nobody is dead after 8 to 32 s
 GENERATION_S = 15.0  # at most one new in this time
 DIES, CHANGES = re.compile("is silent: taken for dead"), re.compile("takes up a generation")
 YIELDS = re.compile("starts over with the model of the other half")
-
-
-class Logged:
-    """How often devices log something, from now on."""
-
-    def __init__(self, devices: Sequence[Wired], what: re.Pattern[str]) -> None:
-        self._devices, self._what = devices, what
-        self._before = self._counts()
-
-    def _counts(self) -> list[int]:
-        return [len(self._what.findall(d.log.read_text(errors="replace"))) for d in self._devices]
-
-    def counts(self) -> list[int]:
-        """By device."""
-        return [now - was for now, was in zip(self._counts(), self._before, strict=True)]
 
 
 # --- one way ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ A device may be in several sessions: what is asked of devices is asked of all th
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -159,3 +160,18 @@ def settled_weight(lan: Switch, devices: Sequence[Wired]) -> float:
         return last[0] if len(last) == 3 and max(last) - min(last) < MASS else None
 
     return lan.wait("no weight is in flight, three times", agreed)
+
+
+class Logged:
+    """How often devices log something, from now on."""
+
+    def __init__(self, devices: Sequence[Wired], what: re.Pattern[str]) -> None:
+        self._devices, self._what = devices, what
+        self._before = self._counts()
+
+    def _counts(self) -> list[int]:
+        return [len(self._what.findall(d.log.read_text(errors="replace"))) for d in self._devices]
+
+    def counts(self) -> list[int]:
+        """By device."""
+        return [now - was for now, was in zip(self._counts(), self._before, strict=True)]

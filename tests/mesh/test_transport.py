@@ -1023,6 +1023,9 @@ async def test_a_stream_that_ends_within_a_parcel_delivers_nothing() -> None:
             async with b.changed:
                 await b.changed.wait_for(lambda n=downs: sum(isinstance(e, StreamDown) for e in b.events) > n)
         assert b.parcels() == []
+        [done, _] = [event.reason for event in b.events if isinstance(event, StreamDown)]
+        came = sum(len(chunk.data) for chunk in CHUNKS)
+        assert done.endswith(f"; {came} of {BEGIN.length} bytes of parcel {BEGIN.number} had come")
         assert all(memory.closed for memory in b.buffers)
 
 
