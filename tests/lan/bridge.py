@@ -35,7 +35,7 @@ REFUSED = "tests/lan needs bridges, veth pairs and traffic control, and this ker
 # classic BPF: load SKF_AD_RANDOM; is it at most K? then the packet is the filter's, else it is not
 BPF_RANDOM = "4,32 0 0 4294963256,37 1 0 {most},6 0 0 4294967295,6 0 0 0"
 TCP_SYN = "match ip protocol 6 0xff match u8 0x02 0x12 at 33"  # SYN without ACK: opens a connection
-QUEUE = ("burst", "8kb", "latency", "400ms")  # of a slow port: about a router's buffer
+LATENCY = "400ms"  # of a slow port's queue: about a router's buffer
 
 
 class Wired(Device):
@@ -87,11 +87,12 @@ class Wired(Device):
         for way in ("ingress", "egress"):
             self._undrop(way, "1")
 
-    def shape(self, *, loss: float, rate: str) -> None:
-        """Lose packets at random and be slow, both ways."""
+    def shape(self, *, loss: float, rate: str, burst: str = "8kb") -> None:
+        """Lose packets at random and be slow, both ways. burst: what goes at once; a fast line needs more."""
         self.lose(loss)
-        self._switch.run("tc", "qdisc", "add", "dev", self.port, "root", "tbf", "rate", rate, *QUEUE)
-        self.namespace.run("tc", "qdisc", "add", "dev", WIRE, "root", "tbf", "rate", rate, *QUEUE)
+        slow = ("root", "tbf", "rate", rate, "burst", burst, "latency", LATENCY)
+        self._switch.run("tc", "qdisc", "add", "dev", self.port, *slow)
+        self.namespace.run("tc", "qdisc", "add", "dev", WIRE, *slow)
 
     def unshape(self) -> None:
         self.lose_nothing()

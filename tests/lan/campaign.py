@@ -29,14 +29,17 @@ from lan.faults import Sheet, joined_late, killed, killed_while_sending, stopped
 from lan.intact import clean_logs
 from lan.lines import FAR, LOSSY, SLOW, Line, deaf_to_all, deaf_to_one, moved, spoiled
 from lan.measuring import jiffies, judged, show
-from lan.watching import begin, rounds_later
+from lan.watching import TASK, begin, rounds_later
 
 COUNT = 4
 PUSH = ("--algorithm", "difference-push", "--topology", "complete")
 LONG = (*PUSH, "--local-steps", "4")  # noise is less of longer rounds
 DENSE = ("--algorithm", "sgp", "--topology", "exponential")  # 80 kB in each parcel
+SPARSE = ("--algorithm", "difference-push", "--topology", "exponential")
 TREE = ("--algorithm", "relay-sum", "--topology", "spanning-tree")
 SETTLED_ROUNDS = 10
+SMALL, LARGE = 20_000, 2_500_000  # parameters of the task's model
+MANY = 8
 LATE_ROUNDS, FEW_ROUNDS = 500, 50  # of two steps, before somebody joins: the note's, and for a look
 
 Fault = Callable[[Switch, Sequence[Wired], Wired, Sheet, random.Random], None]
@@ -73,6 +76,24 @@ def late(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
         joined_late(lan, devices, sheet)
 
 
+def late_and_large(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
+    """Eight devices, a model of 10 MB, and 100 Mbit/s for each of them."""
+    task = lan.folder / "large.py"
+    task.write_text(TASK.read_text().replace(f"DIM = {SMALL:_}\n", f"DIM = {LARGE:_}\n"))
+    assert task.read_text() != TASK.read_text()
+    devices = begin(lan, MANY, *SPARSE, task=task)
+    for device in devices:
+        fast(device)
+    for _ in range(0, LATE_ROUNDS if times >= ROWS[23].note else FEW_ROUNDS, FEW_ROUNDS):
+        rounds_later(lan, FEW_ROUNDS, devices)
+    for _ in range(times):
+        joined_late(lan, devices, sheet, task, fast)
+
+
+def fast(device: Wired) -> None:
+    device.shape(loss=0.0, rate="100mbit", burst="64kb")
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of the plan. note: how often it asks for it; look: how often will do for a look."""
@@ -92,7 +113,7 @@ ROWS = {
     7: Row(3, 10, (on(SLOW, "free"), on(SLOW), on(LOSSY), on(FAR))),  # minutes
     8: Row(4, 20, (again(moved, *PUSH),)),
     20: Row(4, 100, (again(switched_off, *PUSH),)),
-    23: Row(3, 50, (late,)),
+    23: Row(3, 50, (late, late_and_large)),
 }
 
 

@@ -14,7 +14,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class Sheet:
         """A start, with its imports and without: less the least seen, as this machine's load adds to them."""
         self.note(f"{what}, with imports", seconds, "s")
         self.note("  imports by themselves", imported, "s")
-        self.note("  without", seconds - min(self.seen["  imports by themselves"]), "s", goal_s)
+        self.note(f"{what}, without", seconds - min(self.seen["  imports by themselves"]), "s", goal_s)
 
     def note(self, what: str, value: float, unit: str, goal: float | None = None) -> None:
         self.goals[what] = unit, goal
@@ -277,15 +277,23 @@ def terminate(leaver: Wired, others: Sequence[Wired], peer: str) -> tuple[float,
     return ended_s, known_s
 
 
-def joined_late(lan: Switch, devices: Sequence[Wired], sheet: Sheet) -> None:
-    """A new device joins, and leaves again."""
+def joined_late(
+    lan: Switch,
+    devices: Sequence[Wired],
+    sheet: Sheet,
+    task: Path = TASK,
+    wire: Callable[[Wired], None] = lambda late: None,
+) -> None:
+    """A new device joins, and leaves again. wire: makes its line what it is."""
     late = lan.add(f"late{len(lan.devices) - len(devices)}")
+    wire(late)
     lan.start(late)
     known, imported = max(distances(devices)), imports(LEARNER)
-    how = ("--key", key_of(devices[0]), "--task", str(TASK), "--shard", f"mean/{len(devices)}")
+    how = ("--key", key_of(devices[0]), "--task", str(task), "--shard", f"mean/{len(devices)}")
     began, joining = time.monotonic(), late.spawn("join", NAME, *how)
     lan.wait("its first local steps", lambda: late.session(NAME).get("loss") is not None)
-    sheet.note_start("late: until its first local steps", time.monotonic() - began, imported, 10.0)
+    took_s = time.monotonic() - began
+    sheet.note_start(f"late to {len(devices)} devices: until its first local steps", took_s, imported, 10.0)
     assert joining.wait(PATIENCE_S) == 0
     together = [*devices, late]
     lan.wait("all see it", lambda: everyone_trains(together))

@@ -21,12 +21,12 @@ NO_WORSE, NOISE = 1.2, 0.1  # reliability note, section f, row 5; of the metric:
 MASS = 1e-6  # single precision, summed over some hundred rounds
 
 
-def begin(lan: Switch, count: int, *terms: str) -> list[Wired]:
+def begin(lan: Switch, count: int, *terms: str, task: Path = TASK) -> list[Wired]:
     """So many devices in one session, all of them training."""
-    return begin_all(lan, count, {NAME: terms})
+    return begin_all(lan, count, {NAME: terms}, task)
 
 
-def begin_all(lan: Switch, count: int, terms: Mapping[str, Sequence[str]]) -> list[Wired]:
+def begin_all(lan: Switch, count: int, terms: Mapping[str, Sequence[str]], task: Path = TASK) -> list[Wired]:
     """So many devices in sessions of these names, all of them training."""
     devices = [lan.add(f"d{k}") for k in range(count)]
     lan.start(*devices)
@@ -34,10 +34,10 @@ def begin_all(lan: Switch, count: int, terms: Mapping[str, Sequence[str]]) -> li
     shards, joining = [f"{k}/{len(devices)}" for k in range(len(devices))], []
     for number, (name, asked) in enumerate(terms.items()):
         here = ("--listen", f":{PORT + number}", "--shard", shards[0])
-        founder.ok("create", name, "--task", str(TASK), *STEPS, *here, *asked)
+        founder.ok("create", name, "--task", str(task), *STEPS, *here, *asked)
         key = key_of(founder, name)
         for device, shard in zip(others, shards[1:], strict=True):
-            joining.append(device.spawn("join", name, "--key", key, "--task", str(TASK), "--shard", shard))
+            joining.append(device.spawn("join", name, "--key", key, "--task", str(task), "--shard", shard))
     assert [process.wait(120) for process in joining] == [0] * len(joining)
     lan.wait(f"{len(devices)} devices train", lambda: everyone_trains(devices))
     return devices
