@@ -6,10 +6,11 @@
 # make test-systemd   the service in booted Debian trees; as root, with systemd-container and debootstrap
 # make bench   footprint and speed, as tables; never part of the tests; with FASHION_MNIST=DIR (the four
 #              files) also what unlike data costs, and what saving bytes does: that one takes hours
-# make soak    $FAULT_SEEDS (10000) random stories of faults in virtual time, then the long story of
-#              tests/lan again and again, then a table of how soon devices recover, then one of faults
-#              again and again, $CAMPAIGN ("--full" for half a day of them); make fuzz: hypothesis with many
-#              more examples, then $FUZZ_EXAMPLES (1000000) of bad input for every decoder
+# make soak    $FAULT_SEEDS (10000) random stories of faults in virtual time, $KILLS (500) kills of a sender
+#              in mid-parcel, then the long story of tests/lan again and again, then a table of how soon
+#              devices recover, then one of faults again and again, $CAMPAIGN ("--full" for half a day of
+#              them); make fuzz: hypothesis with many more examples, then $FUZZ_EXAMPLES (1000000) of bad
+#              input for every decoder
 # make deb     a Debian package, into dist; make wheels: which wheels an aarch64 device gets, as
 #              deploy/wheels.json says (asks the package index)
 #
@@ -29,6 +30,7 @@ RUN := .venv/bin/python -P -m
 SOAK_TIMES ?= 10
 FAULT_SEEDS ?= 10000
 FUZZ_EXAMPLES ?= 1000000
+KILLS ?= 500
 CAMPAIGN ?=
 export FASHION_MNIST
 
@@ -95,6 +97,7 @@ bench: venv
 
 soak: venv
 	PEERD_FAULT_SEEDS=$(FAULT_SEEDS) $(RUN) pytest -q -n 2 tests/rehearsal
+	PEERD_KILLS=$(KILLS) $(RUN) pytest -q --log-cli-level=INFO tests/mesh/test_killed_sender.py
 	for i in $$(seq $(SOAK_TIMES)); do echo "soak $$i of $(SOAK_TIMES)"; $(RUN) pytest -q -x tests/lan; done
 	PYTHONPATH=tests .venv/bin/python -P tests/lan/recovery.py
 	PYTHONPATH=tests .venv/bin/python -P tests/lan/recovery.py --times 1 --cut 120

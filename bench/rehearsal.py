@@ -48,6 +48,7 @@ def loss(model, batch):
 """
 ALGORITHMS = ("sgp", "difference-push", "relay-sum")
 TREES = {"relay-sum": "binary-tree"}
+LONG = 2000  # rounds of the last case
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,14 @@ def cases(folder: str | None, task_file: Path) -> list[Case]:
             ("--task", "quadratic", "--peers", "64", "--momentum", "0", "--steps", "320"),
         ),
     )
-    return [
+    every = [
         Case(f"{what}, {algorithm}", (*words, *network_of(algorithm)))
         for what, words in tasks
         for algorithm in ALGORITHMS
     ]
+    what, words = tasks[1]
+    long = (*words[:-1], str(LONG), *network_of("sgp"))
+    return [*every, Case(f"{what}, sgp, {LONG} rounds", long)]
 
 
 def network_of(algorithm: str) -> tuple[str, ...]:
