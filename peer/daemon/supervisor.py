@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,6 +60,7 @@ class Supervisor:
         self._learners = learners
         self._on_death = on_death
         self._process: asyncio.subprocess.Process | None = None
+        self._sent: set[int] = set()  # signals, to this process
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -80,17 +81,20 @@ class Supervisor:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
-        process = self._process
+        process, sent = self._process, self._sent
         if process is not None:
-            for wait_s, then in ((grace_s, process.terminate), (TERM_S, process.kill), (REAP_S, None)):
+            for wait_s, then in ((grace_s, signal.SIGTERM), (TERM_S, signal.SIGKILL), (REAP_S, None)):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await process.wait()
                 if process.returncode is not None:
+                    await asyncio.wait([keeper], timeout=LAST_WORDS_S)
+                    _complain(process.returncode, sent)
                     break
                 if then is not None:
+                    sent.add(then)
                     with suppress(ProcessLookupError):
-                        then()
+                        process.send_signal(then)
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         self._process = None
@@ -98,6 +102,7 @@ class Supervisor:
     def kill(self) -> None:
         """End a child that does not answer, as if it had died: another is started."""
         if self._process is not None:
+            self._sent.add(signal.SIGKILL)
             _kill_group(self._process.pid)
 
     async def _keep(self) -> None:
@@ -140,7 +145,7 @@ class Supervisor:
             raise
         finally:
             os.close(printing)
-        self._process = process
+        self._process, self._sent = process, set()
         _let_it_go_first(process.pid)
         copying = asyncio.create_task(_copy_to_log(said))
         try:
@@ -152,6 +157,14 @@ class Supervisor:
             if process.returncode is not None or self._keeper is not None:
                 _kill_group(process.pid)  # with what it started: it leads a session of its own
             self._process = None
+
+
+def _complain(code: int, sent: Container[int]) -> None:
+    """How one ended that was told to stop: said where it was a signal that nobody here has sent."""
+    if code < 0 and -code not in sent:
+        log.warning(
+            "the learner was told to stop, and ended by signal %d (%s)", -code, signal.strsignal(-code)
+        )
 
 
 def _let_it_go_first(pid: int) -> None:

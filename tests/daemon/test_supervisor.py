@@ -174,6 +174,47 @@ async def test_one_that_ignores_everything_is_killed(
         os.kill(pid, 0)
 
 
+ABORTING = "import os, signal; signal.signal(signal.SIGTERM, lambda *_: (print('ouch'), os.abort())); "
+ON_ITS_OWN = "the learner was told to stop, and ended by signal"
+
+
+@pytest.mark.parametrize(
+    ("script", "ends"),
+    [
+        (ABORTING + "print('up'); signal.pause()", [f"{ON_ITS_OWN} 6 (Aborted)"]),
+        ("import signal; print('up'); signal.pause()", []),  # by the SIGTERM that it is sent
+        (STUBBORN, []),  # by the SIGKILL after it
+        (POLITE, []),
+    ],
+)
+async def test_one_that_ends_by_a_signal_it_was_not_sent_is_reported(
+    script: str, ends: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(supervisors, "TERM_S", 60.0 if script != STUBBORN else 0.05)
+    child = supervisor(script, Deaths())
+    child.start()
+    async with asyncio.timeout(60):
+        await until_said("up")
+        await child.stop(grace_s=0)
+    said = [record.getMessage() for record in caplog.records]
+    assert [line for line in said if line.startswith(ON_ITS_OWN)] == ends
+    assert ("learner: ouch" in said) == bool(ends), "its last words are in the log"
+
+
+async def test_one_that_was_killed_for_its_silence_and_then_stopped_is_not_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    child = supervisor(STUBBORN, Deaths())
+    child.start()
+    async with asyncio.timeout(60):
+        await until_said("up")
+        child.kill()
+        await child.stop()
+    assert not [record for record in caplog.records if record.getMessage().startswith(ON_ITS_OWN)]
+
+
 async def test_stopping_what_never_started_is_fine() -> None:
     await supervisor("pass", Deaths()).stop()
 

@@ -9,7 +9,15 @@ from lan.bridge import Switch, Wired
 from lan.watching import sessions
 from peer.learner.checkpoint import unpack
 
-NEVER_LOGGED = ("Traceback", "Fatal Python error", "sent something that was refused", "is damaged")
+NEVER_LOGGED = (
+    "Traceback",
+    "Fatal Python error",
+    "terminate called",  # by C++, before it aborts
+    "Aborted",
+    "was told to stop, and ended by signal",  # a learner
+    "sent something that was refused",
+    "is damaged",
+)
 PASSAGE = 40  # lines, when one of these is found
 
 
