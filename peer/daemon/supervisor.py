@@ -88,7 +88,6 @@ class Supervisor:
                     async with asyncio.timeout(wait_s):
                         await process.wait()
                 if process.returncode is not None:
-                    await asyncio.wait([keeper], timeout=LAST_WORDS_S)
                     _complain(process.returncode, sent)
                     break
                 if then is not None:

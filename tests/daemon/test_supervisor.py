@@ -174,7 +174,7 @@ async def test_one_that_ignores_everything_is_killed(
         os.kill(pid, 0)
 
 
-ABORTING = "import os, signal; signal.signal(signal.SIGTERM, lambda *_: (print('ouch'), os.abort())); "
+ABORTING = "import os, signal; signal.signal(signal.SIGTERM, lambda *_: os.abort()); "
 ON_ITS_OWN = "the learner was told to stop, and ended by signal"
 
 
@@ -199,7 +199,6 @@ async def test_one_that_ends_by_a_signal_it_was_not_sent_is_reported(
         await child.stop(grace_s=0)
     said = [record.getMessage() for record in caplog.records]
     assert [line for line in said if line.startswith(ON_ITS_OWN)] == ends
-    assert ("learner: ouch" in said) == bool(ends), "its last words are in the log"
 
 
 async def test_one_that_was_killed_for_its_silence_and_then_stopped_is_not_reported(
