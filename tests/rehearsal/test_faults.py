@@ -95,6 +95,35 @@ def test_a_story_notices_a_model_that_goes_back_towards_the_initial_one() -> Non
             story.check_start()
 
 
+def test_a_story_notices_models_that_go_back_a_little_at_a_time() -> None:
+    story = Story(WHOLE[1], 4)
+    together(story.r, 4)
+    for _ in range(10):
+        story.pass_time(WAY_S)
+    story.loses, story.r._train = False, still
+    with pytest.raises(AssertionError, match="all once"):
+        for _ in range(10):
+            for device in story.r.alive():
+                model = device.exchange.algorithm.estimate()
+                model.copy_(FAR + 0.96 * (model - FAR))
+            story.pass_time(WAY_S)
+
+
+def test_a_story_notices_a_mean_that_goes_back_when_somebody_goes() -> None:
+    story = Story(WHOLE[1], 4)
+    together(story.r, 4)
+    for _ in range(4):
+        story.pass_time(WAY_S)
+    story.loses = False
+    story.r.crash(name(3))
+    for device in story.r.alive():
+        model = device.exchange.algorithm.estimate()
+        model.copy_(FAR + 0.89 * (model - FAR))
+    story.far = [far._replace(mix=0.0) for far in story.far]
+    with pytest.raises(AssertionError, match="mean model: from"):
+        story.check_start()
+
+
 @pytest.mark.parametrize(
     ("points", "distance"),
     [
