@@ -129,6 +129,18 @@ def test_without_a_checkpoint_it_says_so(picture: Callable[[DeviceStatus], str])
 
 
 @pytest.mark.parametrize("picture", [view.plain, drawn])
+@pytest.mark.parametrize(
+    ("rounds", "line"),
+    [(None, ""), (0, ""), (1, "1 round closed alone"), (1234, "1234 rounds closed alone")],
+)
+def test_rounds_without_any_neighbor_are_a_line_of_their_own(
+    rounds: int | None, line: str, picture: Callable[[DeviceStatus], str]
+) -> None:
+    seen = picture(replace(STATUS, sessions=(replace(HOME, rounds_alone=rounds),)))
+    assert [text.strip() for text in seen.splitlines() if "alone" in text] == ([line] if line else [])
+
+
+@pytest.mark.parametrize("picture", [view.plain, drawn])
 def test_words_of_others_cannot_drive_the_terminal(picture: Callable[[DeviceStatus], str]) -> None:
     evil = "\x1b[2Jpi\r\n\u202e[red]x[/red]\x07"
     session = SessionStatus(
