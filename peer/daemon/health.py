@@ -255,16 +255,33 @@ def _rounds(session: SessionDriver) -> Iterator[str]:
     if node is None or node.phase != "training" or node.rounds.alone < ALONE_ROUNDS:
         return
     known = [r for r in node.members.members() if r.peer != node.me]
-    others = [
-        r for r in known if r.state not in ("left", "paused") and (r.state, r.phase) != ("alive", "idle")
-    ]
-    if others:  # those who left or paused, or are there without a learner, said so, and are not missed
+    gone, resting = [r for r in known if _has_gone(r)], [r for r in known if _rests(r)]
+    missed = len(known) - len(gone) - len(resting)
+    if missed:  # the others said so, and are not missed
         yield (
-            f"the last {node.rounds.alone} rounds were closed alone: none of {len(others)} other device(s) "
-            "was heard in time; are they on, and is the network up?"
+            f"the last {node.rounds.alone} rounds were closed alone: none of {missed} other device(s) was "
+            "heard in time; are they on, and is the network up?"
+        )
+    elif gone and not resting:  # who is there and rests comes back by itself
+        yield (
+            f"the last {node.rounds.alone} rounds were closed alone: all {len(gone)} other device(s) have "
+            "left, paused or finished; this one trains on by itself until one is back. Start one again, or "
+            f"end it here with 'peerd leave {session.name}'"
         )
     elif node.company and not known:  # whoever is dead or has left for a day is forgotten, the session is not
         yield (
             f"the last {node.rounds.alone} rounds were closed alone: nobody else of this session was there "
             "for a day; are the others on, and is the network up?"
         )
+
+
+def _has_gone(record: Record) -> bool:
+    """Has it said goodbye, or is it about to?"""
+    return record.state in ("left", "paused") or (
+        record.state == "alive" and record.phase in ("leaving", "finished")
+    )
+
+
+def _rests(record: Record) -> bool:
+    """Is it there without a learner, as in its quiet hours?"""
+    return (record.state, record.phase) == ("alive", "idle")

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,6 +19,7 @@ from peer.daemon.session import SessionDriver
 from peer.errors import NobodyFoundError
 from peer.events import (
     Closed,
+    Effect,
     FrameHeard,
     Held,
     Holds,
@@ -37,7 +39,7 @@ from peer.events import (
 )
 from peer.keys import format_key, new_key
 from peer.mesh.discovery import Sighting
-from peer.mesh.node import Node
+from peer.mesh.node import Node, NodeEvent
 from peer.mesh.terms import Terms
 
 PEER, OTHER = "p-" + 26 * "a", "p-" + 26 * "b"
@@ -219,23 +221,125 @@ def test_time_for_which_the_whole_device_stood_still_is_nobodys(first: Tick | To
     assert node.rounds.pace.patience._round_s == pytest.approx(1.0)
 
 
-async def test_rounds_closed_alone_are_said_after_three(home: Callable[[str], Home]) -> None:
+class Round(NamedTuple):
+    """What status says when this device has closed a round. silent: nobody was heard in it."""
+
+    silent: bool
+    alone: int | None
+    state: str
+    said: list[str]
+
+
+def closing(driver: SessionDriver, monkeypatch: pytest.MonkeyPatch) -> list[Round]:
+    """The rounds that are closed from now on."""
+    node, closed = driver.node, list[Round]()
+    assert node is not None
+    handle = node.handle
+
+    def handled(event: NodeEvent, at: float) -> list[Effect]:
+        open_key = node.key if node.rounds.is_open else None
+        effects = handle(event, at)
+        if isinstance(event, Closed) and event.key == open_key:
+            status = driver.status()
+            said = [s for s in health.of_session(driver, at) if "closed alone" in s]
+            closed.append(Round(not event.heard, status.rounds_alone, status.state, said))
+        return effects
+
+    monkeypatch.setattr(node, "handle", handled)
+    return closed
+
+
+def check_counted(closed: list[Round], total: int | None, words: str) -> None:
+    """Each round closed alone adds one to the total, and from three in a row on it is said."""
+    assert total is not None
+    row = 0
+    for silent, alone, state, said in closed:
+        row, total = (row + 1, total + 1) if silent else (0, total)
+        assert alone == total
+        if row < 3:
+            assert said == []
+        else:
+            [sentence] = said
+            assert sentence.startswith(f"home: the last {row} rounds were closed alone: {words}")
+            assert state == "alone"
+
+
+async def test_rounds_closed_alone_are_counted_and_said_after_three(
+    home: Callable[[str], Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other's learner stands still for a while."""
     async with asyncio.timeout(PATIENCE_S):
         a, _, first, second = await pair(home)
         await asyncio.gather(first.until(3), second.until(3))
-    driver = a.daemon.sessions["home"]
-    node = driver.node
-    assert node is not None
-    node.rounds.alone = health.ALONE_ROUNDS - 1
-    assert driver.state == "training" and said(a) == []
-    node.rounds.alone = health.ALONE_ROUNDS
-    assert driver.state == "alone"
-    [sentence] = said(a)
-    assert "the last 3 rounds were closed alone: none of 1 other device(s) was heard in time" in sentence
-    other = next(record for record in node.members.members() if record.peer != node.me)
-    node.members._forget(other.peer)  # as of the dead and of those who have left, after a day
-    [sentence] = said(a)
+        driver = a.daemon.sessions["home"]
+        node = driver.node
+        assert node is not None
+        await until(driver, lambda: node.rounds.alone == 0)
+        before, closed = driver.status().rounds_alone, closing(driver, monkeypatch)
+        second.freeze()
+        await until(driver, lambda: len(closed) >= 5 and all(round_.silent for round_ in closed[-5:]))
+        assert before is not None
+        assert a.daemon.status("home").sessions[0].rounds_alone == closed[-1].alone >= before + 5
+        assert len(said(a)) == 1
+        second.thaw()
+        await until(driver, lambda: not closed[-1].silent)
+        assert said(a) == []
+        assert driver.state == "training"
+    check_counted(closed, before, "none of 1 other device(s) was heard in time; are they on,")
+
+
+async def test_rounds_that_an_earlier_node_of_the_session_closed_alone_stay_counted(
+    home: Callable[[str], Home],
+) -> None:
+    """Another takes its place with another learner."""
+    _, driver = await founded(home)
+    node = training()
+    for at in (0.1, 0.2):
+        node.handle(Closed(node.key, (), 1.0), at)
+    driver.figures.node_ends(node)
+    assert driver.status().rounds_alone == 2
+
+
+async def test_that_nobody_was_there_for_a_day_is_said(home: Callable[[str], Home]) -> None:
+    """Of the dead and of those who have left nothing is known any more."""
+    async with asyncio.timeout(PATIENCE_S):
+        a, _, first, second = await pair(home)
+        await asyncio.gather(first.until(3), second.until(3))
+        driver = a.daemon.sessions["home"]
+        node = driver.node
+        assert node is not None
+        second.freeze()
+        await until(driver, lambda: node.rounds.alone >= 3)
+        other = next(record for record in node.members.members() if record.peer != node.me)
+        node.members._forget(other.peer)
+        [sentence] = said(a)
+        driver.feed(Met(other))
+        second.thaw()
     assert "nobody else of this session was there for a day" in sentence
+
+
+@pytest.mark.parametrize("goes", ["leaves", "is stopped"])
+async def test_who_trains_on_alone_because_the_others_have_gone_is_told_so(
+    goes: str, home: Callable[[str], Home], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They said goodbye and are not missed, and yet its model is nobody else's any more."""
+    async with asyncio.timeout(PATIENCE_S):
+        a, b, first, second = await pair(home)
+        await asyncio.gather(first.until(3), second.until(3))
+        driver = a.daemon.sessions["home"]
+        node = driver.node
+        assert node is not None
+        await until(driver, lambda: node.rounds.alone == 0)
+        before, closed = driver.status().rounds_alone, closing(driver, monkeypatch)
+        await (b.daemon.leave("home", forget=False) if goes == "leaves" else b.daemon.stop())
+        await until(driver, lambda: len(closed) >= 5 and all(round_.silent for round_ in closed[-5:]))
+        [record] = [record for record in node.members.members() if record.peer != node.me]
+        assert record.state == ("left" if goes == "leaves" else "paused")
+        [sentence] = said(a)
+    assert "'peerd leave home'" in sentence
+    check_counted(
+        closed, before, "all 1 other device(s) have left, paused or finished; this one trains on by"
+    )
 
 
 async def test_a_budget_that_does_not_do_is_said_with_what_would(home: Callable[[str], Home]) -> None:
