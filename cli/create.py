@@ -114,6 +114,8 @@ def describe(name: str, task: TaskChoice, arguments: dict[str, Any]) -> Descript
     catalogue.check_pace(algorithm, arguments["pace"])
     options = catalogue.resolve_options(algorithm, task.name, arguments["pairs"])
     catalogue.check_schedule(options, arguments["rounds"])
+    momentum = catalogue.momentum_of(algorithm, arguments["momentum"])
+    catalogue.check_optimizer(options, momentum)
     preset = entry.presets.get(options.get("algorithm.preset", ""))
     compression = arguments["compression"] or (preset.compression if preset else "")
     catalogue.compression_of(algorithm, compression)
@@ -130,7 +132,7 @@ def describe(name: str, task: TaskChoice, arguments: dict[str, Any]) -> Descript
         local_steps=arguments["local_steps"] or usual_steps,
         compression=compression,
         topology=topology,
-        momentum=catalogue.momentum_of(algorithm, arguments["momentum"]),
+        momentum=momentum,
         **{key: arguments[key] for key in ("rounds", "pace", "lr", "batch", "seed")},
     )
     try:

@@ -133,6 +133,15 @@ def momentum_of(algorithm_name: str, asked: float | None) -> float | None:
     return 0.0
 
 
+def check_optimizer(options: Mapping[str, str], momentum: float | None) -> None:
+    """Raises UsageError for Nesterov's way of momentum without any. momentum: as `momentum_of` gives it."""
+    if options.get("task.optimizer") == "nesterov" and momentum == 0:
+        raise UsageError(
+            "option optimizer=nesterov needs a momentum above 0, and there is none: give --momentum, or "
+            "leave the option out"
+        )
+
+
 def compression_of(algorithm_name: str, text: str) -> Compression:
     """The compression an algorithm is to work with; "" is its default. Raises UsageError if it cannot."""
     entry = algorithm(algorithm_name)

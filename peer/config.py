@@ -88,7 +88,7 @@ class Descriptor:
             catalogue.check_topology(self.topology, self.algorithm)
             catalogue.check_pace(self.algorithm, self.pace)
             catalogue.compression_of(self.algorithm, self.compression)
-            catalogue.momentum_of(self.algorithm, self.momentum)
+            catalogue.check_optimizer(self.options, catalogue.momentum_of(self.algorithm, self.momentum))
             if self.task != "file":
                 catalogue.task(self.task)
             pairs = [f"{key}={value}" for key, value in self.options.items()]

@@ -343,6 +343,14 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
     )
 }
 
+# of all tasks that come with peerd: what makes their local steps (peer/learner/task.py)
+OPTIMIZERS = ("sgd", "nesterov", "adam")
+_STEPS = {
+    "optimizer": Option(
+        "sgd", "with --momentum; nesterov: looking ahead by it; adam: its first beta", choices=OPTIMIZERS
+    )
+}
+
 # of tasks that tell classes apart (peer/tasks/labels.py, batches.py)
 _CLASSES = {
     "logit-adjustment": Option(
@@ -363,7 +371,7 @@ TASKS: dict[str, TaskEntry] = {
             "spoken-digits",
             "ten spoken digits by six speakers; the data comes with peerd",
             shards=frozenset({"part", "dirichlet", "natural", "speaker"}),
-            options=_CLASSES,
+            options={**_CLASSES, **_STEPS},
             speakers=SPEAKERS,
         ),
         TaskEntry(
@@ -373,6 +381,7 @@ TASKS: dict[str, TaskEntry] = {
             options={
                 "dim": Option("1000", "number of parameters", least=1, most=1e8, whole=True),
                 "noise": Option("0", "deviation of the gradients' noise", most=1e6),
+                **_STEPS,
             },
         ),
         TaskEntry(
@@ -382,6 +391,7 @@ TASKS: dict[str, TaskEntry] = {
             options={
                 "model": Option("cnn", "54,314 parameters, or 101,770", choices=("cnn", "mlp")),
                 **_CLASSES,
+                **_STEPS,
             },
         ),
         TaskEntry(
@@ -391,6 +401,7 @@ TASKS: dict[str, TaskEntry] = {
             options={
                 "model": Option("gru", "which kind of model", choices=("gru", "transformer")),
                 "context": Option("64", "bytes it looks back", least=8, most=1024, whole=True),
+                **_STEPS,
             },
         ),
         TaskEntry(

@@ -39,6 +39,7 @@ BUILT_IN = {
 MOMENTUM = 0.9  # sparse_push_experiments: every accuracy there was measured with it
 BATCH = 32  # as above
 LR = 0.02  # FSDD rows there: the rate at which the longest run was best
+ADAM_LR = 0.001  # Kingma and Ba 2015, algorithm 1; the tasks' own rates are for SGD
 PARAMETERS = {
     "model": 0,
     "batches": 2,
@@ -90,12 +91,20 @@ class Task(Protocol):
         """Named figures of `model`; may be empty."""
 
 
-def plain_sgd(
+def optimizer_of(
     parameters: Iterable[nn.Parameter], settings: Settings, lr: float = LR, momentum: float = MOMENTUM
 ) -> torch.optim.Optimizer:
-    """SGD with momentum, at the session's rate and momentum or these defaults."""
-    momentum = momentum if settings.momentum is None else settings.momentum
-    return torch.optim.SGD(parameters, lr=settings.lr or lr, momentum=momentum)
+    """What the option `optimizer` says, at the session's rate and momentum or these defaults: SGD with heavy
+    ball momentum, with Nesterov's (Sutskever et al. 2013), or Adam with the momentum as its first beta. The
+    latter two have one in any task."""
+    kind = settings.option("optimizer", "sgd")
+    if settings.momentum is not None:
+        momentum = settings.momentum
+    elif kind != "sgd":
+        momentum = MOMENTUM
+    if kind == "adam":
+        return torch.optim.Adam(parameters, lr=settings.lr or ADAM_LR, betas=(momentum, 0.999))
+    return torch.optim.SGD(parameters, lr=settings.lr or lr, momentum=momentum, nesterov=kind == "nesterov")
 
 
 def load_task(name: str, settings: Settings, file: Path | None = None) -> Task:
@@ -167,7 +176,7 @@ class FileTask:
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         if "optimizer" not in self._functions:
-            return plain_sgd(parameters, self._settings)
+            return optimizer_of(parameters, self._settings)
         made = self._call("optimizer", parameters)
         if not isinstance(made, torch.optim.Optimizer):
             raise self._wrong("optimizer", "a torch.optim.Optimizer", made)

@@ -22,7 +22,7 @@ from torch.nn import functional
 from peer.catalogue import TASKS
 from peer.errors import DataError, UsageError
 from peer.grammar import parse_shard
-from peer.learner.task import BATCH, Settings, plain_sgd
+from peer.learner.task import BATCH, Settings, optimizer_of
 
 SYMBOLS = 256
 TEST_PART = 10  # one in so many
@@ -151,7 +151,7 @@ class Characters:
         return functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return plain_sgd(parameters, self._settings, LR)
+        return optimizer_of(parameters, self._settings, LR)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

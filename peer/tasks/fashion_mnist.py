@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from peer.catalogue import TASKS, check_shard
 from peer.errors import DataError, UsageError
-from peer.learner.task import BATCH, Settings, plain_sgd
+from peer.learner.task import BATCH, Settings, optimizer_of
 from peer.tasks.batches import Batch, held_out, shuffled
 from peer.tasks.idx import read_idx
 from peer.tasks.labels import Adjusted
@@ -135,7 +135,7 @@ class FashionMnist:
         return self._cross_entropy.loss(model(pictures), kinds)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return plain_sgd(parameters, self._settings, LR, MOMENTUM)
+        return optimizer_of(parameters, self._settings, LR, MOMENTUM)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from peer.catalogue import TASKS
 from peer.errors import DataError
-from peer.learner.task import Settings, plain_sgd
+from peer.learner.task import Settings, optimizer_of
 
 LR = 0.1  # with momentum 0.9 about 1 % of the way is left after 50 steps (guess, then tried)
 
@@ -70,7 +70,7 @@ class Quadratic:
         return (model.x - batch).square().sum() / 2
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return plain_sgd(parameters, self._settings, LR)
+        return optimizer_of(parameters, self._settings, LR)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from peer.errors import DataError
-from peer.learner.task import BATCH, Settings, plain_sgd
+from peer.learner.task import BATCH, Settings, optimizer_of
 from peer.tasks.batches import Batch, held_out, shuffled
 from peer.tasks.labels import Adjusted
 from peer.tasks.shards import select
@@ -97,7 +97,7 @@ class SpokenDigits:
         return self._cross_entropy.loss(model(features), digits)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return plain_sgd(parameters, self._settings)
+        return optimizer_of(parameters, self._settings)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
