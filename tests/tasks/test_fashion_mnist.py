@@ -1,11 +1,9 @@
 """The fashion-mnist task on files of the official format that these tests write themselves."""
 
-import gzip
 import random
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,9 +11,9 @@ from peer.errors import DataError
 from peer.learner.flat import FlatModel
 from peer.learner.task import Settings, Task, load_task, seeded_model
 from peer.tasks.fashion_mnist import features, load_pictures
+from tasks.clothes import TEST, TRAIN, idx, write_clothes
 
 CPU = torch.device("cpu")
-TRAIN, TEST = 400, 100
 
 
 @pytest.fixture(autouse=True)
@@ -23,21 +21,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def idx(path: Path, shape: tuple[int, ...], body: bytes, magic: int | None = None) -> None:
-    head = [0x801 + len(shape) - 1 if magic is None else magic, *shape]
-    path.write_bytes(gzip.compress(b"".join(number.to_bytes(4, "big") for number in head) + body))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures of kind k have a bright bar across the middle of row 2k, and noise."""
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", TRAIN), ("t10k", TEST)):
-        kinds = (rng.permutation(count) % 10).astype(np.uint8)
-        pictures = rng.integers(0, 128, (count, 28, 28), dtype=np.uint8)
-        pictures[np.arange(count), 2 * kinds + 4, 6:22] = 255
-        idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", (count, 28, 28), pictures.tobytes())
-        idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", (count,), kinds.tobytes())
+    write_clothes(tmp_path)
     return tmp_path
 
 
