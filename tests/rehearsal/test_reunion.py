@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from peer import catalogue
 from peer.algorithms import make
 from peer.compression.bodies import Layout
-from peer.events import Reunion, Told
+from peer.events import Generation, Reunion, Told
 from peer.learner.exchange import Exchange
 from peer.mesh.terms import Terms
 from peer.rehearsal.driver import Rehearsal
@@ -20,7 +21,7 @@ PEERS = [f"p{i}" for i in range(8)]
 HERE, THERE = set(PEERS[:4]), set(PEERS[4:])
 
 
-def home(pulls: dict[str, float], algorithm: str = "sgp") -> Rehearsal:
+def home(pulls: dict[str, float], algorithm: str = "sgp", topology: str = "exponential") -> Rehearsal:
     """Devices whose models are pulled towards (pull, pull, …); all begin at 1."""
     initial = torch.ones(6, dtype=torch.float64)
 
@@ -28,9 +29,10 @@ def home(pulls: dict[str, float], algorithm: str = "sgp") -> Rehearsal:
         return Exchange(make(algorithm, {}, LAYOUT, torch.float64), LAYOUT, initial, resume=resume)
 
     def train(peer: str, z: Tensor, round_: int) -> Tensor:
-        return -0.1 * (z - pulls[peer])
+        return -0.1 * r.devices[peer].exchange.algorithm.lr_scale * (z - pulls[peer])
 
-    r = Rehearsal(Terms("exponential", 0), make_exchange, train)
+    terms = Terms(topology, 0, graph=catalogue.algorithm(algorithm).graph)
+    r = Rehearsal(terms, make_exchange, train)
     r.add("p0", founder=True)
     for peer in PEERS[1:]:
         r.run(0.3)
@@ -40,12 +42,13 @@ def home(pulls: dict[str, float], algorithm: str = "sgp") -> Rehearsal:
     return r
 
 
-def part(r: Rehearsal, seconds: float) -> None:
-    r.network.partition([HERE, THERE])
+def part(r: Rehearsal, seconds: float, here: set[str] = HERE) -> None:
+    there = set(PEERS) - here
+    r.network.partition([here, there])
     r.run(seconds)
     r.network.heal()
-    assert all(set(r.devices[p].node.members.view()) == HERE for p in HERE)
-    assert all(set(r.devices[p].node.members.view()) == THERE for p in THERE)
+    assert all(set(r.devices[p].node.members.view()) == here for p in here)
+    assert all(set(r.devices[p].node.members.view()) == there for p in there)
 
 
 def said(r: Rehearsal, text: str) -> set[str]:
@@ -85,6 +88,59 @@ def test_a_half_whose_model_does_not_mix_takes_the_other_ones_and_injects_nothin
     r.run(60.0)
     assert all(d.node.phase == "training" and len(d.node.members.view()) == 8 for d in r.alive())
     assert 0 < r.mass()[1] <= kept + 0.5
+
+
+AGREED = [("relay-sum", "double-tree", 4), ("relay-sum", "binary-tree", 2), ("d-psgd", "ring", 3)]
+
+
+def generations(r: Rehearsal, peers: set[str]) -> set[Generation | None]:
+    known = [r.devices[peer].node.generations for peer in peers]
+    return {generations.current for generations in known if generations is not None}
+
+
+@pytest.mark.parametrize(("algorithm", "topology", "first"), AGREED)
+def test_on_an_agreed_graph_a_half_whose_model_does_not_mix_has_the_others_and_nothing_of_its_own(
+    algorithm: str, topology: str, first: int
+) -> None:
+    """The half of fewer devices has done less work; of equal halves it is that without the lowest id."""
+    here, there = set(PEERS[:first]), set(PEERS[first:])
+    yields, stays = (here, there) if first < 4 else (there, here)
+    r = home(dict.fromkeys(stays, 1.0) | dict.fromkeys(yields, 30.0), algorithm, topology)
+    part(r, 60.0, here)
+    assert min(float(r.devices[p].exchange.estimate().min()) for p in yields) > 25
+    kept = torch.stack([r.devices[p].exchange.estimate() for p in sorted(stays)])
+    r._train = stories.still
+    parted = generations(r, here), generations(r, there)
+    assert [len(half) for half in parted] == [1, 1] and parted[0] != parted[1]
+    r.run(25.0, until=lambda: bool(said(r, STARTS_OVER)))
+    assert (generations(r, here), generations(r, there)) == parted, "nobody mixes before the verdict"
+    r.run(40.0)
+    assert said(r, STARTS_OVER) == yields
+    assert {p: r.devices[p].lives for p in PEERS} == dict.fromkeys(stays, 1) | dict.fromkeys(yields, 2)
+    assert not said(r, TOGETHER)
+    [agreed] = generations(r, set(PEERS))
+    assert agreed is not None and set(agreed.view) == set(PEERS)
+    models = torch.stack([d.exchange.estimate() for d in r.alive()])
+    assert float((models - kept.mean(0)).abs().max()) <= float((kept - kept.mean(0)).abs().max()) + 1e-9
+
+
+@pytest.mark.parametrize(("algorithm", "topology", "first"), AGREED)
+def test_on_an_agreed_graph_halves_whose_models_are_near_mix_and_nobody_starts_over(
+    algorithm: str, topology: str, first: int
+) -> None:
+    here, there = set(PEERS[:first]), set(PEERS[first:])
+    r = home(dict.fromkeys(here, 1.0) | dict.fromkeys(there, 1.3), algorithm, topology)
+    part(r, 60.0, here)
+    kept = torch.stack([r.devices[p].exchange.estimate() for p in PEERS])
+    assert float(kept[first:].min() - kept[:first].max()) > 0.2
+    r._train = stories.still
+    r.run(60.0)
+    assert said(r, TOGETHER) == set(PEERS) and said(r, STARTS_OVER) == set()
+    assert {d.lives for d in r.alive()} == {1}
+    [agreed] = generations(r, set(PEERS))
+    assert agreed is not None and set(agreed.view) == set(PEERS)
+    models = torch.stack([d.exchange.estimate() for d in r.alive()])
+    torch.testing.assert_close(models, kept.mean(0).expand(8, -1), rtol=0, atol=0.01)
 
 
 def test_who_only_slept_is_trained_with_at_once() -> None:
