@@ -69,6 +69,20 @@ def test_a_learner_trains_without_it(tmp_path: Path) -> None:
     assert printed(LEARNER, str(tmp_path), before="") == ["0", "True", "False"]
 
 
+def test_a_learner_looks_for_garbage_once_its_imports_are_done() -> None:
+    code = """
+import gc, runpy, sys
+sys.argv = ["learner"]
+counts = []
+gc.callbacks.append(lambda phase, _: counts.append(phase))
+try:
+    runpy.run_module("peer.learner", run_name="__main__")
+except SystemExit:
+    print(gc.isenabled(), gc.get_freeze_count() > 50_000, counts.count("start") < 10)
+"""
+    assert printed(code, before="") == ["True"] * 3
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop"])
 def test_no_optimizer_loads_it(optimizer: str) -> None:
     code = f"""
