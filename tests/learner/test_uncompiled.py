@@ -83,13 +83,13 @@ except SystemExit:
     assert printed(code, before="") == ["True"] * 3
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop"])
-def test_no_optimizer_loads_it(optimizer: str) -> None:
-    code = f"""
-losses = trained(lambda p: torch.optim.{optimizer}(p, lr=0.05))
-print(losses[-1] < losses[0], loaded())
+def test_no_optimizer_loads_it() -> None:
+    code = """
+for name in ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop"):
+    losses = trained(lambda p: getattr(torch.optim, name)(p, lr=0.05))
+    print(losses[-1] < losses[0], loaded())
 """
-    assert printed(code) == ["True", "False"]
+    assert printed(code) == ["True", "False"] * 5
 
 
 def test_steps_are_the_same_with_it() -> None:
