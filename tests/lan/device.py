@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -175,6 +176,7 @@ class Network:
             trap = f"raise SystemExit('{name}.py of the current folder was imported')\n"
             (self.folder / f"{name}.py").write_text(trap)
         self.devices: dict[str, Device] = {}
+        self._checks: list[Callable[[], None]] = []
 
     def add(self, name: str) -> Device:
         self.devices[name] = Device(name, self.folder, self.namespace, self._script)
@@ -202,6 +204,8 @@ class Network:
         ends = {os.pidfd_open(pid): name for name, pid in running.items()}
         try:
             while True:
+                for check in self._checks:
+                    check()
                 if seen := look():
                     return seen
                 assert time.monotonic() < deadline, f"not seen within {timeout_s:.0f} s: {what}"
@@ -210,6 +214,15 @@ class Network:
         finally:
             for descriptor in ends:
                 os.close(descriptor)
+
+    @contextmanager
+    def throughout(self, check: Callable[[], None]) -> Iterator[None]:
+        """In here every look of `wait` checks this first; it raises AssertionError where it does not hold."""
+        self._checks.append(check)
+        try:
+            yield
+        finally:
+            self._checks.remove(check)
 
     def close(self) -> None:
         self.namespace.close()

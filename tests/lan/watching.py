@@ -5,6 +5,7 @@ A device may be in several sessions: what is asked of devices is asked of all th
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,18 +13,35 @@ from pathlib import Path
 
 from lan.bridge import Switch, Wired
 from lan.device import PATIENCE_S, Json
+from peer.learner.loop import EVALUATE_EVERY
 
 NAME = "home"
 TASK = Path(__file__).with_name("paced.py")
 PORT = 7700  # of the founder
 STEPS = ("--local-steps", "2")  # a round takes a third of a second
 NO_WORSE, NOISE = 1.2, 0.1  # reliability note, section f, row 5; of the metric: training begins at 1.1
+RATE, SLOW_RATE = "lr=0.05", "lr=0.02"  # at the slow one who is reset takes 23 rounds to what a half knows
+SHOWN = EVALUATE_EVERY + 1  # rounds, after which each device's figure is a new one
 MASS = 1e-6  # single precision, summed over some hundred rounds
 
 
 def begin(lan: Switch, count: int, *terms: str, task: Path = TASK) -> list[Wired]:
     """So many devices in one session, all of them training."""
     return begin_all(lan, count, {NAME: terms}, task)
+
+
+def varied(lan: Switch, name: str, was: str, now: str) -> Path:
+    """The task with one line another."""
+    task, text = lan.folder / f"{name}.py", TASK.read_text()
+    assert text.count(was) == 1, f"{TASK} does not have '{was}' once"
+    task.write_text(text.replace(was, now))
+    return task
+
+
+def slow(lan: Switch) -> Path:
+    """The task at a rate at which who has lost a model is seen to have lost it: figures are from every eighth
+    round."""
+    return varied(lan, "slow", RATE, SLOW_RATE)
 
 
 def begin_all(lan: Switch, count: int, terms: Mapping[str, Sequence[str]], task: Path = TASK) -> list[Wired]:
@@ -47,11 +65,12 @@ def key_of(device: Wired, name: str = NAME) -> str:
     return device.ok("key", name).out.split()[-1]
 
 
-def sessions(devices: Iterable[Wired]) -> list[Json]:
+def sessions(devices: Iterable[Wired], name: str | None = None) -> list[Json]:
+    """Of this name, or all that they are in."""
     seen = []
     for device in devices:
-        of_this = device.status()["sessions"]
-        assert of_this, f"{device.name} is in no session"
+        of_this = [s for s in device.status()["sessions"] if name in (None, s["name"])]
+        assert of_this, f"{device.name} is in no session {name or ''}"
         seen += of_this
     return seen
 
@@ -123,28 +142,44 @@ def well(devices: Sequence[Wired], *, left: bool = False) -> None:
             assert {peer for peer, _ in rows} <= {other.peer for other in devices}
 
 
-def distances(devices: Iterable[Wired]) -> list[float]:
+def distances(devices: Iterable[Wired], name: str | None = None) -> list[float]:
     """The metric on each device; infinite where it is not known yet."""
-    return [s["metrics"].get("distance", float("inf")) for s in sessions(devices)]
+    return [s["metrics"].get("distance", float("inf")) for s in sessions(devices, name)]
 
 
-def as_good_as(known: float, devices: Iterable[Wired]) -> bool:
+def as_good_as(known: float, devices: Iterable[Wired], name: str | None = None) -> bool:
     """Does each of these know what was known to somebody, or more?"""
-    return max(distances(devices)) <= max(NO_WORSE * known, NOISE)
+    return max(distances(devices, name)) <= no_worse_than(known)
 
 
-def weight_between_rounds(devices: Sequence[Wired]) -> float | None:
+def no_worse_than(known: float) -> float:
+    return max(NO_WORSE * known, NOISE)
+
+
+def none_worse(known: float, devices: Sequence[Wired]) -> None:
+    """Each of these, if it shows a figure, knows what was known to somebody: for `Switch.throughout`."""
+    for device in devices:
+        for far in filter(math.isfinite, distances([device])):
+            assert far <= no_worse_than(known), f"{device.name} is {far:.3f} away, and {known:.3f} was known"
+
+
+def weight_between_rounds(devices: Sequence[Wired], name: str | None = None) -> float | None:
     """Sum of push-sum weights, when all have just closed the same round; what came late is not in it."""
-    before, after = sessions(devices), sessions(devices)
+    before, after = sessions(devices, name), sessions(devices, name)
     weights = [s["weight"] for s in after]
     if len({s["round"] for s in (*before, *after)}) != 1 or None in weights:
         return None
     return float(sum(weights))
 
 
-def comes_to(devices: Sequence[Wired], weight: float) -> bool:
-    total = weight_between_rounds(devices)
+def comes_to(devices: Sequence[Wired], weight: float, name: str | None = None) -> bool:
+    total = weight_between_rounds(devices, name)
     return total is not None and abs(total - weight) < MASS
+
+
+def weighs(devices: Sequence[Wired]) -> bool:
+    """Does what each holds here have a weight? Where it has not, all agree on a graph, a generation."""
+    return all(session["generation"] is None for session in sessions(devices))
 
 
 def settled_weight(lan: Switch, devices: Sequence[Wired]) -> float:
@@ -160,6 +195,21 @@ def settled_weight(lan: Switch, devices: Sequence[Wired]) -> float:
         return last[0] if len(last) == 3 and max(last) - min(last) < MASS else None
 
     return lan.wait("no weight is in flight, three times", agreed)
+
+
+def whole(lan: Switch, devices: Sequence[Wired]) -> float | None:
+    """The weight of these, if it is one that has any."""
+    return settled_weight(lan, devices) if weighs(devices) else None
+
+
+def is_whole(lan: Switch, devices: Sequence[Wired], weight: float | None) -> None:
+    """Wait until these have all of it. Where there is none, until they are on one graph, and stay there."""
+    if weight is not None:
+        lan.wait(f"all of {weight} is there", lambda: comes_to(devices, weight))
+    else:
+        lan.wait("one generation", lambda: one_generation(devices))
+        rounds_later(lan, 3, devices)
+        assert one_generation(devices), "and they stay on it"
 
 
 class Logged:
