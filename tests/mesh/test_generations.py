@@ -15,8 +15,8 @@ LATE_S = module.TURN_S * module.TURNS  # the last in the view proposes so much l
 class Home:
     """Nodes that see a view and tell each other what they propose, at once or not at all."""
 
-    def __init__(self, peers, spec="binary-tree"):
-        self.now, self.told = 0.0, 0
+    def __init__(self, peers, spec="binary-tree", costs=None):
+        self.now, self.told, self.costs = 0.0, 0, costs or {}
         self.nodes = {peer: Generations(peer, spec, "tree") for peer in peers}
         self.groups = [set(peers)]
         for peer in peers:
@@ -36,7 +36,7 @@ class Home:
             self.now += step
             for group in self.groups:
                 for peer in sorted(group):
-                    proposed = self.nodes[peer].propose({}, self.now)
+                    proposed = self.nodes[peer].propose(self.costs, self.now)
                     if proposed is not None:
                         self.told += 1
                         for other in group - {peer}:
@@ -329,7 +329,7 @@ def test_a_cycle_in_the_parents_of_a_spanning_tree_is_refused():
     assert node.take(Generation(1, "x", ("a", "b", "c"), (0, 0, 1)), "x", 0.0)
 
 
-def test_a_spanning_tree_follows_the_costs_and_leaves_a_flapping_device_out_of_the_middle():
+def test_a_spanning_tree_follows_the_costs():
     costs = {"b": {"a": 0, "c": 0, "d": 0}}
     node = Generations("a", "spanning-tree", "tree")
     node.trains(0.0)
@@ -338,6 +338,32 @@ def test_a_spanning_tree_follows_the_costs_and_leaves_a_flapping_device_out_of_t
     assert proposed.parents == (0, 0, 1, 1)
     node.install()
     assert node.place().trees == (("b",),)
+
+
+def test_a_spanning_tree_has_no_flapping_device_in_the_middle_where_by_its_costs_it_would_be():
+    """The others' links are as the costs have them; when it stays it is in the middle again."""
+    order = {frozenset(pair): 1 for pair in ("ad", "de", "ce")} | {frozenset("b" + o): 0 for o in "acde"}
+    costs = {p: {o: order.get(frozenset(p + o), 2) for o in "abcde" if o != p} for p in "abcde"}
+    home = Home("abcde", "spanning-tree", costs)
+    home.run(20)
+    assert set(home.nodes["b"].place().out) == set("acde")
+    for _ in range(2):
+        home.look("acde")
+        home.run(STABLE_S + AGAIN_S + LATE_S)
+        home.look("abcde")
+        home.run(20)
+    assert len(home.numbers()) == 1
+    assert [sorted(set(home.nodes[peer].place().out) - {"b"}) for peer in "acde"] == [
+        ["d"], ["e"], ["a", "e"], ["c", "d"],
+    ]  # fmt: skip
+    while "b" in home.nodes["a"].flapping(home.now + 1):
+        assert home.nodes["a"].current.view == tuple("acdeb")
+        assert 4 not in home.nodes["a"].current.parents, "b is nobody's parent, not for a better tree either"
+        home.run(1)
+    assert home.now > module.FLAPPING_S
+    home.run(module.BETTER_S + AGAIN_S + LATE_S)
+    assert len(home.numbers()) == 1
+    assert set(home.nodes["b"].place().out) == set("acde")
 
 
 def test_one_that_only_this_node_still_sees_is_not_one_that_returns() -> None:
