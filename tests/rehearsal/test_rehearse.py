@@ -246,6 +246,28 @@ def test_faults_are_rehearsed_and_the_same_seed_replays_them(faults: str) -> Non
     assert first["metric"]["worst"] < 0.6  # alone, some 0.9 away
 
 
+FINAL = "--peers 8 --rounds 60 --local-steps 8 --lr 0.02 --momentum 0 --option noise=1 --final-rounds"
+
+
+@pytest.mark.parametrize("tree", ["binary-tree", "double-tree"])
+@pytest.mark.parametrize(
+    "faults",
+    ["--loss 5%", "--churn 25%/30", "--slow 2:3x", "--partition 10-40:half",
+     "--loss 3% --churn 25%/30 --partition 15-45:half --slow 1:2x"],
+)  # fmt: skip
+def test_whoever_relays_has_one_finite_model_in_the_end_whatever_fails(faults: str, tree: str) -> None:
+    words = f"--algorithm relay-sum --topology {tree} {FINAL} {faults}"
+    play = played(words, "--task quadratic --option dim=20")
+    found = report.figures(play, 1.0)
+    before = found["metric_before_final_rounds"]
+    assert len(play.final) == 8 and all(model.isfinite().all() for model in play.final.values())
+    assert before["worst"] - before["best"] > 1e-3
+    assert found["consensus_distance"] < 1e-6
+    assert found["metric"]["worst"] < 0.6  # alone, some 0.9 away
+    assert (found["messages_lost"] > 0) == ("loss" in faults or "partition" in faults)
+    assert found["generations"] > 1 or "churn" not in faults
+
+
 @pytest.mark.parametrize("faults", ["--churn 40%/40 --loss 2%", "--partition 10-40:half"])
 def test_weight_is_lost_with_crashes_alone(faults: str) -> None:
     for seed in range(4):
@@ -350,6 +372,23 @@ def test_when_nobody_gets_further_the_rehearsal_ends(monkeypatch: pytest.MonkeyP
     play.rehearsal._step_s = lambda peer: math.inf
     with pytest.raises(StuckError, match="no peer has closed a round for"):
         play.play()
+
+
+@pytest.mark.parametrize(
+    ("network", "links", "final"),
+    [("relay-sum --topology binary-tree", 63 * 2, 10), ("sgp --topology exponential", 64, 6)],
+)
+def test_64_peers_come_to_one_model_near_the_mean_minimizer(network: str, links: int, final: int) -> None:
+    """links: that carry a model in each round; final: rounds without local steps."""
+    play = played(f"--algorithm {network} --peers 64 --rounds 20 --lr 0.15 --warmup 5 --final-rounds")
+    found = report.figures(play, 1.0)
+    before = found["metric_before_final_rounds"]
+    assert len(play.final) == 64 and found["consensus_distance"] < 1e-6
+    assert before["worst"] - before["best"] > 1e-3
+    assert found["curve"][0][1] > 0.9 and found["metric"]["worst"] < 0.2
+    assert (found["generations"], found["rounds_alone"], found["messages_lost"]) == (1, 0, 0)
+    assert found["bytes"]["dense_per_peer"] == (20 + final) * links / 64 * 4 * 20
+    assert found["mass_error"] is None or found["mass_error"] < 1e-9
 
 
 # --- local steps -----------------------------------------------------------------------------------------
