@@ -1,6 +1,7 @@
 """What home networks do to four devices: another address, a lossy slow line, a firewall, no multicast.
 
-Told in order on one network: a test relies on the ones before it. The learners are paced (lan/paced.py).
+Told in order on one network: a test relies on the ones before it. Each device is in two sessions, one that
+shares weight out and one on a tree that all agree on. The learners are paced (lan/paced.py).
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import pytest
 
 from lan.bridge import Switch, Wired
+from lan.intact import clean_logs, finite
 from lan.watching import (
     NAME,
     PORT,
     TASK,
     as_good_as,
-    begin,
+    begin_all,
     comes_to,
     distances,
     during,
@@ -21,6 +23,7 @@ from lan.watching import (
     key_of,
     known_at,
     links,
+    one_generation,
     rounds,
     rounds_later,
     sessions,
@@ -30,12 +33,35 @@ from lan.watching import (
 pytestmark = [pytest.mark.lan]
 
 COUNT = 4
-SLOW_S = 30.0
+TREE = "tree"
+SLOW_S, SLOW_ROUNDS = 30.0, {NAME: 10, TREE: 3}  # on a tree they are whole models, 80 kB to each neighbor
+SESSIONS = {
+    NAME: ("--topology", "complete"),
+    TREE: ("--algorithm", "relay-sum", "--topology", "spanning-tree"),
+}
 
 
 @pytest.fixture(scope="module")
 def devices(lan: Switch) -> list[Wired]:
-    return begin(lan, COUNT, "--topology", "complete")
+    return begin_all(lan, COUNT, SESSIONS)
+
+
+def epoch(devices: list[Wired]) -> int:
+    """The latest of the trees that these are on."""
+    return max(session["generation"] or 0 for session in sessions(devices, TREE))
+
+
+def on_one_tree(lan: Switch, devices: list[Wired], *, after: int = 0) -> None:
+    """All are, one of a later epoch than this, and train on it, and nobody is blamed."""
+
+    def agreed() -> bool:
+        return one_generation(devices) and epoch(devices) > after
+
+    lan.wait("one generation", agreed)
+    rounds_later(lan, 3, devices)
+    assert agreed(), "and they stay on it"
+    finite(devices)
+    clean_logs(lan)
 
 
 def test_another_address_is_noticed_by_everybody(lan: Switch, devices: list[Wired]) -> None:
@@ -52,7 +78,8 @@ def test_another_address_is_noticed_by_everybody(lan: Switch, devices: list[Wire
     rounds_later(lan, 5, devices)
     assert found()
     assert everyone_trains(devices), "one entry for it, and not two"
-    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
+    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0, NAME))
+    on_one_tree(lan, devices)
 
 
 def test_on_a_lossy_slow_line_nobody_is_taken_for_dead(lan: Switch, devices: list[Wired]) -> None:
@@ -68,27 +95,29 @@ def test_on_a_lossy_slow_line_nobody_is_taken_for_dead(lan: Switch, devices: lis
     lost = lan.dropped()
     during(lan, SLOW_S, nobody_dies)
     assert lan.dropped() > lost
-    assert all(now >= before[name] + 10 for name, now in rounds(devices).items())
+    assert all(now >= before[name] + SLOW_ROUNDS[name.split()[1]] for name, now in rounds(devices).items())
     for device in devices:
         device.unshape()
     rounds_later(lan, 3, devices)
-    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
+    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0, NAME))
+    on_one_tree(lan, devices)
 
 
 def test_one_that_is_switched_off_hands_over_and_says_goodbye(lan: Switch, devices: list[Wired]) -> None:
     *others, leaver = devices
-    peer = leaver.peer
+    peer, before = leaver.peer, epoch(devices)
     assert leaver.stop() == 0
     assert not list(leaver.namespace.processes())
     lan.wait("the others train without it", lambda: everyone_trains(others))
     assert states(others, peer) == {"left"}, "it said goodbye: dead is whoever falls silent"
-    lan.wait("the others have the whole weight", lambda: comes_to(others, 1.0))
+    lan.wait("the others have the whole weight", lambda: comes_to(others, 1.0, NAME))
+    on_one_tree(lan, others, after=before)
 
 
 def test_behind_a_firewall_it_trains_both_ways(lan: Switch, devices: list[Wired]) -> None:
     *others, hidden = devices
     hidden.firewall()
-    refused = lan.dropped()
+    refused, tree = lan.dropped(), epoch(others)
     lan.start(hidden)
     peer = hidden.peer
     lan.wait("all train", lambda: everyone_trains(devices))
@@ -106,7 +135,8 @@ def test_behind_a_firewall_it_trains_both_ways(lan: Switch, devices: list[Wired]
         assert {row["direction"] for row in rows} == {"in", "out"}
         assert {row["state"] for row in rows} == {"alive"}
     assert lan.dropped() > refused, "the others have tried to dial it"
-    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
+    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0, NAME))
+    on_one_tree(lan, devices, after=tree)
 
 
 def test_one_that_no_multicast_reaches_joins_late_by_address(lan: Switch, devices: list[Wired]) -> None:
@@ -119,11 +149,16 @@ def test_one_that_no_multicast_reaches_joins_late_by_address(lan: Switch, device
     alone = late.peerd("join", NAME, "--key", key_of(founder), *how, "--timeout", "5")
     assert alone.code == 75, alone.said
     late.ok("leave", NAME)
-    known = max(distances(devices))
-    late.ok("join", NAME, *how, "--peer", f"{founder.host}:{PORT}")
-    lan.wait("it trains, and all see it", lambda: everyone_trains([*devices, late]))
-    lan.wait("a first figure of it", lambda: late.session(NAME)["metrics"])
-    assert as_good_as(known, [late]), "it starts from what the others know"
-    rounds_later(lan, 10, [*devices, late])
-    lan.wait("a newcomer takes weight and makes none", lambda: comes_to([*devices, late], 1.0))
-    assert as_good_as(known, [*devices, late]), "and disturbs nobody"
+    known, tree = {name: max(distances(devices, name)) for name in SESSIONS}, epoch(devices)
+    for number, name in enumerate(SESSIONS):
+        by = ("--key", key_of(founder, name), "--peer", f"{founder.host}:{PORT + number}")
+        late.ok("join", name, *how, *by)
+        lan.wait("a first figure of it", lambda name=name: late.session(name)["metrics"])
+        assert as_good_as(known[name], [late], name), "it starts from what the others know"
+    everybody = [*devices, late]
+    lan.wait("it trains, and all see it", lambda: everyone_trains(everybody))
+    rounds_later(lan, 10, everybody)
+    lan.wait("a newcomer takes weight and makes none", lambda: comes_to(everybody, 1.0, NAME))
+    on_one_tree(lan, everybody, after=tree)
+    for name in SESSIONS:
+        assert as_good_as(known[name], everybody, name), "and disturbs nobody"
