@@ -1,9 +1,10 @@
-"""The tables of docs/measured.md, made of what results/*.json hold.
+"""The tables of docs/measured.md, and one of README.md, made of what results/*.json hold.
 
     PYTHONPATH=bench python -P bench/measured.py
 
-writes them into the page anew, between the comments that name them; the words around stay. What was to be
-reached is here, in exchange.py and in frontier.py. tests/test_docs_figures.py holds the page to the files.
+writes them into the pages anew, between the comments that name them; the words around stay. What was to be
+reached is here, in exchange.py, frontier.py and heterogeneity.py. tests/test_docs_figures.py holds the pages
+to the files.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Any
 
 import exchange
 import frontier
+import heterogeneity
 from rehearsals import RESULTS, read
 
-PAGE = Path(__file__).parent.parent / "docs/measured.md"
-FIGURES = ("exchange", "coding", "liveness", "wire", "frontier")
+ROOT = Path(__file__).parent.parent
+PAGE, README = ROOT / "docs/measured.md", ROOT / "README.md"
+FIGURES = ("exchange", "coding", "liveness", "wire", "frontier", "heterogeneity")
 BLOCK = re.compile(r"(?s)(<!-- figures: (\S+) -->\n).*?(<!-- end -->)")
 
 COPIES_GOALS = {"1M": 20.0}  # of the model in memory, to encode and decode; of larger ones COPIES_GOAL
@@ -66,6 +69,7 @@ def verdicts(found: Results) -> Iterator[Verdict]:
         f"{100 * max(apart):.2f} % apart at the most", f"{100 * WIRE_GOAL:.0f} %", max(apart) <= WIRE_GOAL,
     )  # fmt: skip
     yield from _of_frontier(found["frontier"])
+    yield from _of_unlike_data(found["heterogeneity"])
 
 
 def _of_exchange(rows: list[dict[str, Any]]) -> Iterator[Verdict]:
@@ -131,6 +135,16 @@ def _of_frontier(known: dict[str, Any]) -> Iterator[Verdict]:
             f"{frontier.MOST_LOST:.1f} at {row.goal:,.0f}",
             met,
         )
+
+
+def _of_unlike_data(known: dict[str, Any]) -> Iterator[Verdict]:
+    for case, row in heterogeneity.rows(known["rows"]):
+        lost = heterogeneity.lost(row)
+        yield Verdict(
+            f"points the mean device loses from alpha 10 to 0.01, {case.name}",
+            f"{lost:.1f}", f"{case.goal:g} or {'less' if case.below else 'more, to compare with'}",
+            lost <= case.goal if case.below else lost >= case.goal,
+        )  # fmt: skip
 
 
 def compared_rows(known: dict[str, Any]) -> list[tuple[frontier.Row, frontier.Compared]]:
@@ -281,6 +295,16 @@ def accuracy(found: Results) -> Table:
     return made
 
 
+def unlike_data(found: Results) -> Table:
+    return [
+        ("algorithm, graph, rate", *(f"alpha {alpha}" for alpha in heterogeneity.ALPHAS), "points lost"),
+        *(
+            (case.name, *map(heterogeneity.cell, row), f"{heterogeneity.lost(row):.1f}")
+            for case, row in heterogeneity.rows(found["heterogeneity"]["rows"])
+        ),
+    ]
+
+
 TABLES: dict[str, Callable[[Results], Table]] = {
     "met": lambda found: short(found, True),
     "missed": lambda found: short(found, False),
@@ -294,6 +318,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "liveness": liveness,
     "wire": wire,
     "frontier": accuracy,
+    "heterogeneity": unlike_data,
 }
 
 
@@ -369,4 +394,5 @@ def filled(page: str, found: Results) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), results()), encoding="utf-8")
+    for page in (PAGE, README):
+        page.write_text(filled(page.read_text(encoding="utf-8"), results()), encoding="utf-8")

@@ -4,14 +4,20 @@ The same local steps are taken twice: in a rehearsal, and bare, one after the ot
 in between. Seconds are CPU's, of one thread: what it takes on a machine that does nothing else.
 Fashion-MNIST is used when its folder is given, as an argument or in FASHION_MNIST; else numbers drawn at
 random take its place, which cost the same.
+
+    PYTHONPATH=bench python -P bench/rehearsal.py [DIR] [--json FILE]
+
+Beside them is how many processes wanted to compute meanwhile: CPU seconds of a busy machine are longer ones.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small models are no faster with more
 
 import click
+import rehearsals
 from rich.console import Console
 from rich.table import Table
 
@@ -109,23 +116,36 @@ def bare_s(plan: Plan) -> float:
     return time.process_time() - began
 
 
+def measured(every: Iterable[Case]) -> Iterator[dict[str, Any]]:
+    """load: the mean number of processes that wanted a core, over the last minute of the case."""
+    for case in every:
+        plan = plan_of(case.words)
+        bare, rehearsed = bare_s(plan), rehearsed_s(plan)
+        yield {
+            "what": case.what,
+            "steps": plan.peers * plan.steps,
+            "bare_s": bare,
+            "rehearsed_s": rehearsed,
+            "load": os.getloadavg()[0],
+        }
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description="What a rehearsal costs beyond its SGD steps.")
+    parser.add_argument("folder", nargs="?", default=os.environ.get("FASHION_MNIST"), metavar="DIR")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    asked = parser.parse_args()
     use_threads()
-    folder = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("FASHION_MNIST")
-    table = Table(
-        "rehearsed", "steps", "bare", "rehearsal", "ratio", "beyond, per step", title="peerd rehearse"
-    )
     with tempfile.TemporaryDirectory() as temporary:
         task_file = Path(temporary) / "like_fashion.py"
         task_file.write_text(LIKE_FASHION)
-        for case in cases(folder, task_file):
-            plan = plan_of(case.words)
-            steps = plan.peers * plan.steps
-            bare, rehearsed = bare_s(plan), rehearsed_s(plan)
-            beyond = f"{1e3 * (rehearsed - bare) / steps:.2f} ms"
-            ratio = f"{rehearsed / bare:.2f}"
-            table.add_row(case.what, str(steps), f"{bare:.2f} s", f"{rehearsed:.2f} s", ratio, beyond)
+        found = list(measured(cases(asked.folder or None, task_file)))
+    table = Table(*rehearsals.COSTS, title="peerd rehearse")
+    for row in found:
+        table.add_row(*rehearsals.costs(row))
     Console(width=None if sys.stdout.isatty() else 130).print(table)
+    if asked.json:
+        rehearsals.write(asked.json, {"rows": found})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 RESULTS = Path(__file__).parent / "results"
+COSTS = ("rehearsed", "local steps", "bare CPU s", "rehearsal CPU s", "ratio", "beyond, ms per step", "load")
 Job = TypeVar("Job")
 Found = TypeVar("Found")
 
@@ -54,3 +55,11 @@ def read(path: Path) -> dict[str, Any]:
 def write(path: Path, known: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def costs(row: dict[str, Any]) -> tuple[str, ...]:
+    """Of a case of rehearsal.py, under COSTS."""
+    bare, rehearsed = row["bare_s"], row["rehearsed_s"]
+    beyond = 1e3 * (rehearsed - bare) / row["steps"]
+    seconds = (f"{bare:.2f}", f"{rehearsed:.2f}", f"{rehearsed / bare:.2f}", f"{beyond:.2f}")
+    return (row["what"], f"{row['steps']:,}", *seconds, f"{row['load']:.1f}")

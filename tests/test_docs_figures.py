@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import statistics
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,6 +56,42 @@ def test_every_table_is_on_the_page_and_as_the_files_have_it(
     page = measured.PAGE.read_text(encoding="utf-8")
     assert sorted(name for _, name, _ in measured.BLOCK.findall(page)) == sorted(measured.TABLES)
     assert measured.filled(page, found) == page, AGAIN
+
+
+def test_the_readme_has_the_table_of_unlike_data_and_no_other(
+    measured: ModuleType, found: dict[str, Any]
+) -> None:
+    page = measured.README.read_text(encoding="utf-8")
+    assert [name for _, name, _ in measured.BLOCK.findall(page)] == ["heterogeneity"]
+    assert measured.filled(page, found) == page, AGAIN
+
+
+def test_the_table_of_unlike_data_has_its_figures_and_verdicts(
+    measured: ModuleType, found: dict[str, Any]
+) -> None:
+    rows = found["heterogeneity"]["rows"]
+    mean_of = [statistics.fmean(seed["mean"] for seed in row["seeds"]) for row in rows]
+    table = measured.unlike_data(found)[1:]
+    assert len(rows) == 2 * len(table)
+    for at, (name, *cells, lost) in enumerate(table):
+        for row, mean, cell in zip(rows[2 * at :], mean_of[2 * at :], cells, strict=False):
+            assert all(word in row["words"] for word in re.findall(r"`([^`]*)`", name)), name
+            averaged = statistics.fmean(seed["averaged_model"] for seed in row["seeds"])
+            figures = [float(figure) for figure in re.findall(r"0\.\d+", cell)]
+            worst = min(seed["worst"] for seed in row["seeds"])
+            assert [figures[0], *figures[2:]] == pytest.approx([mean, worst, averaged], abs=6e-4)
+        assert float(lost) == pytest.approx(100 * (mean_of[2 * at] - mean_of[2 * at + 1]), abs=0.06)
+    verdicts = [one.met for one in measured.verdicts(found) if one.what.startswith("points the mean")]
+    points = [100 * (mean_of[at] - mean_of[at + 1]) for at in range(0, len(rows), 2)]
+    assert verdicts == [points[0] >= 10, *(lost <= 4 for lost in points[1:])]
+
+
+def test_unlike_data_was_rehearsed_as_it_says(found: dict[str, Any]) -> None:
+    same = "--peers 16 --batch 16 --rounds 600 --local-steps 1 --momentum 0"
+    for row in found["heterogeneity"]["rows"]:
+        assert same in row["words"] and "--task fashion-mnist --option model=mlp" in row["words"]
+        assert row["words"].endswith(f"--split dirichlet={row['alpha']}") and "schedule" not in row["words"]
+        assert (row["metric"], [one["seed"] for one in row["seeds"]]) == ("accuracy", [0, 1, 2])
 
 
 def test_cells_stand_under_their_heads(measured: ModuleType, found: dict[str, Any]) -> None:
