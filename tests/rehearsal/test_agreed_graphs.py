@@ -144,9 +144,10 @@ def test_lost_messages_are_made_up_for_by_the_next_round() -> None:
     assert error(r, 8) < 0.05
 
 
-def test_all_nodes_change_n_in_the_same_generation_and_a_change_moves_no_model_towards_x0() -> None:
+@pytest.mark.parametrize("tree", catalogue.TREES)
+def test_all_nodes_change_n_in_the_same_generation_and_a_change_moves_no_model_towards_x0(tree: str) -> None:
     """Tree rebuilt again and again: row 24 of the reliability note's test plan."""
-    r = together(home(), 8)
+    r = together(home(topology=tree), 8)
     r.run(150.0)
     far = float((models(r).mean(0) - X0).norm())
     joined = 8
@@ -168,6 +169,8 @@ def test_all_nodes_change_n_in_the_same_generation_and_a_change_moves_no_model_t
                 break
         assert one_generation(r, n)
         assert all(len(ns) == 1 for ns in n_by_generation.values()), n_by_generation
+        assert len(n_by_generation) >= 2
+        assert [n_by_generation[generation] for generation in generations(r)] == [{n}]
         moved = models(r).mean(0) - before
         assert (
             float((models(r).mean(0) - X0).norm()) > far - 0.5
