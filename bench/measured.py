@@ -19,11 +19,11 @@ from typing import Any
 import exchange
 import frontier
 import heterogeneity
-from rehearsals import RESULTS, read
+from rehearsals import COSTS, RESULTS, costs, read
 
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs/measured.md", ROOT / "README.md"
-FIGURES = ("exchange", "coding", "liveness", "wire", "frontier", "heterogeneity")
+FIGURES = ("exchange", "coding", "liveness", "wire", "frontier", "heterogeneity", "rehearsal")
 BLOCK = re.compile(r"(?s)(<!-- figures: (\S+) -->\n).*?(<!-- end -->)")
 
 COPIES_GOALS = {"1M": 20.0}  # of the model in memory, to encode and decode; of larger ones COPIES_GOAL
@@ -305,6 +305,10 @@ def unlike_data(found: Results) -> Table:
     ]
 
 
+def rehearsing(found: Results) -> Table:
+    return [COSTS, *map(costs, found["rehearsal"]["rows"])]
+
+
 TABLES: dict[str, Callable[[Results], Table]] = {
     "met": lambda found: short(found, True),
     "missed": lambda found: short(found, False),
@@ -319,6 +323,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "wire": wire,
     "frontier": accuracy,
     "heterogeneity": unlike_data,
+    "rehearsal": rehearsing,
 }
 
 

@@ -86,6 +86,22 @@ def test_the_table_of_unlike_data_has_its_figures_and_verdicts(
     assert verdicts == [points[0] >= 10, *(lost <= 4 for lost in points[1:])]
 
 
+def test_the_table_of_what_rehearsals_cost_has_its_figures(
+    measured: ModuleType, found: dict[str, Any]
+) -> None:
+    rows, table = found["rehearsal"]["rows"], measured.rehearsing(found)[1:]
+    assert [cells[0] for cells in table] == [row["what"] for row in rows]
+    assert {"its data" in cells[0] for cells in table if cells[0].startswith("MLP")} == {True}
+    assert [cells[1] for cells in table if "64 peers, sgp, 2000 rounds" in cells[0]] == ["128,000"]
+    for cells, row in zip(table, rows, strict=True):
+        bare, rehearsed, ratio, beyond, load = map(float, cells[2:])
+        assert [bare, rehearsed] == pytest.approx([row["bare_s"], row["rehearsed_s"]], abs=0.006)
+        assert ratio == pytest.approx(row["rehearsed_s"] / row["bare_s"], abs=0.006)
+        took_s = row["bare_s"] + row["steps"] * beyond / 1000
+        assert took_s == pytest.approx(row["rehearsed_s"], abs=row["steps"] * 6e-6)
+        assert load == pytest.approx(row["load"], abs=0.06)
+
+
 def test_unlike_data_was_rehearsed_as_it_says(found: dict[str, Any]) -> None:
     same = "--peers 16 --batch 16 --rounds 600 --local-steps 1 --momentum 0"
     for row in found["heterogeneity"]["rows"]:
