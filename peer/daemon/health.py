@@ -255,12 +255,19 @@ def _rounds(session: SessionDriver) -> Iterator[str]:
     if node is None or node.phase != "training" or node.rounds.alone < ALONE_ROUNDS:
         return
     known = [r for r in node.members.members() if r.peer != node.me]
-    gone, resting = [r for r in known if _has_gone(r)], [r for r in known if _rests(r)]
-    missed = len(known) - len(gone) - len(resting)
+    blocked = [r for r in known if r.peer in session.blocked]
+    free = [r for r in known if r not in blocked]
+    gone, resting = [r for r in free if _has_gone(r)], [r for r in free if _rests(r)]
+    missed = len(free) - len(gone) - len(resting)
     if missed:  # the others said so, and are not missed
         yield (
             f"the last {node.rounds.alone} rounds were closed alone: none of {missed} other device(s) was "
             "heard in time; are they on, and is the network up?"
+        )
+    elif blocked and not resting and not gone:
+        yield (
+            f"the last {node.rounds.alone} rounds were closed alone: all {len(blocked)} other device(s) are "
+            "blocked here; 'peerd unblock PEER' lets one in again"
         )
     elif gone and not resting:  # who is there and rests comes back by itself
         yield (

@@ -50,6 +50,11 @@ class Neighborhood:
         """What is known of the graph that all agree on; None where the algorithm needs none."""
         return self._agreement.generations if self._agreement is not None else None
 
+    @property
+    def is_by_itself(self) -> bool:
+        """Is there nobody whom this node trains with, but those that it blocks?"""
+        return not set(self.view) - {self.me} - self._members.blocked
+
     def watch(self, view: tuple[PeerId, ...], apart: frozenset[PeerId]) -> None:
         self.view, self._apart = view, apart
 

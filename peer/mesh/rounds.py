@@ -127,7 +127,7 @@ class Rounds:
         if event.key != self.key or not self.is_open:
             return False
         self.stop()
-        alone = not event.heard and (self._beside.has_senders or len(self.view) < 2)
+        alone = not event.heard and (self._beside.has_senders or self._beside.is_by_itself)
         self.alone = self.alone + 1 if alone else 0
         self.alone_total += alone
         self.missed = self._beside.expected - set(event.heard)

@@ -46,7 +46,10 @@ async def test_a_blocked_device_is_cut_off_at_once_and_let_in_again(home: Make) 
         assert {link.state for link in shown.links} == {link.verdict for link in shown.links} == {"blocked"}
         assert [member.state for member in shown.peers] == ["blocked"]
         rounds = first.rounds
-        await first.until(rounds + 3)  # this device does not wait for it
+        await first.until(rounds + 6)  # this device does not wait for it, and says that it is alone
+        [alone] = [said for said in a.daemon.status(None).health if "were closed alone" in said]
+        assert "all 1 other device(s) are blocked here" in alone
+        assert a.daemon.status("home").sessions[0].rounds_alone >= 3
         address = port(a)
         with pytest.raises((NobodyFoundError, RemoteError)):
             await b.daemon.sessions["home"].transport.hello(address)
