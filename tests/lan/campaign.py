@@ -1,4 +1,4 @@
-"""Faults again and again on four devices: tables beside their goals, for `make soak`.
+"""Faults again and again on four devices, or eight: tables beside their goals, for `make soak`.
 
 Real daemons on a switch, with paced learners (lan/paced.py). A row's number is that of the reliability
 note's test plan (section f), and so are its goals. The fifth, a cut, is measured by lan/recovery.py. Counts
@@ -20,24 +20,34 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from lan.bridge import Switch, Wired
-from lan.faults import Sheet, joined_late, killed, killed_while_sending, stopped, switched_off
+from lan.faults import (
+    Sheet,
+    joined_late,
+    killed,
+    killed_while_sending,
+    killed_while_writing,
+    stopped,
+    switched_off,
+)
 from lan.intact import clean_logs
 from lan.lines import FAR, LOSSY, SLOW, Line, deaf_to_all, deaf_to_one, moved, spoiled
 from lan.measuring import jiffies, judged, show
-from lan.watching import TASK, begin, rounds_later
+from lan.watching import begin, rounds_later, varied
 
 COUNT = 4
 PUSH = ("--algorithm", "difference-push", "--topology", "complete")
-LONG = (*PUSH, "--local-steps", "4")  # noise is less of longer rounds
 DENSE = ("--algorithm", "sgp", "--topology", "exponential")  # 80 kB in each parcel
 SPARSE = ("--algorithm", "difference-push", "--topology", "exponential")
 TREE = ("--algorithm", "relay-sum", "--topology", "spanning-tree")
+LONG = ("--local-steps", "4")  # noise is less of longer rounds
 SETTLED_ROUNDS = 10
+WRITES = 10  # kills in the write of a checkpoint, at the most
 SMALL, LARGE = 20_000, 2_500_000  # parameters of the task's model
 MANY = 8
 LATE_ROUNDS, FEW_ROUNDS = 500, 50  # of two steps, before somebody joins: the note's, and for a look
@@ -53,41 +63,73 @@ def again(fault: Fault, *terms: str) -> Story:
         devices, dice = begin(lan, COUNT, *terms), random.Random(seed)
         rounds_later(lan, SETTLED_ROUNDS, devices)
         for number in range(times):
-            fault(lan, devices, devices[(number + 1) % COUNT], sheet, dice)
+            fault(lan, devices, devices[(number + 1) % COUNT], of(sheet, terms), dice)
 
     return story
 
 
-def on(line: Line, pace: str = "lockstep") -> Story:
-    def story(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
-        devices = begin(lan, COUNT, *DENSE, "--local-steps", "1", "--pace", pace)
+def of(sheet: Sheet, terms: Sequence[str]) -> Sheet:
+    """For what is seen of a session with these terms: its algorithm names it."""
+    return sheet.of(terms[terms.index("--algorithm") + 1])
+
+
+def anybody(fault: Fault, *terms: str) -> Story:
+    """The same with eight devices, and the fault hits any of them."""
+
+    def story(lan: Switch, sheet: Sheet, times: int, seed: int) -> None:
+        devices, dice = begin(lan, MANY, *terms), random.Random(seed)
         rounds_later(lan, SETTLED_ROUNDS, devices)
-        spoiled(lan, devices, times, sheet, line=line, pace=pace)
+        for _ in range(times):
+            fault(lan, devices, dice.choice(devices), of(sheet, terms), dice)
 
     return story
 
 
-def late(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
-    devices = begin(lan, COUNT, *PUSH)
-    needed = LATE_ROUNDS if times >= ROWS[23].note else FEW_ROUNDS
-    for _ in range(0, needed, FEW_ROUNDS):
-        rounds_later(lan, FEW_ROUNDS, devices)
-    for _ in range(times):
-        joined_late(lan, devices, sheet)
+def writing(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
+    """A model of 10 MB takes its time to be written."""
+    devices = begin(lan, MANY, *SPARSE, task=large(lan))
+    for _ in range(min(times, WRITES)):
+        killed_while_writing(lan, devices, of(sheet, SPARSE))
+
+
+def on(line: Line, pace: str = "lockstep", terms: Sequence[str] = DENSE) -> Story:
+    def story(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
+        devices = begin(lan, COUNT, *terms, "--local-steps", "1", "--pace", pace)
+        rounds_later(lan, SETTLED_ROUNDS, devices)
+        spoiled(lan, devices, times, of(sheet, terms), line=line, pace=pace)
+
+    return story
+
+
+def late(*terms: str) -> Story:
+    def story(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
+        devices = begin(lan, COUNT, *terms)
+        long_before(lan, devices, times)
+        for _ in range(times):
+            joined_late(lan, devices, of(sheet, terms))
+
+    return story
 
 
 def late_and_large(lan: Switch, sheet: Sheet, times: int, _: int) -> None:
     """Eight devices, a model of 10 MB, and 100 Mbit/s for each of them."""
-    task = lan.folder / "large.py"
-    task.write_text(TASK.read_text().replace(f"DIM = {SMALL:_}\n", f"DIM = {LARGE:_}\n"))
-    assert task.read_text() != TASK.read_text()
+    task = large(lan)
     devices = begin(lan, MANY, *SPARSE, task=task)
     for device in devices:
         fast(device)
-    for _ in range(0, LATE_ROUNDS if times >= ROWS[23].note else FEW_ROUNDS, FEW_ROUNDS):
-        rounds_later(lan, FEW_ROUNDS, devices)
+    long_before(lan, devices, times)
     for _ in range(times):
-        joined_late(lan, devices, sheet, task, fast)
+        joined_late(lan, devices, of(sheet, SPARSE), task, fast)
+
+
+def long_before(lan: Switch, devices: Sequence[Wired], times: int) -> None:
+    """So long before somebody joins; shorter for a look."""
+    for _ in range(0, LATE_ROUNDS if times >= ROWS[23].note else FEW_ROUNDS, SETTLED_ROUNDS):
+        rounds_later(lan, SETTLED_ROUNDS, devices)  # no more at once than patience is for
+
+
+def large(lan: Switch) -> Path:
+    return varied(lan, "large", f"DIM = {SMALL:_}\n", f"DIM = {LARGE:_}\n")
 
 
 def fast(device: Wired) -> None:
@@ -101,19 +143,32 @@ class Row:
     look: int
     note: int
     stories: tuple[Story, ...]
+    of: str = f"{COUNT} devices"
+
+
+def stops(fault: Fault) -> tuple[Story, ...]:
+    return again(fault, *PUSH, *LONG), again(fault, *TREE, *LONG)
 
 
 ROWS = {
-    2: Row(3, 100, (again(killed, *PUSH),)),
-    3: Row(3, 500, (again(killed_while_sending, *DENSE),)),
-    4: Row(1, 20, (again(stopped, *LONG),)),
+    2: Row(3, 100, (anybody(killed, *PUSH), anybody(killed, *TREE), writing), f"{MANY} devices"),
+    3: Row(3, 500, (again(killed_while_sending, *DENSE), again(killed_while_sending, *TREE))),
+    4: Row(1, 20, stops(stopped)),
     6: Row(
         1, 10, tuple(again(deaf, *terms) for deaf in (deaf_to_one, deaf_to_all) for terms in (TREE, PUSH))
     ),
-    7: Row(3, 10, (on(SLOW, "free"), on(SLOW), on(LOSSY), on(FAR))),  # minutes
-    8: Row(4, 20, (again(moved, *PUSH),)),
-    20: Row(4, 100, (again(switched_off, *PUSH),)),
-    23: Row(3, 50, (late, late_and_large)),
+    7: Row(
+        3,  # minutes
+        10,
+        (
+            on(SLOW, "free"),
+            *(on(line) for line in (SLOW, LOSSY, FAR)),
+            *(on(line, terms=TREE) for line in (SLOW, LOSSY, FAR)),
+        ),
+    ),
+    8: Row(4, 20, (again(moved, *PUSH), again(moved, *TREE))),
+    20: Row(4, 100, (again(switched_off, *PUSH), again(switched_off, *TREE))),
+    23: Row(3, 50, (late(*PUSH), late(*TREE), late_and_large), f"{COUNT} devices, and {MANY}"),
 }
 
 
@@ -132,7 +187,8 @@ def told(story: Story, sheet: Sheet, times: int, seed: int) -> str:
 
 
 def table(number: int, sheet: Sheet, busy: float) -> Table:
-    found = Table("seen", "figure", "median", "worst", "goal", "", title=f"row {number}, {COUNT} devices")
+    title = f"row {number}, {ROWS[number].of}"
+    found = Table("seen", "figure", "median", "worst", "goal", "", title=title)
     for name, seen in sheet.seen.items():
         found.add_row(str(len(seen)), *judged(name, seen, *sheet.goals[name]))
     found.add_row("", *judged("this machine's cores busy", [100 * busy], "%", 50.0))
@@ -151,7 +207,7 @@ def main() -> int:
     asked = parser.parse_args()
     code, complaints = 0, Console(stderr=True, markup=False, highlight=False)
     if asked.stop:
-        ROWS[4] = replace(ROWS[4], stories=(again(partial(stopped, spans_s=asked.stop), *LONG),))
+        ROWS[4] = replace(ROWS[4], stories=stops(partial(stopped, spans_s=asked.stop)))
     for number in map(int, asked.rows.split(",")):
         row, sheet, began = ROWS[number], Sheet(), jiffies(())
         for story in row.stories:

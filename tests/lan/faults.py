@@ -8,6 +8,7 @@ something is broken that must hold (lan/intact.py, and the sum of weights).
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import re
 import signal
@@ -15,7 +16,8 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from lan.bridge import Switch, Wired
@@ -39,23 +41,31 @@ from lan.watching import (
     TASK,
     Logged,
     as_good_as,
-    comes_to,
     distances,
     during,
+    epoch,
     everyone_trains,
+    is_whole,
     key_of,
+    one_generation,
     rounds_later,
     settled_weight,
     states,
+    weighs,
     weight_between_rounds,
     well,
+    whole,
 )
 from peer.learner.checkpoint import EVERY_S
 
 BASE_S = 12.0  # before a fault
 LOST_S = 20.0  # between crash and start, at the most
+PART = ".ckpt-*.tmp"  # of a checkpoint that is being written
+IMPORTS = "  imports by themselves"
+ROUND_CLOSED, TAKES_UP = "round closed", "takes up a generation"  # logged
 CUT_SHORT = re.compile(r"bytes of parcel \d+ had come")
 RATE = "1mbit"
+FRAME = 10_000  # bytes; a device says less of itself in so short a time, and a parcel has more
 STOPPED_S = (1.0, 10.0, 60.0)
 DEAD_S = 30.0  # who stands still for longer is dead for the others, and they go on without its weight
 LOST_SHARES = 3.0  # of what the killed one held last: it may have been handed as much again, twice
@@ -64,20 +74,31 @@ LOOKS = 8  # at the weight; on a slow line some is nearly always on its way
 
 @dataclass
 class Sheet:
-    """What was seen of one row: by name the unit, the goal, and each figure."""
+    """What was seen of one row: by name the unit, the goal, and each figure. story: names begin with it."""
 
     goals: dict[str, tuple[str, float | None]] = field(default_factory=dict)
     seen: dict[str, list[float]] = field(default_factory=dict)
+    story: str = ""
+
+    def of(self, story: str) -> Sheet:
+        """The same sheet, for one of several stories."""
+        return replace(self, story=f"{story}: ")
 
     def note_start(self, what: str, seconds: float, imported: float, goal_s: float) -> None:
         """A start, with its imports and without: less the least seen, as this machine's load adds to them."""
         self.note(f"{what}, with imports", seconds, "s")
-        self.note("  imports by themselves", imported, "s")
-        self.note(f"{what}, without", seconds - min(self.seen["  imports by themselves"]), "s", goal_s)
+        self.note(IMPORTS, imported, "s")
+        least = min(self.seen[self._named(IMPORTS)])
+        self.note(f"{what}, without", seconds - least, "s", goal_s)
 
     def note(self, what: str, value: float, unit: str, goal: float | None = None) -> None:
+        what = self._named(what)
         self.goals[what] = unit, goal
         self.seen.setdefault(what, []).append(value)
+
+    def _named(self, what: str) -> str:
+        name = what.lstrip()
+        return f"{what.removesuffix(name)}{self.story}{name}"
 
 
 def without(devices: Sequence[Wired], one: Wired) -> list[Wired]:
@@ -91,7 +112,7 @@ def killed(lan: Switch, devices: Sequence[Wired], victim: Wired, sheet: Sheet, d
     others, imported = without(devices, victim), imports(DAEMON, LEARNER)
     before, pulse = Pulse(others), Pulse(others)
     during(lan, BASE_S, before.look)
-    written = max(path.stat().st_mtime for path in victim.state.glob("sessions/*/ckpt-*.peerd"))
+    written = max(path.stat().st_mtime for path in kept(victim))
     sheet.note("killed: age of its checkpoint", time.time() - written, "s", EVERY_S)
     victim.crash()
     checkpoints_load(victim)
@@ -101,8 +122,54 @@ def killed(lan: Switch, devices: Sequence[Wired], victim: Wired, sheet: Sheet, d
     during(lan, 2 * WINDOW_S, pulse.look)
     sheet.note(f"  others below {DIP:.0%} of their rounds", pulse.dipped_s(before.mean()), "s", DIP_GOAL_S)
     all_train(lan, devices)
+    lan.wait("one generation", lambda: one_generation(devices))
+    nothing_refused(devices)
     finite(devices)
     well(devices)
+
+
+def killed_while_writing(lan: Switch, devices: Sequence[Wired], sheet: Sheet) -> None:
+    """Whoever is the next to write a checkpoint is killed while it does."""
+    imported = imports(DAEMON, LEARNER)
+    lan.wait("each has a checkpoint", lambda: all(map(kept, devices)))
+    victim = kill_a_writer(devices)
+    parts = [path.stat().st_size for path in victim.state.glob(f"sessions/*/{PART}")]
+    sheet.note("killed while it writes a checkpoint: a part of it is left", len(parts), "")
+    sheet.note("  of so much", sum(parts) / 1e6, "MB")
+    checkpoints_load(victim)
+    before = kept(victim)
+    started_s = start_again(lan, victim, lambda: None)
+    sheet.note_start("killed while it writes: until it trains", started_s, imported, 15.0)
+    assert victim.session(NAME)["checkpoint_age_s"] is not None, f"it has not found {before}"
+    assert not list(victim.state.glob(f"sessions/*/{PART}")), "what was left is still there"
+    all_train(lan, devices)
+    nothing_refused(devices)
+    finite(devices)
+    well(devices)
+
+
+def kept(device: Wired) -> list[Path]:
+    return list(device.state.glob("sessions/*/ckpt-*.peerd"))
+
+
+def kill_a_writer(devices: Sequence[Wired]) -> Wired:
+    """The first that begins to write a checkpoint, with SIGKILL, at once: its processes are known by then."""
+    folders = [(path, device) for device in devices for path in device.state.glob("sessions/*")]
+    known = {device: [os.pidfd_open(pid) for pid in device.namespace.processes()] for device in devices}
+    deadline = time.monotonic() + EVERY_S + PATIENCE_S
+    try:
+        while True:
+            for folder, device in folders:
+                if any(fnmatch(name, PART) for name in os.listdir(folder)):
+                    for process in known[device]:
+                        signal.pidfd_send_signal(process, signal.SIGKILL)
+                    device.crash()  # and what has been started since
+                    return device
+            assert time.monotonic() < deadline, "nobody writes a checkpoint"
+            time.sleep(0.0005)
+    finally:
+        for process in itertools.chain(*known.values()):
+            os.close(process)
 
 
 def killed_while_sending(
@@ -112,7 +179,7 @@ def killed_while_sending(
     for device in devices:
         device.shape(loss=0.0, rate=RATE)
     rounds_later(lan, 5, devices)
-    total, held = most_weight(lan, devices), victim.session(NAME)["weight"]
+    total, held = most_weight(lan, devices) if weighs(devices) else 0.0, victim.session(NAME)["weight"]
     known = max(distances(others))
     cut_short = Logged(others, CUT_SHORT)
     wait_for_a_parcel(victim)
@@ -126,10 +193,13 @@ def killed_while_sending(
     sheet.note_start("killed while it sends: until it trains", started_s, imported, 15.0)
     all_train(lan, devices)
     rounds_later(lan, 3, devices)
-    left = most_weight(lan, devices)
-    assert left < total * (1 + MASS), f"weight was made: {total} before, {left} now"
-    assert left > total - LOST_SHARES * held, f"{total} before, {left} now, and it held {held}"
-    sheet.note("  weight lost, of what it held", 100 * (total - left) / held, "%")
+    if weighs(devices):
+        left = most_weight(lan, devices)
+        assert left < total * (1 + MASS), f"weight was made: {total} before, {left} now"
+        assert left > total - LOST_SHARES * held, f"{total} before, {left} now, and it held {held}"
+        sheet.note("  weight lost, of what it held", 100 * (total - left) / held, "%")
+    else:
+        lan.wait("one generation", lambda: one_generation(devices))
     lan.wait(f"they know what was known, {known:.2g}", lambda: as_good_as(known, devices))
     nothing_refused(devices)
     finite(devices)
@@ -137,10 +207,15 @@ def killed_while_sending(
 
 
 def wait_for_a_parcel(device: Wired) -> None:
-    """Until one of its parcels is on its way."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not any(row["unacked"] for row in device.session(NAME)["links"] if row["direction"] == "out"):
+    """Until one of its parcels is on its way. Of a whole model that is not said, but what it sends grows."""
+    deadline, before = time.monotonic() + PATIENCE_S, device.session(NAME)
+    while True:
+        now = device.session(NAME)
+        grows = now["generation"] is not None and now["bytes_sent"] > before["bytes_sent"] + FRAME
+        if grows or any(row["unacked"] for row in now["links"] if row["direction"] == "out"):
+            return
         assert time.monotonic() < deadline, f"{device.name} never sends"
+        before = now
         time.sleep(0.01)
 
 
@@ -183,7 +258,7 @@ class Closings:
                     log.seek(read)
                     new = log.read()
                 self._logs[path] += len(new)
-                self._at[path] += [time.monotonic()] * new.count(b"round closed")
+                self._at[path] += [time.monotonic()] * new.count(ROUND_CLOSED.encode())
 
     def lasted(self) -> list[list[float]]:
         """Of each device, seconds from round to round."""
@@ -209,16 +284,18 @@ def stopped(
 
 
 def stopped_for(lan: Switch, span_s: float, devices: Sequence[Wired], victim: Wired, sheet: Sheet) -> None:
-    others, total = without(devices, victim), settled_weight(lan, devices)
+    others, total, peer = without(devices, victim), whole(lan, devices), victim.peer
+    dies = span_s > DEAD_S
     with Closings(others) as before:
         during(lan, BASE_S, lambda: None)
     usual = list(itertools.chain(*before.lasted()))
-    median, kept = statistics.median(usual), 0.0
+    median, kept = statistics.median(usual), None
     with Closings(others) as fault:
         victim.freeze()
         during(lan, span_s, lambda: None)
-        if span_s > DEAD_S:
-            kept = settled_weight(lan, others)
+        if dies:
+            kept = whole(lan, others)
+        shut_out = ShutOut(lan, others, peer) if dies and total is None else None
         victim.thaw()
         back_s = seconds(lambda: all_train(lan, devices))
         during(lan, 2 * WINDOW_S, lambda: None)
@@ -229,13 +306,42 @@ def stopped_for(lan: Switch, span_s: float, devices: Sequence[Wired], victim: Wi
     rest = max(longest_but_the_first_stall(spans, median) for spans in fault.lasted())
     sheet.note(f"  {what}: others' longest but each one's first stall", rest / median, "", 2.0)
     rounds_later(lan, 3, devices)
-    if span_s > DEAD_S:
+    if dies and total is not None and kept is not None:
         now = settled_weight(lan, devices)
         assert kept - MASS < now < total + MASS, f"{total} before, {kept} without it, {now} with it again"
     else:
-        lan.wait(f"no weight of {total} is lost", lambda: comes_to(devices, total))
+        is_whole(lan, devices, total)
+    if shut_out is not None:
+        sheet.note(f"  {what}: rounds without it that others closed when it was back", shut_out.rounds(), "")
+        nothing_refused(devices)
     finite(devices)
     well(devices)
+
+
+class ShutOut:
+    """One that stands still has no place in the generation of the others. Nothing that it sends may be in a
+    round of theirs before they take up another generation; their logs say who was heard in each."""
+
+    def __init__(self, lan: Switch, others: Sequence[Wired], peer: str) -> None:
+        def without_it() -> bool:
+            return everyone_trains(others) and one_generation(others)
+
+        lan.wait("a generation without it", without_it)
+        rounds_later(lan, 3, others)
+        self._peer, self._read = peer, {device.log: device.log.stat().st_size for device in others}
+
+    def rounds(self) -> int:
+        """Of the others, from the beginning of this until they have another generation."""
+        count = 0
+        for log, read in self._read.items():
+            since = log.read_bytes()[read:].decode(errors="replace")
+            until, another, _ = since.partition(TAKES_UP)
+            assert another, f"{log} tells of no other generation"
+            closed = [line for line in until.splitlines() if ROUND_CLOSED in line]
+            heard = [line for line in closed if self._peer in line]
+            assert not heard, f"{log}: messages of a generation that was over were applied: {heard}"
+            count += len(closed)
+        return count
 
 
 # --- leaving and joining ----------------------------------------------------------------------------------
@@ -246,17 +352,19 @@ def switched_off(
 ) -> None:
     others, peer = without(devices, leaver), leaver.peer
     rounds_later(lan, 5, devices)
-    total = settled_weight(lan, devices)
+    total, before = whole(lan, devices), epoch(devices)
     ended_s, known_s = terminate(leaver, others, peer)
     sheet.note("SIGTERM: until it has ended", ended_s, "s", 5.0)
     sheet.note("  from its end until all know that it left", max(0.0, known_s - ended_s), "s", 2.0)
     assert not list(leaver.namespace.processes()), "its learner is still there"
     checkpoints_load(leaver)
     lan.wait("the others train without it", lambda: everyone_trains(others))
-    lan.wait(f"the others have all of {total}", lambda: comes_to(others, total))
+    is_whole(lan, others, total, after=before)
+    before = epoch(others)
     lan.start(leaver)
     all_train(lan, devices)
-    lan.wait(f"all have {total} again", lambda: comes_to(devices, total))
+    is_whole(lan, devices, total, after=before)
+    finite(devices)
     well(devices)
 
 
@@ -285,7 +393,8 @@ def joined_late(
     wire: Callable[[Wired], None] = lambda late: None,
 ) -> None:
     """A new device joins, and leaves again. wire: makes its line what it is."""
-    late = lan.add(f"late{len(lan.devices) - len(devices)}")
+    late, total = lan.add(f"late{len(lan.devices) - len(devices)}"), 1.0 if weighs(devices) else None
+    before = epoch(devices)
     wire(late)
     lan.start(late)
     known, imported = max(distances(devices)), imports(LEARNER)
@@ -297,7 +406,8 @@ def joined_late(
     assert joining.wait(PATIENCE_S) == 0
     together = [*devices, late]
     lan.wait("all see it", lambda: everyone_trains(together))
-    lan.wait("a newcomer takes weight and makes none", lambda: comes_to(together, 1.0))
+    is_whole(lan, together, total, after=before)  # a newcomer takes weight and makes none
+    before = epoch(devices)
     lan.wait("a first figure of it", lambda: late.session(NAME)["metrics"])
     lan.wait(f"they know what was known, {known:.2g}", lambda: as_good_as(known, together))
     finite(together)
@@ -305,4 +415,4 @@ def joined_late(
     late.ok("leave", NAME)
     assert late.stop() == 0
     lan.wait("the others train on", lambda: everyone_trains(devices))
-    lan.wait("it leaves all its weight", lambda: comes_to(devices, 1.0))
+    is_whole(lan, devices, total, after=before)  # it leaves all that it had

@@ -12,21 +12,22 @@ from dataclasses import dataclass
 
 from lan.bridge import Switch, Wired
 from lan.device import Json
-from lan.faults import Sheet, without
-from lan.intact import finite
+from lan.faults import TAKES_UP, Sheet, without
+from lan.intact import finite, nothing_refused
 from lan.measuring import Pulse, all_train, seconds
 from lan.watching import (
     MASS,
     NAME,
     Logged,
-    comes_to,
     distances,
     during,
+    is_whole,
     known_at,
     one_generation,
     rounds_later,
     sessions,
     settled_weight,
+    weighs,
     weight_between_rounds,
     well,
 )
@@ -35,7 +36,7 @@ BASE_S = 12.0  # before a fault
 DEAF_TO_ONE_S = 90.0  # a tree goes around it: 10 s until an end says so, 10 more, 32 to weigh trees again
 DEAF_TO_ALL_S = 60.0  # who hears nobody is dead after 8 to 32 s
 GENERATION_S = 15.0  # at most one new in this time
-DIES, CHANGES = re.compile("is silent: taken for dead"), re.compile("takes up a generation")
+DIES, CHANGES = re.compile("is silent: taken for dead"), re.compile(TAKES_UP)
 YIELDS = re.compile("starts over with the model of the other half")
 
 
@@ -59,9 +60,9 @@ def deaf_to_all(lan: Switch, devices: Sequence[Wired], victim: Wired, sheet: She
 def deaf(
     lan: Switch, devices: Sequence[Wired], victim: Wired, unheard: Sequence[Wired], sheet: Sheet
 ) -> None:
-    others, session, alone = without(devices, victim), victim.session(NAME), len(unheard) > 1
-    what = f"deaf to {'all' if alone else 'one'}, {session['algorithm']}"
-    books = Books(lan, devices) if session["generation"] is None else None
+    others, alone = without(devices, victim), len(unheard) > 1
+    what = f"deaf to {'all' if alone else 'one'}"
+    books = Books(lan, devices) if weighs(devices) else None
     before, pulse = Pulse(others), Pulse(others)
     during(lan, BASE_S, before.look)
     deaths, changes, began = Logged(devices, DIES), Logged(devices, CHANGES), time.monotonic()
@@ -156,7 +157,8 @@ def spoiled(
     lan: Switch, devices: Sequence[Wired], minutes: int, sheet: Sheet, *, line: Line, pace: str
 ) -> None:
     """What was lost is sent again: in lockstep no weight may be missing."""
-    what, books = f"{line.name}, {pace}", Books(lan, devices) if pace == "lockstep" else None
+    what, weighed = f"{line.name}, {pace}", weighs(devices) and pace == "lockstep"
+    books = Books(lan, devices) if weighed else None
     before, pulse = Pulse(devices), Pulse(devices)
     usual_s = sent_a_second(lan, devices, BASE_S, before.look)
     memory: dict[str, list[float]] = {device.name: [] for device in devices}
@@ -192,6 +194,9 @@ def spoiled(
     rounds_later(lan, 3, devices)
     if books is not None:
         books.close(what, sheet, kept=0.0)
+    if not weighs(devices):
+        is_whole(lan, devices, None)
+        nothing_refused(devices)
     finite(devices)
     well(devices)
 
@@ -223,12 +228,13 @@ def carried(sheet: Sheet, what: str, sent: float, usual: float, line: Line, pace
 
 
 def moved(lan: Switch, devices: Sequence[Wired], mover: Wired, sheet: Sheet, _: random.Random) -> None:
-    others, peer = without(devices, mover), mover.peer
+    others, peer, total = without(devices, mover), mover.peer, 1.0 if weighs(devices) else None
     rounds_later(lan, 5, devices)
     began = time.monotonic()
     mover.move()
     lan.wait("everybody has it at its new address", lambda: known_at(others, mover, peer))
     all_train(lan, devices)
     sheet.note("another address: until all train", time.monotonic() - began, "s", 20.0)
-    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0))
+    is_whole(lan, devices, total)
+    finite(devices)
     well(devices)

@@ -9,6 +9,7 @@ the last two rows tell.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,14 +33,26 @@ from lan.measuring import (
     show,
     start_again,
 )
-from lan.watching import begin, during, everyone_trains, one_generation, sessions
+from lan.watching import (
+    begin,
+    distances,
+    during,
+    everyone_trains,
+    one_generation,
+    rounds,
+    sessions,
+    slow,
+)
 
 COUNT = 8
 TIMES = 3  # each device is killed, stopped and parted so often
 BASE_S = 15.0  # before the fault
 LOST_S = 12.0  # between crash and start: long enough to be declared dead
 STOPPED_S, CUT_S = 10.0, 30.0
-APART_GOAL_S, WORD_GOAL_S, AGREED_GOAL_S = 40.0, 3.0, 20.0  # row 5 of the reliability note's test plan
+# row 5 of the reliability note's test plan, as the next line
+APART_GOAL_S, WORD_GOAL_S, AGREED_GOAL_S = 40.0, 3.0, 20.0
+SLOWER_GOAL, WORSE_GOAL, BACK_GOAL = 20.0, 20.0, 50.0  # %, %, rounds
+CLOSE = 0.25  # to the common minimum, which halves stay some 0.35 away from
 
 
 class Kind(NamedTuple):
@@ -66,6 +79,9 @@ class Figures:
         default_factory=list
     )  # where it has: from the end of the cut to the first word
     agreed: list[float] = field(default_factory=list)  # from its end until all are on one generation
+    slower: list[float] = field(default_factory=list)  # a half's rounds while it is cut off: % below before
+    worse: list[float] = field(default_factory=list)  # the farthest after it: % above the better half before
+    back: list[float] = field(default_factory=list)  # rounds from its end until all know what that knew
     dips: dict[str, list[float]] = field(default_factory=dict)  # seconds below DIP, by fault
     depths: list[float] = field(default_factory=list)  # the slowest window, as a share of before
     busy: list[float] = field(default_factory=list)  # of this machine's cores
@@ -111,37 +127,65 @@ def stop(lan: Switch, devices: Sequence[Wired], victim: Wired, figures: Figures)
 
 
 def cut(lan: Switch, devices: Sequence[Wired], figures: Figures, cut_s: float) -> None:
+    lan.wait("all are close", lambda: max(distances(devices)) < CLOSE)
     before, pulse = base(lan, devices, figures), Pulse(devices)
     half, apart = COUNT // 2, False
-    lan.split(devices[:half], devices[half:])
+    halves = devices[:half], devices[half:]
+    of_halves = [Pulse(members) for members in halves]
+    lan.split(*halves)
     began = time.monotonic()
 
     def look() -> None:
         nonlocal apart
-        pulse.look()
+        for each in (pulse, *of_halves):
+            each.look()
         if not apart and all(s["members"] == half for s in sessions(devices)):
             apart = True
             figures.apart.append(time.monotonic() - began)
 
     during(lan, cut_s, look)
+    figures.slower += [100 * (1 - 2 * each.mean() / before) for each in of_halves]
+    after = After(devices, min(halves, key=lambda members: max(distances(members))))
     lan.heal()
     healed = time.monotonic()
-    if apart:
-        lan.wait("a word comes across", lambda: any(s["members"] > half for s in sessions(devices)))
-        figures.words.append(time.monotonic() - healed)
-    all_train(lan, devices)
-    figures.healed.append(time.monotonic() - healed)
-    lan.wait("all are on one generation", lambda: one_generation(devices))
-    figures.agreed.append(time.monotonic() - healed)
-    during(lan, 2 * WINDOW_S, pulse.look)
+    with lan.throughout(after.look):
+        if apart:
+            lan.wait("a word comes across", lambda: any(s["members"] > half for s in sessions(devices)))
+            figures.words.append(time.monotonic() - healed)
+        all_train(lan, devices)
+        figures.healed.append(time.monotonic() - healed)
+        lan.wait("all are on one generation", lambda: one_generation(devices))
+        figures.agreed.append(time.monotonic() - healed)
+        during(lan, 2 * WINDOW_S, pulse.look)
+        lan.wait("all know what the better half knew", lambda: after.back is not None)
     dip("cut", pulse, before, figures)
+    figures.worse.append(after.worse)
+    figures.back.append(after.back or 0)
+
+
+class After:
+    """What devices know after a cut, beside what the better half of them knew in the end."""
+
+    def __init__(self, devices: Sequence[Wired], better: Sequence[Wired]) -> None:
+        self._devices, self._better = devices, better
+        self._known, self._began = max(distances(better)), rounds(better)
+        self.worse = -math.inf  # the farthest at any look, in % above that
+        self.back: int | None = None  # rounds of the better half until all know it
+
+    def look(self) -> None:
+        far = distances(self._devices)
+        farthest = max(filter(math.isfinite, far))
+        self.worse = max(self.worse, 100 * (farthest / self._known - 1))
+        if self.back is None and max(far) <= self._known:
+            self.back = max(now - self._began[name] for name, now in rounds(self._better).items())
 
 
 def measure(kind: Kind, times: int, cut_s: float) -> Figures:
     figures = Figures()
     lan = Switch()
     try:
-        devices = begin(lan, COUNT, "--algorithm", kind.algorithm, "--topology", kind.topology)
+        terms = ("--algorithm", kind.algorithm, "--topology", kind.topology)
+        devices = begin(lan, COUNT, *terms, task=slow(lan))
         for number in range(times):
             victim = devices[1 + number % (COUNT - 1)]
             crash(lan, devices, victim, figures)
@@ -168,6 +212,9 @@ def table(kind: Kind, figures: Figures, cut_s: float) -> Table:
         row("  from its beginning until nobody sees the other half", figures.apart, "s", APART_GOAL_S)
         row("  from its end until the first is seen", figures.words, "s", WORD_GOAL_S)
     row("  from its end until one generation", figures.agreed, "s", AGREED_GOAL_S)
+    row("  while it lasts, a half's rounds, below before by", figures.slower, "%", SLOWER_GOAL)
+    row("  farthest after it, above the better half by", figures.worse, "%", WORSE_GOAL)
+    row("  from its end until all know what that half knew", figures.back, "rounds", BACK_GOAL)
     for fault, dips in figures.dips.items():
         row(f"{fault}: others below {DIP:.0%} of their rounds", dips, "s", DIP_GOAL_S)
     row("fewest rounds in a window, below before by", [100 * (1 - d) for d in figures.depths], "%")

@@ -19,11 +19,12 @@ from lan.watching import (
     comes_to,
     distances,
     during,
+    epoch,
     everyone_trains,
     key_of,
     known_at,
     links,
-    one_generation,
+    on_one_graph,
     rounds,
     rounds_later,
     sessions,
@@ -46,20 +47,9 @@ def devices(lan: Switch) -> list[Wired]:
     return begin_all(lan, COUNT, SESSIONS)
 
 
-def epoch(devices: list[Wired]) -> int:
-    """The latest of the trees that these are on."""
-    return max(session["generation"] or 0 for session in sessions(devices, TREE))
-
-
 def on_one_tree(lan: Switch, devices: list[Wired], *, after: int = 0) -> None:
     """All are, one of a later epoch than this, and train on it, and nobody is blamed."""
-
-    def agreed() -> bool:
-        return one_generation(devices) and epoch(devices) > after
-
-    lan.wait("one generation", agreed)
-    rounds_later(lan, 3, devices)
-    assert agreed(), "and they stay on it"
+    on_one_graph(lan, devices, TREE, after=after)
     finite(devices)
     clean_logs(lan)
 
@@ -105,7 +95,7 @@ def test_on_a_lossy_slow_line_nobody_is_taken_for_dead(lan: Switch, devices: lis
 
 def test_one_that_is_switched_off_hands_over_and_says_goodbye(lan: Switch, devices: list[Wired]) -> None:
     *others, leaver = devices
-    peer, before = leaver.peer, epoch(devices)
+    peer, before = leaver.peer, epoch(devices, TREE)
     assert leaver.stop() == 0
     assert not list(leaver.namespace.processes())
     lan.wait("the others train without it", lambda: everyone_trains(others))
@@ -117,7 +107,7 @@ def test_one_that_is_switched_off_hands_over_and_says_goodbye(lan: Switch, devic
 def test_behind_a_firewall_it_trains_both_ways(lan: Switch, devices: list[Wired]) -> None:
     *others, hidden = devices
     hidden.firewall()
-    refused, tree = lan.dropped(), epoch(others)
+    refused, tree = lan.dropped(), epoch(others, TREE)
     lan.start(hidden)
     peer = hidden.peer
     lan.wait("all train", lambda: everyone_trains(devices))
@@ -149,7 +139,7 @@ def test_one_that_no_multicast_reaches_joins_late_by_address(lan: Switch, device
     alone = late.peerd("join", NAME, "--key", key_of(founder), *how, "--timeout", "5")
     assert alone.code == 75, alone.said
     late.ok("leave", NAME)
-    known, tree = {name: max(distances(devices, name)) for name in SESSIONS}, epoch(devices)
+    known, tree = {name: max(distances(devices, name)) for name in SESSIONS}, epoch(devices, TREE)
     for number, name in enumerate(SESSIONS):
         by = ("--key", key_of(founder, name), "--peer", f"{founder.host}:{PORT + number}")
         late.ok("join", name, *how, *by)

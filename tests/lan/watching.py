@@ -76,9 +76,13 @@ def sessions(devices: Iterable[Wired], name: str | None = None) -> list[Json]:
 
 
 def everyone_trains(devices: Sequence[Wired], members: int | None = None) -> bool:
-    """All of these, and each sees so many members alive; none but these unless told."""
+    """All of these, and each sees so many members alive; none but these unless told. One that has just been
+    started may answer before it takes its sessions up."""
     expected = len(devices) if members is None else members
-    return all(s["state"] == "training" and s["members"] == expected for s in sessions(devices))
+    seen = [device.status()["sessions"] for device in devices]
+    return all(seen) and all(
+        s["state"] == "training" and s["members"] == expected for of_one in seen for s in of_one
+    )
 
 
 def rounds(devices: Iterable[Wired]) -> dict[str, int]:
@@ -202,14 +206,29 @@ def whole(lan: Switch, devices: Sequence[Wired]) -> float | None:
     return settled_weight(lan, devices) if weighs(devices) else None
 
 
-def is_whole(lan: Switch, devices: Sequence[Wired], weight: float | None) -> None:
-    """Wait until these have all of it. Where there is none, until they are on one graph, and stay there."""
+def is_whole(lan: Switch, devices: Sequence[Wired], weight: float | None, *, after: int = 0) -> None:
+    """Wait until these have all of it. Where there is none, until they are on one graph of a later epoch than
+    this, and stay there."""
     if weight is not None:
         lan.wait(f"all of {weight} is there", lambda: comes_to(devices, weight))
     else:
-        lan.wait("one generation", lambda: one_generation(devices))
-        rounds_later(lan, 3, devices)
-        assert one_generation(devices), "and they stay on it"
+        on_one_graph(lan, devices, after=after)
+
+
+def epoch(devices: Iterable[Wired], name: str | None = None) -> int:
+    """The latest of the generations that these are in."""
+    return max(session["generation"] or 0 for session in sessions(devices, name))
+
+
+def on_one_graph(lan: Switch, devices: Sequence[Wired], name: str | None = None, *, after: int = 0) -> None:
+    """Wait until all are, on one of a later epoch than this, and train on it."""
+
+    def agreed() -> bool:
+        return one_generation(devices) and epoch(devices, name) > after
+
+    lan.wait("one generation", agreed)
+    rounds_later(lan, 3, devices)
+    assert agreed(), "and they stay on it"
 
 
 class Logged:
