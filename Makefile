@@ -89,7 +89,7 @@ bench: venv
 	PYTHONPATH=tests .venv/bin/python -P bench/exchange.py --json bench/results/exchange.json
 	PYTHONPATH=tests .venv/bin/python -P bench/wire.py --json bench/results/wire.json
 	PYTHONPATH=tests:bench .venv/bin/python -P bench/liveness.py --json bench/results/liveness.json
-	.venv/bin/python -P bench/rehearsal.py --json bench/results/rehearsal.json
+	PYTHONPATH=bench .venv/bin/python -P bench/rehearsal.py $(if $(FASHION_MNIST),--json bench/results/rehearsal.json)
 	PYTHONPATH=bench .venv/bin/python -P bench/heterogeneity.py --json bench/results/heterogeneity.json
 	PYTHONPATH=bench .venv/bin/python -P bench/frontier.py
 	PYTHONPATH=bench .venv/bin/python -P bench/algorithms.py --column 0.1 --seeds 1
