@@ -53,12 +53,12 @@ class Ending:
 
     def is_broken(self, lacking: Collection[PeerId]) -> bool:
         """Do this generation's final rounds come to no end any more? One has gone before it sent its last
-        message, or the others are on a generation without this node. lacking: neighbors not heard in the
-        open round."""
+        message, or is on a generation of its own, or the others are on one without this node. lacking:
+        neighbors not heard in the open round."""
         known = self._generations
         if known.current is None:
             return False
-        if number(known.latest) > known.number and not known.pending:
+        if known.is_refused or (number(known.latest) > known.number and not known.pending):
             return True
         gone = set(self._view) - self._in_phase("training", "finished")
         return bool(gone - self._done or gone & set(lacking))

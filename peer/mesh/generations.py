@@ -108,6 +108,11 @@ class Generations:
         if since is None:
             self.current = None
 
+    @property
+    def is_refused(self) -> bool:
+        """Is a device that comes and goes on a later generation, which it was too soon to take up here?"""
+        return self._refused > number(self.latest)
+
     def take(self, generation: Generation, by: PeerId, now: float) -> bool:
         """`by` tells of a generation. True if it is the newest so far, and not too soon. Raises RemoteError
         if it is no graph."""
@@ -181,7 +186,7 @@ class Generations:
         anew, flapping = self._adopted_at < self._trains_since, self.flapping(now)
         if anew and self.me not in flapping:
             return self._next(latest.view, latest.parents, now)  # back in the old seat, at once
-        if not anew and self._refused <= number(latest):
+        if not anew and not self.is_refused:
             return self._better(costs, now)
         return self._next(*self._graph(costs, now), now) if self._may_again(now) else None
 
