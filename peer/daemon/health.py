@@ -13,6 +13,7 @@ from peer.mesh.greeting import PROTOCOL_MAX
 
 if TYPE_CHECKING:
     from peer.daemon.session import SessionDriver
+    from peer.mesh.node import Node
 
 LONELY_S = 15.0  # until it is said that no other peerd is heard; mDNS takes 2 s, a Pi boots in 60 (guess)
 ALONE_ROUNDS = 3  # rounds closed alone in a row until it is said: one may be a Wi-Fi stall (guess)
@@ -254,32 +255,33 @@ def _rounds(session: SessionDriver) -> Iterator[str]:
     node = session.node
     if node is None or node.phase != "training" or node.rounds.alone < ALONE_ROUNDS:
         return
+    why = _why_alone(session, node)
+    if why:
+        yield f"the last {node.rounds.alone} rounds were closed alone: {why}"
+
+
+def _why_alone(session: SessionDriver, node: Node) -> str:
+    """Of the devices that this one knows, whom it misses; "" where one is there, and rests until it trains
+    again by itself."""
     known = [r for r in node.members.members() if r.peer != node.me]
-    blocked = [r for r in known if r.peer in session.blocked]
-    free = [r for r in known if r not in blocked]
-    gone, resting = [r for r in free if _has_gone(r)], [r for r in free if _rests(r)]
-    missed = len(free) - len(gone) - len(resting)
+    free = [r for r in known if r.peer not in session.blocked]
+    gone, rests = sum(map(_has_gone, free)), any(map(_rests, free))
+    missed, blocked = len(free) - gone - sum(map(_rests, free)), len(known) - len(free)
     if missed:  # the others said so, and are not missed
-        yield (
-            f"the last {node.rounds.alone} rounds were closed alone: none of {missed} other device(s) was "
-            "heard in time; are they on, and is the network up?"
+        return f"none of {missed} other device(s) was heard in time; are they on, and is the network up?"
+    if rests:
+        return ""
+    if gone:
+        which = " that are not blocked here" if blocked else ""
+        return (
+            f"all {gone} other device(s){which} have left, paused or finished; this one trains on by itself "
+            f"until one is back. Start one again, or end it here with 'peerd leave {session.name}'"
         )
-    elif blocked and not resting and not gone:
-        yield (
-            f"the last {node.rounds.alone} rounds were closed alone: all {len(blocked)} other device(s) are "
-            "blocked here; 'peerd unblock PEER' lets one in again"
-        )
-    elif gone and not resting:  # who is there and rests comes back by itself
-        yield (
-            f"the last {node.rounds.alone} rounds were closed alone: all {len(gone)} other device(s) have "
-            "left, paused or finished; this one trains on by itself until one is back. Start one again, or "
-            f"end it here with 'peerd leave {session.name}'"
-        )
-    elif node.company and not known:  # whoever is dead or has left for a day is forgotten, the session is not
-        yield (
-            f"the last {node.rounds.alone} rounds were closed alone: nobody else of this session was there "
-            "for a day; are the others on, and is the network up?"
-        )
+    if blocked:
+        return f"all {blocked} other device(s) are blocked here; 'peerd unblock PEER' lets one in again"
+    if node.company:  # whoever is dead or has left for a day is forgotten, the session is not
+        return "nobody else of this session was there for a day; are the others on, and is the network up?"
+    return ""
 
 
 def _has_gone(record: Record) -> bool:

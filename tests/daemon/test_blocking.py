@@ -18,7 +18,7 @@ from peer.daemon.blocking import MAX_BLOCKED, BlockList, block, meant
 from peer.daemon.logs import session_name
 from peer.daemon.session import SessionDriver
 from peer.errors import NobodyFoundError, RemoteError, StateError, UsageError
-from peer.events import Generation, Record
+from peer.events import Generation, Met, Record
 from peer.mesh.node import Node
 from peer.mesh.terms import Terms
 
@@ -50,6 +50,9 @@ async def test_a_blocked_device_is_cut_off_at_once_and_let_in_again(home: Make) 
         [alone] = [said for said in a.daemon.status(None).health if "were closed alone" in said]
         assert "all 1 other device(s) are blocked here" in alone
         assert a.daemon.status("home").sessions[0].rounds_alone >= 3
+        a.daemon.sessions["home"].feed(Met(Record(an_id("z"), 1, 1 << 20, state="left")))
+        [alone] = [said for said in a.daemon.status(None).health if "were closed alone" in said]
+        assert "all 1 other device(s) that are not blocked here have left" in alone
         address = port(a)
         with pytest.raises((NobodyFoundError, RemoteError)):
             await b.daemon.sessions["home"].transport.hello(address)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from daemon.conftest import PATIENCE_S, Home, NoChild, here, session
+from daemon.puppet import Puppet
 from daemon.test_sessions import pair, until
 from peer.daemon import health
 from peer.daemon.disk import free_mb
@@ -249,6 +250,22 @@ def closing(driver: SessionDriver, monkeypatch: pytest.MonkeyPatch) -> list[Roun
     return closed
 
 
+async def in_company(found: tuple[Home, Home, Puppet, Puppet]) -> tuple[SessionDriver, Node]:
+    """The first of these two, once it hears the other in its rounds."""
+    a, _, first, second = found
+    await asyncio.gather(first.until(3), second.until(3))
+    driver = a.daemon.sessions["home"]
+    node = driver.node
+    assert node is not None
+    await until(driver, lambda: node.rounds.alone == 0)
+    return driver, node
+
+
+def are_silent(closed: list[Round]) -> bool:
+    """The last five?"""
+    return len(closed) >= 5 and all(round_.silent for round_ in closed[-5:])
+
+
 def check_counted(closed: list[Round], total: int | None, words: str) -> None:
     """Each round closed alone adds one to the total, and from three in a row on it is said."""
     assert total is not None
@@ -269,15 +286,11 @@ async def test_rounds_closed_alone_are_counted_and_said_after_three(
 ) -> None:
     """The other's learner stands still for a while."""
     async with asyncio.timeout(PATIENCE_S):
-        a, _, first, second = await pair(home)
-        await asyncio.gather(first.until(3), second.until(3))
-        driver = a.daemon.sessions["home"]
-        node = driver.node
-        assert node is not None
-        await until(driver, lambda: node.rounds.alone == 0)
+        a, _, _, second = found = await pair(home)
+        driver, _ = await in_company(found)
         before, closed = driver.status().rounds_alone, closing(driver, monkeypatch)
         second.freeze()
-        await until(driver, lambda: len(closed) >= 5 and all(round_.silent for round_ in closed[-5:]))
+        await until(driver, lambda: are_silent(closed))
         assert before is not None
         assert a.daemon.status("home").sessions[0].rounds_alone == closed[-1].alone >= before + 5
         assert len(said(a)) == 1
@@ -303,11 +316,8 @@ async def test_rounds_that_an_earlier_node_of_the_session_closed_alone_stay_coun
 async def test_that_nobody_was_there_for_a_day_is_said(home: Callable[[str], Home]) -> None:
     """Of the dead and of those who have left nothing is known any more."""
     async with asyncio.timeout(PATIENCE_S):
-        a, _, first, second = await pair(home)
-        await asyncio.gather(first.until(3), second.until(3))
-        driver = a.daemon.sessions["home"]
-        node = driver.node
-        assert node is not None
+        a, _, _, second = found = await pair(home)
+        driver, node = await in_company(found)
         second.freeze()
         await until(driver, lambda: node.rounds.alone >= 3)
         other = next(record for record in node.members.members() if record.peer != node.me)
@@ -324,15 +334,11 @@ async def test_who_trains_on_alone_because_the_others_have_gone_is_told_so(
 ) -> None:
     """They said goodbye and are not missed, and yet its model is nobody else's any more."""
     async with asyncio.timeout(PATIENCE_S):
-        a, b, first, second = await pair(home)
-        await asyncio.gather(first.until(3), second.until(3))
-        driver = a.daemon.sessions["home"]
-        node = driver.node
-        assert node is not None
-        await until(driver, lambda: node.rounds.alone == 0)
+        a, b, _, _ = found = await pair(home)
+        driver, node = await in_company(found)
         before, closed = driver.status().rounds_alone, closing(driver, monkeypatch)
         await (b.daemon.leave("home", forget=False) if goes == "leaves" else b.daemon.stop())
-        await until(driver, lambda: len(closed) >= 5 and all(round_.silent for round_ in closed[-5:]))
+        await until(driver, lambda: are_silent(closed))
         [record] = [record for record in node.members.members() if record.peer != node.me]
         assert record.state == ("left" if goes == "leaves" else "paused")
         [sentence] = said(a)
