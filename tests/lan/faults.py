@@ -143,6 +143,7 @@ def killed_while_writing(lan: Switch, devices: Sequence[Wired], sheet: Sheet) ->
     assert victim.session(NAME)["checkpoint_age_s"] is not None, f"it has not found {before}"
     assert not list(victim.state.glob(f"sessions/*/{PART}")), "what was left is still there"
     all_train(lan, devices)
+    rounds_later(lan, 3, devices)  # with whole models that late, somebody may just have closed some alone
     nothing_refused(devices)
     finite(devices)
     well(devices)
