@@ -52,6 +52,7 @@ STOPPED_S, CUT_S = 10.0, 30.0
 # row 5 of the reliability note's test plan, as the next line
 APART_GOAL_S, WORD_GOAL_S, AGREED_GOAL_S = 40.0, 3.0, 20.0
 SLOWER_GOAL, WORSE_GOAL, BACK_GOAL = 20.0, 20.0, 50.0  # %, %, rounds
+FAULTS = "killed", "stopped", "cut"
 CLOSE = 0.25  # to the common minimum, which halves stay some 0.35 away from
 
 
@@ -180,7 +181,7 @@ class After:
             self.back = max(now - self._began[name] for name, now in rounds(self._better).items())
 
 
-def measure(kind: Kind, times: int, cut_s: float) -> Figures:
+def measure(kind: Kind, times: int, cut_s: float, faults: Sequence[str]) -> Figures:
     figures = Figures()
     lan = Switch()
     try:
@@ -188,9 +189,12 @@ def measure(kind: Kind, times: int, cut_s: float) -> Figures:
         devices = begin(lan, COUNT, *terms, task=slow(lan))
         for number in range(times):
             victim = devices[1 + number % (COUNT - 1)]
-            crash(lan, devices, victim, figures)
-            stop(lan, devices, victim, figures)
-            cut(lan, devices, figures, cut_s)
+            if "killed" in faults:
+                crash(lan, devices, victim, figures)
+            if "stopped" in faults:
+                stop(lan, devices, victim, figures)
+            if "cut" in faults:
+                cut(lan, devices, figures, cut_s)
     finally:
         lan.close()
     return figures
@@ -198,19 +202,19 @@ def measure(kind: Kind, times: int, cut_s: float) -> Figures:
 
 def table(kind: Kind, figures: Figures, cut_s: float) -> Table:
     title = f"{kind.algorithm} on {kind.topology}, {COUNT} devices"
-    found = Table("figure", "median", "worst", "goal", "", title=title)
+    found = Table("seen", "figure", "median", "worst", "goal", "", title=title)
 
     def row(what: str, seen: Sequence[float], unit: str, goal: float | None = None) -> None:
-        found.add_row(*judged(what, seen, unit, goal))
+        if seen:
+            found.add_row(str(len(seen)), *judged(what, seen, unit, goal))
 
     bare = [total - imported for total, imported in zip(figures.started, figures.imports, strict=True)]
     row("killed: from its start until it trains, without imports", bare, "s", kind.goal_s)
     row("  with imports", figures.started, "s")
     row(f"stopped for {STOPPED_S:.0f} s: until all train", figures.thawed, "s")
     row(f"cut 4+4 for {cut_s:.0f} s: from its end until all train", figures.healed, "s")
-    if figures.apart:
-        row("  from its beginning until nobody sees the other half", figures.apart, "s", APART_GOAL_S)
-        row("  from its end until the first is seen", figures.words, "s", WORD_GOAL_S)
+    row("  from its beginning until nobody sees the other half", figures.apart, "s", APART_GOAL_S)
+    row("  from its end until the first is seen", figures.words, "s", WORD_GOAL_S)
     row("  from its end until one generation", figures.agreed, "s", AGREED_GOAL_S)
     row("  while it lasts, a half's rounds, below before by", figures.slower, "%", SLOWER_GOAL)
     row("  farthest after it, above the better half by", figures.worse, "%", WORSE_GOAL)
@@ -227,9 +231,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--times", type=int, default=TIMES)
     parser.add_argument("--cut", type=float, default=CUT_S, metavar="SECONDS", help="for how long it is cut")
+    parser.add_argument("--fault", action="append", choices=FAULTS, help="this one only; may be repeated")
     asked = parser.parse_args()
     for kind in KINDS:
-        show(table(kind, measure(kind, asked.times, asked.cut), asked.cut))
+        show(table(kind, measure(kind, asked.times, asked.cut, asked.fault or FAULTS), asked.cut))
 
 
 if __name__ == "__main__":
