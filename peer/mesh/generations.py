@@ -218,6 +218,8 @@ class Generations:
         turn = self._turn
         if self.spec != "spanning-tree" or now - self._measured_at < BETTER_S + turn:
             return None
+        if self._is_put_last(self.latest.view):
+            return None
         self._measured_at = now - turn
         view = self._order(self._view, now)
         parents = self._cheapest(view, costs, now)
@@ -225,6 +227,11 @@ class Generations:
         new = graphs.tree_cost(view, parents, costs)
         better = new.classes < (1 - BETTER_PART) * old.classes or new.unmeasured < old.unmeasured
         return self._next(view, parents, now) if better else None
+
+    def _is_put_last(self, view: tuple[PeerId, ...]) -> bool:
+        """Do the others hold this node for one that comes and goes? It does not know, and would put itself
+        into the middle; they refuse that, and put it back when they have forgotten."""
+        return any(peer > self.me for peer in view[: view.index(self.me)])
 
     def _returning(self, now: float) -> bool:
         """Is the only difference that known devices are back, and none of them one that comes and goes?

@@ -30,18 +30,20 @@ def begin(lan: Switch, count: int, *terms: str, task: Path = TASK) -> list[Wired
     return begin_all(lan, count, {NAME: terms}, task)
 
 
-def varied(lan: Switch, name: str, was: str, now: str) -> Path:
-    """The task with one line another."""
+def varied(lan: Switch, name: str, lines: Mapping[str, str]) -> Path:
+    """The task with some lines others."""
     task, text = lan.folder / f"{name}.py", TASK.read_text()
-    assert text.count(was) == 1, f"{TASK} does not have '{was}' once"
-    task.write_text(text.replace(was, now))
+    for was, now in lines.items():
+        assert text.count(was) == 1, f"{TASK} does not have '{was}' once"
+        text = text.replace(was, now)
+    task.write_text(text)
     return task
 
 
 def slow(lan: Switch) -> Path:
     """The task at a rate at which who has lost a model is seen to have lost it: figures are from every eighth
     round."""
-    return varied(lan, "slow", RATE, SLOW_RATE)
+    return varied(lan, "slow", {RATE: SLOW_RATE})
 
 
 def begin_all(lan: Switch, count: int, terms: Mapping[str, Sequence[str]], task: Path = TASK) -> list[Wired]:

@@ -356,8 +356,10 @@ def test_a_spanning_tree_has_no_flapping_device_in_the_middle_where_by_its_costs
     assert [sorted(set(home.nodes[peer].place().out) - {"b"}) for peer in "acde"] == [
         ["d"], ["e"], ["a", "e"], ["c", "d"],
     ]  # fmt: skip
+    epoch = home.epoch("a")
     while "b" in home.nodes["a"].flapping(home.now + 1):
         assert home.nodes["a"].current.view == tuple("acdeb")
+        assert home.epoch("a") == home.epoch("b") == epoch, "b, who does not know, proposes no better tree"
         assert 4 not in home.nodes["a"].current.parents, "b is nobody's parent, not for a better tree either"
         home.run(1)
     assert home.now > module.FLAPPING_S
