@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from peer.errors import RemoteError
@@ -44,6 +45,7 @@ KEPT_TREES = 8  # so many views' trees of costs are remembered, for devices that
 MAX_AHEAD = 1 << 20  # epochs; a generation each 15 s for half a year (guess)
 
 
+@lru_cache(maxsize=1024)  # asked for with every event
 def number(generation: Generation | None) -> int:
     """What orders generations and stamps messages: 31 bits of epoch, 32 of a hash of view and parents."""
     if generation is None:
