@@ -6,7 +6,7 @@ would be copied twice more, into memory that is new each time: 0.4 ms for 256 Ki
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives.hashes import SHA256, Hash
+from xxhash import xxh3_128
 
 from peer.events import Payload
 from peer.wire import peer_pb2 as pb
@@ -18,18 +18,18 @@ _LONGEST_COUNT = 4  # bytes of a count of bytes below 2^28
 
 
 class Digest:
-    """SHA-256 of a parcel. gRPC's neighbor `cryptography` has one that uses what the processor has for it;
-    hashlib's in a daemon (peer/lean.py) is Python's own, at a fifth of its speed."""
+    """XXH3 of a parcel, 128 bits: is what came what was sent? It keeps nobody from forging: a member could as
+    well send what it likes, and TLS keeps out everybody else. SHA-256 at both ends takes 1.1 ns a byte where
+    processors have instructions for it, which a Raspberry Pi 4's has not; this takes 0.03."""
 
     def __init__(self) -> None:
-        self._hash = Hash(SHA256())
+        self._hash = xxh3_128()
 
     def update(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
 
     def value(self) -> bytes:
-        """Once: nothing can be added any more."""
-        return self._hash.finalize()
+        return self._hash.digest()
 
 
 def part_of(payload: Payload, at: int, size: int) -> bytes:

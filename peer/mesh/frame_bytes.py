@@ -23,7 +23,7 @@ from peer.events import (
 
 CHUNK_BYTES = 256 * 1024  # as in mesh/stream.py
 FRAMES_BYTES = 128  # at the most, of a parcel's frames without its message, in one chunk
-_DIGEST = 32  # SHA-256, at a parcel's end
+_DIGEST = 16  # at a parcel's end
 _DELIVERY = 1  # never 0 on the wire
 RECORD_BYTES = 420  # of a signed record, about (measured)
 SUSPICION_BYTES, MEMBER_BYTES, CALL_BYTES = 70, 32, 16  # same; the last of any other control message

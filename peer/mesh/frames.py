@@ -98,7 +98,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    sha256: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,8 +377,8 @@ def frame_to_wire(frame: WireFrame) -> pb.LinkFrame:
             begin = pb.Begin(epoch=epoch, number=number, generation=key.generation, round=key.round)
             begin.phase, begin.delivery, begin.length = key.phase, DELIVERIES[delivery], length
             return pb.LinkFrame(begin=begin)
-        case End(sha256):
-            return pb.LinkFrame(end=pb.End(sha256=sha256))
+        case End(digest):
+            return pb.LinkFrame(end=pb.End(digest=digest))
         case Attach(direction, to):
             return pb.LinkFrame(attach=pb.Attach(direction=DIRECTIONS[direction], to=to))
         case Open(life, epoch, replicas):
@@ -405,7 +405,7 @@ def frame_from_wire(message: pb.LinkFrame) -> WireFrame:
         case "begin":
             return _begin(message.begin)
         case "end":
-            return End(message.end.sha256)
+            return End(message.end.digest)
         case "attach":
             direction = _word(DIRECTIONS, message.attach.direction, "direction")
             return Attach(direction, peer_id(message.attach.to))

@@ -1,7 +1,7 @@
 """One stream of one directed link: whole frames in, whole frames out.
 
 A parcel travels as Begin, chunks, End, and is never interleaved with another. It counts at End alone, when
-length and SHA-256 hold: a gRPC stream that ends says nothing about completeness (a cancelled or killed client
+length and digest hold: a gRPC stream that ends says nothing about completeness (a cancelled or killed client
 ends it like a finished one). Its length is checked before memory is taken. Whatever breaks a rule is a
 RemoteError that ends the stream, and what had come of a parcel is given back.
 
@@ -203,8 +203,8 @@ class LinkStream:
                 self._begin(frame)
             case Chunk(data) if self.direction == "in":
                 self._chunk(memoryview(data))
-            case End(sha256) if self.direction == "in":
-                self._end(sha256)
+            case End(digest) if self.direction == "in":
+                self._end(digest)
             case Open() if self.direction == "in":
                 self._hear(frame)
             case Opened() | Ack() | Refuse() if self.direction == "out":
@@ -244,14 +244,14 @@ class LinkStream:
         arriving.filled = end
         self._say_progress()
 
-    def _end(self, sha256: bytes) -> None:
+    def _end(self, digest: bytes) -> None:
         arriving = self._arriving
         if arriving is None:
             raise RemoteError("an end outside of a parcel")
         begin = arriving.begin
         if arriving.filled != begin.length:
             raise RemoteError(f"parcel {begin.number} ends after {arriving.filled} of {begin.length} bytes")
-        if arriving.digest.value() != sha256:
+        if arriving.digest.value() != digest:
             raise RemoteError(f"the checksum of parcel {begin.number} does not hold")
         self._arriving = None
         self._hear(Parcel(begin.epoch, begin.number, begin.key, arriving.buffer, begin.delivery))

@@ -322,10 +322,10 @@ class Begin(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., number: _Optional[int] = ..., generation: _Optional[int] = ..., round: _Optional[int] = ..., phase: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., length: _Optional[int] = ...) -> None: ...
 
 class End(_message.Message):
-    __slots__ = ("sha256",)
-    SHA256_FIELD_NUMBER: _ClassVar[int]
-    sha256: bytes
-    def __init__(self, sha256: _Optional[bytes] = ...) -> None: ...
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("epoch", "number")

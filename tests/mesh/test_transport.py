@@ -18,6 +18,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+import xxhash
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from peer.errors import NobodyFoundError, PeerdError, PortError, RemoteError, UsageError, WrongKeyError
@@ -843,15 +844,15 @@ async def test_disjoint_versions_are_named_by_both(monkeypatch: pytest.MonkeyPat
     key = new_key()
     a, b = Member(key), Member(key)
     async with serving(a, b):
-        newer = Greeting(a.id, 1, a.identity.leaf_der, a.introduction, protocol_min=4, protocol_max=5)
+        newer = Greeting(a.id, 1, a.identity.leaf_der, a.introduction, protocol_min=5, protocol_max=6)
         message = greeting_to_wire(newer, a.identity.seal).SerializeToString()
         async with raw_channel(a, b) as channel:
             answer = await channel.unary_unary(HELLO)(message, metadata=Dialer(a.identity, False).metadata)
-        assert "speaks protocol 4 to 5, this device 3" in b.rejections()[a.id]
+        assert "speaks protocol 5 to 6, this device 4" in b.rejections()[a.id]
         assert b.events == []
-        monkeypatch.setattr(greetings, "PROTOCOL_MIN", 4)
-        monkeypatch.setattr(greetings, "PROTOCOL_MAX", 4)
-        with pytest.raises(VersionError, match="speaks protocol 3, this device 4"):
+        monkeypatch.setattr(greetings, "PROTOCOL_MIN", 5)
+        monkeypatch.setattr(greetings, "PROTOCOL_MAX", 5)
+        with pytest.raises(VersionError, match="speaks protocol 4, this device 5"):
             greetings.greeting_from_wire(greetings.pb.HelloMessage.FromString(answer), a.identity.seal)
 
 
@@ -956,7 +957,7 @@ async def test_another_member_on_a_known_address_is_not_taken_for_the_peer() -> 
 DATA = bytes(range(256)) * 2000
 BEGIN = Begin(1, 1, Key(), "mass", len(DATA))
 CHUNKS = [Chunk(DATA[at : at + CHUNK_BYTES]) for at in range(0, len(DATA), CHUNK_BYTES)]
-END = End(hashlib.sha256(DATA).digest())
+END = End(xxhash.xxh3_128_digest(DATA))
 
 
 def wire(*frames: WireFrame) -> list[bytes]:
