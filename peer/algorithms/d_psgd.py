@@ -14,6 +14,7 @@ come to rest away from the minimum. From the push to the mix x_i is y_i: nothing
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from peer.algorithms.base import Message
@@ -21,6 +22,8 @@ from peer.algorithms.whole_model import WholeModel
 from peer.compression.bodies import Body, Dense
 from peer.compression.compressor import Compressor
 from peer.events import PeerId
+
+BLOCK = 1 << 16  # numbers that are mixed at once: what that takes stays in a processor's cache
 
 
 class DPSGD(WholeModel):
@@ -45,14 +48,26 @@ class DPSGD(WholeModel):
     def average(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         W = self.links.out
         own = 1 - sum(W.values())
-        came = {j: W[j] for j in heard if j in W}
-        total = own * y
-        for j, w in came.items():
-            total.add_(heard[j].body.dense(), alpha=w)
-        return total.div_(own + sum(came.values()))
+        models = [(W[j], *_values(message.body)) for j, message in heard.items() if j in W]
+        rooms = [values for _, values, is_room in models if is_room and self.lockstep]
+        mixed, part_of_W = rooms[0] if rooms else torch.empty_like(y), own + sum(w for w, _, _ in models)
+        for start in range(0, self.d, BLOCK):
+            block = slice(start, start + BLOCK)
+            total = own * y[block]
+            for w, values, _ in models:
+                total.add_(values[block], alpha=w)
+            torch.div(total, part_of_W, out=mixed[block])
+        return mixed
 
     def fault(self, message: Message) -> str:
         return "" if isinstance(message.body, Dense) else f"{self.name} sends whole models"
+
+
+def _values(body: Body) -> tuple[Tensor, bool]:
+    """A neighbor's model, and whether the mixed one may take its place: it counts once, in lockstep, and is
+    nobody else's."""
+    values = body.dense()
+    return values, isinstance(body, Dense) and (body.came or values is not body.values)
 
 
 class AllReduce(DPSGD):

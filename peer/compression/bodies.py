@@ -13,7 +13,7 @@ is `coding` (values.py). Bytes are `codec`'s matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -45,11 +45,13 @@ class Empty(Comparable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense(Comparable):
-    """All d values: float32 or float64 (`dtype` too, then), or numbers with a coding."""
+    """All d values: float32 or float64 (`dtype` too, then), or numbers with a coding. came: they were read
+    from bytes, so that nobody has them but this body."""
 
     values: Tensor
     dtype: torch.dtype = torch.float32
     coding: Coding | None = None
+    came: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.values.dtype == torch.float64:

@@ -44,14 +44,14 @@ class Layout:
 
 
 class Comparable:
-    """Equality field by field, tensors bit for bit in value and dtype."""
+    """Equality field by field, of those that compare, tensors bit for bit in value and dtype."""
 
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # every subclass is a dataclass
+        names = [f.name for f in fields(self) if f.compare]  # type: ignore[arg-type]  # every subclass is a dataclass
         return all(_same(getattr(self, name), getattr(other, name)) for name in names)
 
     __hash__ = None  # type: ignore[assignment]  # tensors have no value hash

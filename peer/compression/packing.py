@@ -134,7 +134,8 @@ def _values(
 def _read_dense(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Dense:
     if bytes(cursor.take(len(_PADDING), "padding")) != _PADDING:
         raise CodecError("padding: expected zeros before the values")
-    return Dense(*_values(read_values(cursor, layout.d, layout, lambda: layout.sizes, dtype), dtype))
+    read = read_values(cursor, layout.d, layout, lambda: layout.sizes, dtype)
+    return Dense(*_values(read, dtype), came=True)
 
 
 def _read_pair(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Pair:

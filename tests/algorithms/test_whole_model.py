@@ -13,7 +13,7 @@ from algorithms.trees import F64, Grove, chain, heap
 from peer.algorithms import make
 from peer.algorithms.base import ESTATE, SHARE, SNAPSHOT, Links, LocalSteps, Message
 from peer.algorithms.bases import digest
-from peer.algorithms.d_psgd import DPSGD
+from peer.algorithms.d_psgd import BLOCK, DPSGD
 from peer.algorithms.relay_sum import RelayGrad, RelaySum
 from peer.algorithms.whole_model import NOTHING, WholeModel
 from peer.compression.bodies import Body, Dense, Empty, Layout, Strided
@@ -43,6 +43,35 @@ def in_round(t: int, *neighbors: str, generation: int = 5, n: int = 4, phase: in
 def sent(kind: type[WholeModel], t: int, v: Tensor, *, generation: int = 5, count: int = 1) -> Message:
     base = b"" if kind is DPSGD else count.to_bytes(2, "little")
     return Message(Key(generation, t), kind.MEANING, Dense(v), base=base, delivery="latest")
+
+
+# --- mixing ------------------------------------------------------------------------------------------
+
+
+def mixed_in_blocks(lockstep: bool, came: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """What D-PSGD makes of its own model and two neighbors'; those before that, and afterwards."""
+    layout, dice = Layout((2 * BLOCK + 3,)), torch.Generator().manual_seed(1)
+    own, a, b = (torch.randn(layout.d, generator=dice) for _ in range(3))
+    node = DPSGD(layout, torch.float32, lockstep=lockstep)
+    node.begin(own.clone(), 1.0)
+    node.step(torch.zeros(layout.d), 0.1, in_round(3, "a", "b"), 0.0)
+    there = [a.clone(), b.clone()]
+    for src, values in zip("ab", there, strict=True):
+        body = Dense(values, came=came)
+        node.receive(src, Message(Key(5, 3), DPSGD.MEANING, body, delivery="latest"), 0.0)
+    return node.mix(), [own, a, b], there
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+@pytest.mark.parametrize("came", [True, False])
+def test_a_mixed_model_takes_the_place_of_one_that_came_and_counts_once(lockstep: bool, came: bool) -> None:
+    mixed, (own, a, b), there = mixed_in_blocks(lockstep, came)
+    share, third = 1 - 2 / 3, 1 / 3
+    expected = (share * own).add_(a, alpha=third).add_(b, alpha=third).div_(share + 2 / 3)
+    assert torch.equal(mixed, expected)
+    assert (mixed.data_ptr() == there[0].data_ptr()) == (came and lockstep)
+    assert torch.equal(there[1], b)
+    assert torch.equal(there[0], mixed if came and lockstep else a)
 
 
 # --- mail --------------------------------------------------------------------------------------------
