@@ -127,7 +127,7 @@ async def test_a_peer_of_another_version_is_named_with_both_versions(
     a, driver = await founded(home)
     driver.finder.other_versions[PEER] = version
     [sentence] = said(a)
-    assert sentence == f"home: {PEER} speaks {words}, this device 3; upgrade the one with the lower number"
+    assert sentence == f"home: {PEER} speaks {words}, this device 4; upgrade the one with the lower number"
 
 
 async def test_an_announcement_of_a_newer_version_is_said(home: Callable[[str], Home]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,22 +10,6 @@ import pytest
 from lan.bridge import Switch
 from lan.device import Network
 from lan.namespace import NamespaceRefusedError
-
-HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module here is one story, told by one process. It mostly waits, so they are spread evenly among the
-    tests of the other folders, which mostly compute."""
-    ours = [item for item in items if item.path.is_relative_to(HERE)]
-    others = [item for item in items if not item.path.is_relative_to(HERE)]
-    stories = [list(story) for _, story in itertools.groupby(ours, lambda item: item.path)]
-    every, spread = len(others) // (len(stories) + 1), []
-    for number, story in enumerate(stories):
-        for item in story:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        spread += [*story, *others[number * every : (number + 1) * every]]
-    items[:] = [*spread, *others[len(stories) * every :]]
 
 
 def open_network(loopback: bool = True) -> Network:
