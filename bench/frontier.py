@@ -9,8 +9,9 @@ number of steps. All figures are after the final rounds, whose bytes count.
 
 Where a row has several settings, `--choose` rehearses each of them with seed 0, on training examples held out
 for validation, and writes the best into results/frontier_chosen.json. The table is of what is written there,
-else of the first one, with all training and all test examples. Its figures go to results/frontier.json, where
-rows that were not run again stay as they are.
+else of the first one, with all training and all test examples. A setting with which training diverges for one
+of the table's seeds gives way to the next best. Figures go to results/frontier.json, where rows that were not
+run again stay as they are.
 """
 
 from __future__ import annotations
@@ -196,8 +197,29 @@ def choose(asked: Sequence[Row], folder: str, workers: int) -> None:
     for row in asked:
         if len(row.settings) > 1:
             tried = {setting: known[row.name]["tried"][setting] for setting in row.settings}
-            known[row.name] = {"chosen": max(tried, key=lambda one: tried[one]["mean"]), "tried": tried}
+            known[row.name] = {**known[row.name], "tried": tried}
+            known[row.name]["chosen"] = _best(known[row.name])
     write(CHOSEN, known)
+
+
+def _best(of_row: dict[str, Any]) -> str:
+    """Of the settings tried, but for those that diverged later; "" if none is left."""
+    left = {how: found["mean"] for how, found in of_row["tried"].items() if found["mean"] > 0}
+    for setting in of_row.get("diverged", []):
+        left.pop(setting, None)
+    return max(left, key=left.__getitem__, default="")
+
+
+def _give_way(row: Row, setting: str) -> bool:
+    """Training diverged with this setting: is there another to take its place?"""
+    chosen = read(CHOSEN)
+    of_row = chosen.get(row.name, {"tried": {}})
+    of_row["diverged"] = [*of_row.get("diverged", []), setting]
+    best = _best(of_row)
+    if best:
+        chosen[row.name] = {**of_row, "chosen": best}
+        write(CHOSEN, chosen)
+    return bool(best)
 
 
 def _held_out(row: Row) -> int:
@@ -227,8 +249,10 @@ class Compared:
 
 
 def compared(row: Row, known: dict[str, Any]) -> Compared | None:
-    """None for a dense row, and where there are no figures of both."""
+    """None for a dense row, and where there are no figures of both, or training diverged."""
     if row.name not in known or row.against not in known:
+        return None
+    if has_diverged(known[row.name]["seeds"]) or has_diverged(known[row.against]["seeds"]):
         return None
     pairs = list(zip(known[row.against]["seeds"], known[row.name]["seeds"], strict=False))
     mean, worst = ([100 * (d[what] - m[what]) for d, m in pairs] for what in ("mean", "worst"))
@@ -240,7 +264,16 @@ def compared(row: Row, known: dict[str, Any]) -> Compared | None:
 
 def run(asked: Sequence[Row], folder: str, seeds: int, workers: int) -> dict[str, Any]:
     """Figures of these rows beside those known, which are written down as they come in."""
-    chosen, known = read(CHOSEN), read(FRONTIER)
+    known = read(FRONTIER)
+    while asked:
+        _run(asked, known, folder, seeds, workers)
+        diverged = [row for row in asked if has_diverged(known[row.name]["seeds"])]
+        asked = [row for row in diverged if _give_way(row, known[row.name]["setting"])]
+    return known
+
+
+def _run(asked: Sequence[Row], known: dict[str, Any], folder: str, seeds: int, workers: int) -> None:
+    chosen = read(CHOSEN)
     todo = [(row, seed) for row in asked for seed in range(seeds)]
     jobs = [Job(f"{row.common} {setting_of(row, chosen)} --seed {seed}", folder) for row, seed in todo]
     for (row, seed), found in zip(todo, all_of(rehearsed, jobs, workers, "rehearsing"), strict=True):
@@ -248,7 +281,10 @@ def run(asked: Sequence[Row], folder: str, seeds: int, workers: int) -> dict[str
             known[row.name] = {"setting": setting_of(row, chosen), "seeds": []}
         known[row.name]["seeds"].append(found)
         write(FRONTIER, known)
-    return known
+
+
+def has_diverged(seeds: Sequence[dict[str, Any]]) -> bool:
+    return any("diverged" in one for one in seeds)
 
 
 def with_dense(asked: Sequence[Row], every: dict[str, Row], seeds: int) -> list[Row]:
@@ -276,7 +312,7 @@ def table(known: dict[str, Any], every: dict[str, Row]) -> Table:
 
 def _cells(row: Row, known: dict[str, Any]) -> list[str]:
     mine = known[row.name]["seeds"]
-    if any("diverged" in one for one in mine):
+    if has_diverged(mine):
         return [row.name, "diverged", *["–"] * 6]
     found, before = compared(row, known), percent(mine, "worst_before_final_rounds")
     return [

@@ -286,8 +286,13 @@ def accuracy(found: Results) -> Table:
     for row in frontier.rows().values():
         if row.name in known:
             seeds, beside = known[row.name]["seeds"], pairs.get(row.name)
+            if frontier.has_diverged(seeds):
+                setting = f"`{known[row.name]['setting']}`"
+                made.append((*_kind(row), setting, "–", "diverged", "diverged", "–", "–", "missed"))
+                continue
+            ratio = f"{beside.ratio:,.0f}x" if beside else "–" if row.against else "1x"
             made.append((
-                *_kind(row), f"`{known[row.name]['setting']}`", f"{beside.ratio:,.0f}x" if beside else "1x",
+                *_kind(row), f"`{known[row.name]['setting']}`", ratio,
                 *(f"{frontier.percent(seeds, what):.2f}" for what in ("mean", "worst")),
                 *((frontier.with_error(beside.mean), frontier.with_error(beside.worst),
                    "holds" if beside.holds else "missed") if beside else ("–", "–", "–")),
