@@ -225,6 +225,8 @@ class Swarm:
         self._rest(took_s)
         if not self._link.connected:
             self._rate.scale = 1.0  # alone, nothing is mixed
+        if self._pulse.due():
+            self._tell()  # now: a round of many steps takes long, and so may waiting for the others
         try:
             meet = {"lockstep": self._meet_lockstep, "overlap": self._meet_later, "free": self._meet_free}
             mixed = meet[self.terms.pace]()

@@ -104,6 +104,16 @@ def test_one_exchange_every_local_steps(tmp_path: Path) -> None:
     assert script.swarm.steps == 6
 
 
+def test_a_loss_is_told_before_the_round_is_over(tmp_path: Path) -> None:
+    """Status shows that a newcomer trains, however long its first round takes."""
+    daemon = StandIn(descriptor(local_steps=3))
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    assert script.steps(1) == [False]
+    daemon.wait_for(lambda: any(report.get("loss") == 1.0 for report in daemon.reports()))
+    assert closed(daemon) == []
+
+
 def test_in_a_session_with_an_end_exchanges_are_placed_by_its_learning_rate(tmp_path: Path) -> None:
     """Four steps a round in the mean, unless the script says how many it takes."""
     session = descriptor(local_steps=4, rounds=5, options={"warmup": "2"})
