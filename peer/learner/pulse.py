@@ -20,6 +20,7 @@ class Pulse:
         self._started: float | None = None
         self._worked_s = 0.0  # since the last exchange
         self._reported = -math.inf
+        self._has_told_loss = False
 
     def start(self) -> None:
         """A local step begins."""
@@ -42,12 +43,13 @@ class Pulse:
         return worked_s
 
     def due(self) -> bool:
-        """Is it time for a report?"""
-        return time.monotonic() >= self._reported + REPORT_S
+        """Is it time for a report? For the first one with a loss it is at once."""
+        is_first = self._loss is not None and not self._has_told_loss
+        return is_first or time.monotonic() >= self._reported + REPORT_S
 
     def report(self) -> dict[str, Any]:
         """The figures, as fields of a report frame."""
-        self._reported = time.monotonic()
+        self._reported, self._has_told_loss = time.monotonic(), self._loss is not None
         return {"loss": self._loss, "metrics": self.metrics, "step_s": self._step_s}
 
 
