@@ -14,7 +14,7 @@ from dataclasses import replace
 from peer.algorithms.base import Links
 from peer.events import Key, PeerId
 
-FRAMES_BYTES = 128  # at the most, around a message on the wire; some more for each chunk of a long one
+FRAMES_BYTES = 112  # at the most, around a message on the wire; some more for each chunk of a long one
 ALIKE = 0.9  # of the size that had no room; a link that opens anew sends something smaller first (guess)
 BEFORE = Key(-1, -1)  # any round
 

@@ -22,7 +22,7 @@ from peer.events import (
 )
 
 CHUNK_BYTES = 256 * 1024  # as in mesh/stream.py
-FRAMES_BYTES = 128  # at the most, of a parcel's frames without its message, in one chunk
+FRAMES_BYTES = 112  # at the most, of a parcel's frames without its message, in one chunk
 _DIGEST = 16  # at a parcel's end
 _DELIVERY = 1  # never 0 on the wire
 RECORD_BYTES = 420  # of a signed record, about (measured)

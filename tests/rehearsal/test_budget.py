@@ -184,7 +184,7 @@ def test_with_a_tiny_one_a_device_takes_part_now_and_then_and_holds_nobody_up() 
 def test_difference_push_lowers_its_bits_before_it_holds_rounds_back() -> None:
     r, scales = home()
     together(r, 3, 34_000)
-    r.run(400.0)  # in the first minutes every other round may be saved up for
+    r.run(200.0)
     usual = D // 8  # bytes at 1 bit
     late = [size for size in scales.sizes[-60:] if size > 100]
     assert len(late) > 40
