@@ -6,18 +6,31 @@ of the local protocol (peer/local.py). Standard library only.
 
 Memory is taken as it is written. `read` and `write` go through the descriptor: pages are neither zeroed first
 nor mapped, which for a long payload that passes by once costs more than copying it.
+
+Taking memory from the kernel costs two to three times what copying into it does. A Reserve therefore makes
+the next buffer of the memory of an earlier one of the same size, when nobody has that any more. The kernel
+says so: the file handed out is locked (flock(2)), and the lock goes with its last descriptor and mapping, in
+this process or another, however that ended.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
+import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from peer.errors import PeerdError
 
 MAX_SIZE = 1 << 34  # bytes; a payload above it is a mistake on any device this runs on (guess)
+WORTH_KEEPING = 1 << 20  # bytes; of a smaller payload the memory is had in less than half a millisecond
+KEEP_S = 3.0  # memory that nobody has used for so long is given back: between slow rounds it is nobody's
+NAME = "peerd-payload"  # as /proc shows this memory
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -35,7 +48,7 @@ class SharedBuffer:
         """New memory of `size` bytes, zero until it is written. Raises OSError when it cannot be had."""
         if not 0 <= size <= MAX_SIZE:
             raise PeerdError(f"a shared buffer of {size} bytes was asked for; 0 to {MAX_SIZE} are possible")
-        fd = os.memfd_create("peerd-payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
@@ -47,16 +60,19 @@ class SharedBuffer:
     @classmethod
     def of(cls, *pieces: bytes | bytearray | memoryview) -> SharedBuffer:
         """A buffer that holds a copy of these bytes, one piece after the other."""
-        buffer = cls.create(sum(len(piece) for piece in pieces))
+        return cls.create(sum(len(piece) for piece in pieces)).filled(*pieces)
+
+    def filled(self, *pieces: bytes | bytearray | memoryview) -> SharedBuffer:
+        """Itself, with these bytes from its beginning on; closed if they do not fit into memory: OSError."""
         try:
             at = 0
             for piece in pieces:
-                buffer.write(at, piece)
+                self.write(at, piece)
                 at += len(piece)
         except BaseException:
-            buffer.close()
+            self.close()
             raise
-        return buffer
+        return self
 
     @classmethod
     def from_fd(cls, fd: int, size: int) -> SharedBuffer:
@@ -128,3 +144,106 @@ class SharedBuffer:
 
     def __repr__(self) -> str:
         return f"SharedBuffer({self._size} bytes{', closed' if self.closed else ''})"
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Memory that was handed out, through a descriptor that holds no lock."""
+
+    fd: int
+    size: int
+    seen_free: float | None = None  # s, when nobody else was first seen to have it any more
+
+    def is_free(self) -> bool:
+        """Has everybody let go of it? It cannot be in use again without its Reserve."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.seen_free = None
+            return False
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        return True
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Reserve:
+    """Makes buffers, long ones of memory that has been used before. All threads may use one.
+
+    What is kept is at most what was in use at one time: before memory is taken anew, what is free and of
+    another size is given back. `tidy` must be called now and then.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: what the time is, s."""
+        self._clock = clock
+        self._kept: list[_Kept] = []
+        self._met = threading.Lock()
+
+    def make(self, size: int) -> SharedBuffer:
+        """A buffer of `size` bytes, whatever lies there. Raises as SharedBuffer.create does."""
+        if size < WORTH_KEEPING:
+            return SharedBuffer.create(size)
+        with self._met:
+            free = [one for one in self._kept if one.is_free()]
+            for one in free:
+                if one.size == size:
+                    one.seen_free = None
+                    return _handed_out(one)
+            for one in free:
+                self._give_back(one)
+            buffer = SharedBuffer.create(size)
+            try:
+                fcntl.flock(buffer.fileno(), fcntl.LOCK_SH)
+                self._kept.append(_Kept(_opened_again(buffer.fileno()), size))
+            except OSError:  # no /proc here, or no more descriptors: this one is used once
+                pass
+            return buffer
+
+    def of(self, *pieces: bytes | bytearray | memoryview) -> SharedBuffer:
+        """A buffer that holds a copy of these bytes, one piece after the other."""
+        return self.make(sum(len(piece) for piece in pieces)).filled(*pieces)
+
+    def tidy(self) -> float:
+        """Give back what nobody has used for KEEP_S. After how many seconds is it to be called again, if no
+        buffer is made before?"""
+        with self._met:
+            now = self._clock()
+            for one in [one for one in self._kept if one.is_free()]:
+                if one.seen_free is None:
+                    one.seen_free = now
+                elif now - one.seen_free >= KEEP_S:
+                    self._give_back(one)
+            return KEEP_S / 2 if self._kept else math.inf
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that is kept, in use or not."""
+        with self._met:
+            return sum(one.size for one in self._kept)
+
+    def close(self) -> None:
+        """Keep nothing; what is in use stays so."""
+        with self._met:
+            for one in list(self._kept):
+                self._give_back(one)
+
+    def _give_back(self, one: _Kept) -> None:
+        self._kept.remove(one)
+        one.close()
+
+
+def _opened_again(fd: int) -> int:
+    """Another open file of the same memory: locks of one are not the other's."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+
+
+def _handed_out(kept: _Kept) -> SharedBuffer:
+    fd = _opened_again(kept.fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    except BaseException:
+        os.close(fd)
+        raise
+    return SharedBuffer(fd, kept.size)

@@ -45,6 +45,7 @@ from peer.learner.exchange import Change, Exchange, Resume, State
 from peer.learner.look import Look
 from peer.learner.outbox import Outbox, Rooms
 from peer.local import SharedBuffer, error_of
+from peer.shared_buffer import Reserve
 
 log = logging.getLogger("peerd.learner")
 BEAT_S = 10.0  # between two signs of life; the daemon takes two minutes of silence for a fault (guess)
@@ -75,7 +76,8 @@ class Link:
 
     def __init__(self, attached: Attachment, duties: Duties, initial: Tensor, resume: Resume | None) -> None:
         self.met = threading.Condition()
-        self.rooms = Rooms()
+        self._reserve = Reserve()  # memory for what is sent
+        self.rooms = Rooms(self._reserve)
         self.round = -1  # the last round closed or joined at
         self.weight = 0.0
         self.heard: Sequence[str] = ()
@@ -224,6 +226,7 @@ class Link:
         finally:
             self._attached.client.close()
             self._assembler.close()
+            self._reserve.close()
             with self.met:  # at once: who sees the fault must not find the link still connected
                 self._fault = fault
                 self.connected, self._ended = False, True
@@ -271,7 +274,8 @@ class Link:
             if time.monotonic() >= beat_at:
                 client.send({"op": "report", "beat_s": BEAT_S})
                 beat_at = time.monotonic() + BEAT_S
-            select.select([client.fileno(), self._wake], [], [], max(0.0, beat_at - time.monotonic()))
+            wait_s = min(max(0.0, beat_at - time.monotonic()), self._reserve.tidy())
+            select.select([client.fileno(), self._wake], [], [], wait_s)
             self._clear_nudge()
 
     def _clear_nudge(self) -> None:

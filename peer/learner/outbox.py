@@ -15,19 +15,20 @@ from torch import Tensor
 
 from peer.compression.bodies import Dense
 from peer.compression.codec import DENSE_HEAD_BYTES, Encoded
-from peer.shared_buffer import SharedBuffer
+from peer.shared_buffer import Reserve, SharedBuffer
 
 
 class Rooms:
     """Shared buffers in which a flat model lies, behind room for the head of the message that it may become.
     Each lives as long as its model."""
 
-    def __init__(self) -> None:
+    def __init__(self, reserve: Reserve) -> None:
+        self.reserve = reserve
         self._rooms: dict[int, tuple[SharedBuffer, list[bytes]]] = {}  # by where the model lies; the head
 
     def lay(self, pieces: Iterable[Tensor], size: int, dtype: torch.dtype) -> Tensor:
         """A model of that size, put together of these pieces, flat and on the CPU."""
-        buffer, at = SharedBuffer.create(DENSE_HEAD_BYTES + size * dtype.itemsize), DENSE_HEAD_BYTES
+        buffer, at = self.reserve.make(DENSE_HEAD_BYTES + size * dtype.itemsize), DENSE_HEAD_BYTES
         try:
             for piece in pieces:
                 values = piece.contiguous().view(torch.uint8).numpy().data
@@ -64,8 +65,8 @@ class Outbox:
     """For one batch of messages. Holds the last one's buffer, since the next may be the same message to
     another neighbor; what the daemon was given of it is the daemon's own."""
 
-    def __init__(self, rooms: Rooms | None = None) -> None:
-        self._rooms = rooms if rooms is not None else Rooms()
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
         self._last: tuple[Encoded, SharedBuffer] | None = None
 
     def put(self, message: Encoded) -> SharedBuffer:
@@ -75,7 +76,7 @@ class Outbox:
         if self._last is not None and message.is_like(self._last[0]):
             return self._last[1]
         self.close()
-        self._last = message, SharedBuffer.of(*message.parts)
+        self._last = message, self._rooms.reserve.of(*message.parts)
         return self._last[1]
 
     def close(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
-from peer.compression.bodies import Body, Dense
-from peer.compression.codec import Encoded, Message, encode, in_parts
+from peer.compression.bodies import Body, Dense, Layout
+from peer.compression.codec import DENSE_HEAD_BYTES, Encoded, Message, decode, encode, in_parts
 from peer.events import Key
 from peer.learner.outbox import Outbox, Rooms
+from peer.shared_buffer import WORTH_KEEPING, Reserve, SharedBuffer
 
 
 def message(body: Body, round_: int = 1) -> Message:
@@ -28,7 +30,7 @@ def put(outbox: Outbox, encoded: Encoded) -> bytes:
 
 def test_one_message_to_three_neighbors_lies_in_one_buffer() -> None:
     body, before = Dense(torch.arange(4.0)), payloads()
-    with Outbox() as outbox:
+    with Outbox(Rooms(Reserve())) as outbox:
         buffers = {outbox.put(in_parts(message(body))) for _ in range(3)}
         assert len(buffers) == 1
         assert payloads() == before + 1
@@ -38,7 +40,7 @@ def test_one_message_to_three_neighbors_lies_in_one_buffer() -> None:
 
 def test_of_unlike_messages_one_is_held_at_a_time() -> None:
     bodies, before = [Dense(torch.full((4,), float(i))) for i in range(3)], payloads()
-    with Outbox() as outbox:
+    with Outbox(Rooms(Reserve())) as outbox:
         for body in bodies:
             for round_ in (1, 2):
                 assert put(outbox, in_parts(message(body, round_))) == encode(message(body, round_))
@@ -47,7 +49,7 @@ def test_of_unlike_messages_one_is_held_at_a_time() -> None:
 
 
 def test_a_model_that_lies_in_a_room_is_its_message_and_is_copied_for_nobody() -> None:
-    before, rooms = payloads(), Rooms()
+    before, rooms = payloads(), Rooms(Reserve())
     model = rooms.lay([torch.arange(3.0), torch.full((2,), 7.0)], 5, torch.float32)
     assert model.tolist() == [0, 1, 2, 7, 7]
     said = Message(Key(0, 1), 16, Dense(model), delivery="latest")
@@ -64,7 +66,7 @@ def test_a_model_that_lies_in_a_room_is_its_message_and_is_copied_for_nobody() -
 
 
 def test_a_room_is_one_message_and_what_else_is_made_of_its_model_is_copied() -> None:
-    rooms = Rooms()
+    rooms = Rooms(Reserve())
     model = rooms.lay([torch.arange(4.0, dtype=torch.float64)], 4, torch.float64)
     body = Dense(model)
     with Outbox(rooms) as outbox:
@@ -78,3 +80,32 @@ def test_a_room_is_one_message_and_what_else_is_made_of_its_model_is_copied() ->
             assert put(outbox, in_parts(other)) == encode(other)
         assert first.read(0, 100) == encode(message(body, 1)), "the daemon may be sending it still"
         assert outbox.put(in_parts(message(body, 1))) is first
+
+
+def test_a_model_lies_where_an_earlier_one_lay_when_nobody_has_that_any_more() -> None:
+    size = WORTH_KEEPING // 4
+    reserve = Reserve()
+    rooms = Rooms(reserve)
+
+    def laid(value: float) -> torch.Tensor:
+        return rooms.lay([torch.full((size,), value)], size, torch.float32)
+
+    def sent(model: torch.Tensor) -> SharedBuffer:
+        buffer = Outbox(rooms).put(in_parts(message(Dense(model), int(model[0]))))
+        return SharedBuffer.from_fd(os.dup(buffer.fileno()), len(buffer))
+
+    first = laid(1.0)
+    at_daemon = sent(first)
+    memory = os.fstat(at_daemon.fileno()).st_ino
+    del first
+    second = laid(2.0)  # the daemon still sends the first
+    assert decode(bytes(at_daemon.view()), Layout((size,))).body.dense()[-1] == 1.0
+    del second
+    at_daemon.close()
+    assert reserve.size == 2 * (DENSE_HEAD_BYTES + 4 * size)
+    third, fourth = laid(3.0), laid(4.0)
+    with sent(third) as one, sent(fourth) as other:
+        assert memory in (os.fstat(one.fileno()).st_ino, os.fstat(other.fileno()).st_ino)
+        assert one.read(0, len(one)) == encode(message(Dense(torch.full((size,), 3.0)), 3))
+    assert reserve.size == 2 * (DENSE_HEAD_BYTES + 4 * size)
+    reserve.close()

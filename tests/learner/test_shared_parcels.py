@@ -19,8 +19,8 @@ from peer.compression.bodies import Dense
 from peer.compression.codec import Encoded, Message, encode
 from peer.events import Deliver, Found, Key, LinkUp, OpenRound, Taken, ToLearner
 from peer.learner.exchange import Exchange
-from peer.learner.outbox import Outbox
-from peer.shared_buffer import SharedBuffer
+from peer.learner.outbox import Outbox, Rooms
+from peer.shared_buffer import Reserve, SharedBuffer
 
 
 def buffers() -> int:
@@ -47,7 +47,7 @@ class Shared(Home):
                 super().tell(i, command)
                 continue
             assert isinstance(command.payload, Encoded)
-            with Outbox() as outbox:
+            with Outbox(Rooms(Reserve())) as outbox:
                 sent = outbox.put(command.payload)
                 came = SharedBuffer.from_fd(os.dup(sent.fileno()), len(sent))
             with came:

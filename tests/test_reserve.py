@@ -1,0 +1,189 @@
+"""Memory of payloads that is used again, and only when nobody has it any more."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from peer import shared_buffer
+from peer.shared_buffer import KEEP_S, WORTH_KEEPING, Reserve, SharedBuffer
+
+SIZE = WORTH_KEEPING
+
+
+def memory(buffer: SharedBuffer) -> int:
+    return os.fstat(buffer.fileno()).st_ino
+
+
+@pytest.fixture
+def reserve() -> Iterator[Reserve]:
+    reserve = Reserve()
+    yield reserve
+    reserve.close()
+
+
+def test_the_next_buffer_of_this_size_is_made_of_the_last_ones_memory(reserve: Reserve) -> None:
+    with reserve.make(SIZE) as first:
+        inode = memory(first)
+        first.write(0, b"first")
+    with reserve.make(SIZE) as second:
+        assert memory(second) == inode
+        second.write(0, b"again")
+        assert bytes(second.view()[:5]) == b"again"
+        assert reserve.size == SIZE
+
+
+def test_memory_in_use_is_nobody_elses(reserve: Reserve) -> None:
+    with reserve.make(SIZE) as first, reserve.make(SIZE) as second:
+        assert memory(first) != memory(second)
+        first.write(0, b"1")
+        second.write(0, b"2")
+        assert first.read(0, 1) + second.read(0, 1) == b"12"
+
+
+def test_a_view_alone_keeps_it_in_use(reserve: Reserve) -> None:
+    first = reserve.make(SIZE)
+    first.write(0, b"held")
+    inode, view = memory(first), first.view()
+    first.close()
+    with reserve.make(SIZE) as second:
+        assert memory(second) != inode
+        second.write(0, b"else")
+    assert bytes(view[:4]) == b"held"
+    view.release()
+    with reserve.make(SIZE) as third, reserve.make(SIZE) as fourth:
+        assert inode in (memory(third), memory(fourth))
+
+
+def test_a_descriptor_that_was_passed_on_keeps_it_in_use_until_its_process_is_killed(
+    reserve: Reserve,
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    child = os.fork()
+    if child == 0:  # holds what it is sent until it is killed
+        try:
+            _, fds, _, _ = socket.recv_fds(theirs, 1, 1)
+            buffer = SharedBuffer.from_fd(fds[0], SIZE)
+            held = buffer.view()
+            buffer.close()
+            theirs.sendall(bytes(held[:4]))
+            signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        with reserve.make(SIZE) as first:
+            first.write(0, b"sent")
+            inode = memory(first)
+            socket.send_fds(ours, [b"x"], [first.fileno()])
+        with reserve.make(SIZE) as second:  # on its way, or there: in use all the same
+            assert memory(second) != inode
+        assert ours.recv(4) == b"sent"
+        with reserve.make(SIZE) as second:
+            assert memory(second) != inode
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        ours.close()
+        theirs.close()
+    with reserve.make(SIZE) as third, reserve.make(SIZE) as fourth:
+        assert inode in (memory(third), memory(fourth))
+
+
+def test_free_memory_of_another_size_is_given_back_before_more_is_taken(reserve: Reserve) -> None:
+    with reserve.make(SIZE) as busy:
+        reserve.make(2 * SIZE).close()
+        with reserve.make(3 * SIZE):
+            assert reserve.size == SIZE + 3 * SIZE
+        assert len(busy) == SIZE
+
+
+def test_what_nobody_uses_is_given_back() -> None:
+    now = 100.0
+    reserve = Reserve(lambda: now)
+    assert reserve.tidy() == float("inf")
+    with reserve.make(SIZE):
+        now += 2 * KEEP_S
+        assert reserve.tidy() <= KEEP_S
+    assert reserve.size == SIZE
+    reserve.tidy()  # sees it free
+    now += KEEP_S / 2
+    with reserve.make(SIZE):  # used again: the time counts anew
+        now += KEEP_S / 2
+        reserve.tidy()
+    reserve.tidy()
+    now += 0.9 * KEEP_S
+    assert reserve.tidy() <= KEEP_S
+    assert reserve.size == SIZE
+    now += 0.1 * KEEP_S
+    assert reserve.tidy() == float("inf")
+    assert reserve.size == 0
+
+
+def test_short_payloads_are_not_kept(reserve: Reserve) -> None:
+    with reserve.of(b"short") as buffer:
+        assert buffer.read(0, 10) == b"short"
+    assert reserve.size == 0
+
+
+def test_closing_it_takes_nothing_from_those_who_use_it() -> None:
+    reserve = Reserve()
+    with reserve.make(SIZE) as buffer:
+        buffer.write(SIZE - 3, b"end")
+        reserve.close()
+        assert buffer.read(SIZE - 3, 3) == b"end"
+        assert reserve.size == 0
+
+
+def test_where_a_file_cannot_be_opened_again_each_buffer_is_made_anew(
+    reserve: Reserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(fd: int) -> int:
+        raise PermissionError(f"no /proc/self/fd/{fd}")
+
+    monkeypatch.setattr(shared_buffer, "_opened_again", refused)
+    with reserve.of(b"x" * SIZE) as first:
+        assert first.read(0, 1) == b"x"
+    assert reserve.size == 0
+    with reserve.make(SIZE) as second:
+        assert second.read(0, 1) == b"\0"
+
+
+def test_one_that_cannot_be_handed_out_is_there_for_the_next(
+    reserve: Reserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(fd: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with reserve.make(SIZE) as first:
+        inode = memory(first)
+    with monkeypatch.context() as patched:
+        patched.setattr(shared_buffer, "_opened_again", refused)
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            reserve.make(SIZE)
+    with reserve.make(SIZE) as second:
+        assert memory(second) == inode
+
+
+def test_threads_never_share_what_is_in_use(reserve: Reserve) -> None:
+    wrong: list[str] = []
+
+    def work(mark: bytes) -> None:
+        for _ in range(50):
+            with reserve.make(SIZE) as buffer:
+                buffer.write(0, mark * 4)
+                if buffer.read(0, 4) != mark * 4:
+                    wrong.append(mark.decode())
+
+    threads = [threading.Thread(target=work, args=(mark,)) for mark in (b"a", b"b", b"c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert reserve.size <= 3 * SIZE
