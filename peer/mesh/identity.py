@@ -40,7 +40,13 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 FOREVER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5
 MAX_GOOD = 1024  # records whose signatures are remembered: four of each member's
 # what reading a stranger's extensions raises; most of them are no ValueErrors
-_BROKEN = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError)
+_BROKEN = (
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    ValueError,
+    TypeError,  # a name that is a string of bits
+)
 ANY_MEMBER = "peerd"  # the second name of every leaf: what a Hello channel, which knows no id yet, asks for
 
 
@@ -191,6 +197,9 @@ class SessionIdentity:
             leaf.verify_directly_issued_by(self._ca)
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
             raise RemoteError(f"the certificate of {peer} was not signed with this session's key") from error
+        if not leaf.public_bytes(serialization.Encoding.DER).endswith(b"\x00" + leaf.signature):
+            # bits of the signature that do not count: it verifies all the same, and TLS would not take it
+            raise RemoteError(f"the certificate of {peer} ends with a signature that is not whole bytes")
         return leaf.public_bytes(serialization.Encoding.PEM)
 
     def _load_or_sign(self, device: Device, folder: Path | None) -> x509.Certificate:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from badinput.bodies import remembered
-from badinput.wires import LEAF
+from badinput.wires import LEAF, identities
 from peer.algorithms import make
 from peer.algorithms.base import SHARE, Links
 from peer.algorithms.difference_push import DEVIATION
@@ -33,6 +33,22 @@ def test_a_certificate_of_an_unknown_version_is_refused() -> None:
     assert LEAF[10:13] == b"\x02\x01\x02", "version 3"
     with pytest.raises(RemoteError, match="none"):
         load_certificate(LEAF[:12] + b"\x09" + LEAF[13:])
+
+
+def test_a_certificate_whose_signature_is_not_whole_bytes_is_refused() -> None:
+    me, other = identities()[:2]
+    at = LEAF.rindex(b"\x00\x30")  # in front of the signature: bits of its last byte that do not count
+    assert me.check_leaf(LEAF, other.peer_id)
+    with pytest.raises(RemoteError, match="not whole bytes"):
+        me.check_leaf(LEAF[:at] + b"\x01" + LEAF[at + 1 :], other.peer_id)
+
+
+def test_a_certificate_made_out_to_a_string_of_bits_is_refused() -> None:
+    me, other = identities()[:2]
+    name = b"\x0c\x1c" + other.peer_id.encode()
+    assert LEAF.count(name) == 1
+    with pytest.raises(RemoteError, match="broken one"):
+        me.check_leaf(LEAF.replace(name, b"\x03" + name[1:]), other.peer_id)
 
 
 def test_a_models_signature_with_infinite_sizes_is_no_signature() -> None:
