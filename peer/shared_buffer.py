@@ -136,6 +136,9 @@ class SharedBuffer:
                 self._map.close()
             self._map = None
 
+    def __del__(self) -> None:
+        self.close()  # one that was lost on its way would keep its memory
+
     def __enter__(self) -> SharedBuffer:
         return self
 
@@ -158,10 +161,10 @@ class _Kept:
         """Has everybody let go of it? It cannot be in use again without its Reserve."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+        except OSError:  # somebody has it; or the kernel has no room for a lock, and it is not known
             self.seen_free = None
             return False
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
         return True
 
     def close(self) -> None:
@@ -179,6 +182,7 @@ class Reserve:
         """clock: what the time is, s."""
         self._clock = clock
         self._kept: list[_Kept] = []
+        self._closed = False
         self._met = threading.Lock()
 
     def make(self, size: int) -> SharedBuffer:
@@ -194,6 +198,8 @@ class Reserve:
             for one in free:
                 self._give_back(one)
             buffer = SharedBuffer.create(size)
+            if self._closed:
+                return buffer
             try:
                 fcntl.flock(buffer.fileno(), fcntl.LOCK_SH)
                 self._kept.append(_Kept(_opened_again(buffer.fileno()), size))
@@ -206,8 +212,8 @@ class Reserve:
         return self.make(sum(len(piece) for piece in pieces)).filled(*pieces)
 
     def tidy(self) -> float:
-        """Give back what nobody has used for KEEP_S. After how many seconds is it to be called again, if no
-        buffer is made before?"""
+        """Give back what nobody has used for KEEP_S, one at a time: the kernel takes a while for a long one.
+        After how many seconds is it to be called again, if no buffer is made before?"""
         with self._met:
             now = self._clock()
             for one in [one for one in self._kept if one.is_free()]:
@@ -215,6 +221,7 @@ class Reserve:
                     one.seen_free = now
                 elif now - one.seen_free >= KEEP_S:
                     self._give_back(one)
+                    break
             return KEEP_S / 2 if self._kept else math.inf
 
     @property
@@ -224,8 +231,9 @@ class Reserve:
             return sum(one.size for one in self._kept)
 
     def close(self) -> None:
-        """Keep nothing; what is in use stays so."""
+        """Keep nothing from now on; what is in use stays so."""
         with self._met:
+            self._closed = True
             for one in list(self._kept):
                 self._give_back(one)
 

@@ -125,6 +125,44 @@ def test_what_nobody_uses_is_given_back() -> None:
     assert reserve.size == 0
 
 
+def test_memory_that_is_not_used_goes_back_one_by_one() -> None:
+    now = 0.0
+    reserve = Reserve(lambda: now)
+    with reserve.make(SIZE), reserve.make(SIZE):
+        pass
+    reserve.tidy()
+    now += KEEP_S
+    reserve.tidy()
+    assert reserve.size == SIZE
+    reserve.tidy()
+    assert reserve.size == 0
+
+
+def test_memory_of_which_the_kernel_does_not_tell_is_in_use(
+    reserve: Reserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with reserve.make(SIZE) as first:
+        inode = memory(first)
+    with monkeypatch.context() as patched:
+        patched.setattr(shared_buffer.fcntl, "flock", no_room)
+        with reserve.make(SIZE) as second:
+            assert memory(second) != inode
+        reserve.tidy()
+    with reserve.make(SIZE) as third:
+        assert memory(third) == inode
+
+
+def test_a_buffer_that_is_lost_gives_its_memory_back(reserve: Reserve) -> None:
+    lost = reserve.make(SIZE)
+    inode = memory(lost)
+    del lost
+    with reserve.make(SIZE) as next_one:
+        assert memory(next_one) == inode
+
+
 def test_short_payloads_are_not_kept(reserve: Reserve) -> None:
     with reserve.of(b"short") as buffer:
         assert buffer.read(0, 10) == b"short"
@@ -137,6 +175,8 @@ def test_closing_it_takes_nothing_from_those_who_use_it() -> None:
         buffer.write(SIZE - 3, b"end")
         reserve.close()
         assert buffer.read(SIZE - 3, 3) == b"end"
+        assert reserve.size == 0
+    with reserve.make(SIZE):  # somebody who did not know
         assert reserve.size == 0
 
 

@@ -82,6 +82,7 @@ class LearnerEnd:
             self._assembler.close()
             if self._export is not None and not self._export.done():
                 self._export.set_exception(NoDaemonError("the learner ended before it wrote its model"))
+            self._export = None
 
     async def export(self, known: dict[str, str], timeout_s: float) -> SharedBuffer:
         """The model as the bytes of a safetensors file that says what is `known` of it; the buffer is the
@@ -90,9 +91,14 @@ class LearnerEnd:
             self._export = asyncio.get_running_loop().create_future()
             self._export.add_done_callback(lambda done: done.exception())  # nobody may be waiting any more
             self._connection.send({"op": "export", "provenance": known})
-        async with asyncio.timeout(timeout_s):
-            buffer = await asyncio.shield(self._export)
-        return SharedBuffer.from_fd(os.dup(buffer.fileno()), len(buffer))
+        export = self._export
+        try:
+            async with asyncio.timeout(timeout_s):
+                buffer = await asyncio.shield(export)
+            return SharedBuffer.from_fd(os.dup(buffer.fileno()), len(buffer))
+        finally:
+            if self._export is export and export.done():
+                self._export = None  # the model goes with the last who waits for it
 
     def _take(self, frame: Frame, fd: int | None, session: LearnersSession) -> None:
         match frame["op"]:

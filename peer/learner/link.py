@@ -378,6 +378,7 @@ class Link:
         while True:
             select.select([self._wake], [], [], wait_s)
             self._clear_nudge()
+            self._reserve.tidy()
             with self.met:
                 # a training thread that waits for its first model may have been told to stop
                 self.met.notify_all()
