@@ -104,10 +104,12 @@ def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:
         )
     plain = load_plain(payload, where)
     try:
+        if not isinstance(plain, dict):
+            raise TypeError(f"a {type(plain).__name__}")
         plain["optimizer"] = plain["optimizer"].numpy().tobytes()
         plain["signature"] = [(name, list(shape), dtype) for name, shape, dtype in plain["signature"]]
         return Checkpoint(**plain), serial
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as error:
         raise DataError(f"{where} does not hold what a checkpoint holds ({error})") from error
 
 

@@ -17,6 +17,7 @@ import datetime
 import hashlib
 import logging
 import stat
+import warnings
 from pathlib import Path
 
 from cryptography import x509
@@ -46,6 +47,7 @@ _BROKEN = (
     x509.UnsupportedGeneralNameType,
     ValueError,
     TypeError,  # a name that is a string of bits
+    UserWarning,  # a country's of other than two letters
 )
 ANY_MEMBER = "peerd"  # the second name of every leaf: what a Hello channel, which knows no id yet, asks for
 
@@ -270,11 +272,13 @@ def _usage(signs_certificates: bool) -> x509.KeyUsage:
 
 def _check_rules(leaf: x509.Certificate, peer: str) -> None:
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Attribute's length")  # of a name that is none
+            common_names = [name.value for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         usage = leaf.extensions.get_extension_for_class(x509.KeyUsage)
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         constraints = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
         dns_names = names.get_values_for_type(x509.DNSName)
-        common_names = [name.value for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     except _BROKEN as error:
         raise RemoteError(f"the certificate of {peer} lacks an extension or has a broken one") from error
     if not usage.critical or usage.value != _usage(signs_certificates=False) or constraints.ca:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import struct
 from unittest.mock import patch
 
 import pytest
@@ -20,9 +22,10 @@ from peer.compression.history import History
 from peer.compression.quantize import quantize
 from peer.config import JoinOptions
 from peer.daemon.signatures import first_difference
-from peer.errors import ConfigError, PeerdError, RemoteError, UnknownBaseError
+from peer.errors import ConfigError, DataError, PeerdError, RemoteError, UnknownBaseError
 from peer.event_frames import EventAssembler, from_frame
 from peer.events import Key
+from peer.learner.checkpoint import save_plain, unpack
 from peer.mesh.identity import load_certificate
 
 LAYOUT = Layout((4,))
@@ -49,6 +52,21 @@ def test_a_certificate_made_out_to_a_string_of_bits_is_refused() -> None:
     assert LEAF.count(name) == 1
     with pytest.raises(RemoteError, match="broken one"):
         me.check_leaf(LEAF.replace(name, b"\x03" + name[1:]), other.peer_id)
+
+
+def test_a_certificate_made_out_to_a_country_is_refused_without_a_warning() -> None:
+    me, other = identities()[:2]
+    kind = b"\x06\x03\x55\x04\x03\x0c\x1c" + other.peer_id.encode()
+    assert LEAF.count(kind) == 1
+    with pytest.raises(RemoteError, match="broken one"):
+        me.check_leaf(LEAF.replace(kind, kind.replace(b"\x04\x03", b"\x04\x06", 1)), other.peer_id)
+
+
+def test_a_checkpoint_that_is_a_tensor_is_refused() -> None:
+    payload = save_plain(torch.arange(6.0))
+    header = struct.pack(">8sIQQ", b"peerd-ck", 1, 3, len(payload))
+    with pytest.raises(DataError, match="does not hold what a checkpoint holds"):
+        unpack(header + hashlib.sha256(header + payload).digest() + payload, "the file")
 
 
 def test_a_models_signature_with_infinite_sizes_is_no_signature() -> None:
