@@ -35,7 +35,9 @@ def refuse_overflow(src: PeerId, message: Message, dtype: torch.dtype) -> None:
     """Raises RemoteError for numbers that are finite, and in products and sums soon would not be."""
     if message.weight > MAX_WEIGHT:
         raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
-    peak, most = max(map(peak_of, numbers_in(message.body))), math.sqrt(torch.finfo(dtype).max)
+    body, most = message.body, math.sqrt(torch.finfo(dtype).max)
+    known = body.peak if isinstance(body, Dense) else None
+    peak = max(map(peak_of, numbers_in(body))) if known is None else known
     if not peak * max(1.0, message.weight) <= most:
         raise RemoteError(f"message from {src}: values of at most {most:.0e}, not {peak:g}, after weighing")
 
@@ -70,9 +72,10 @@ class Links:
 
 class LocalSteps:
     """They led from the model z, which mix() gave last, to y. Given once, so that nobody on their way here
-    keeps a model alive that the algorithm has no use for."""
+    keeps a model alive that the algorithm has no use for. peak: the largest |y|, finite, if that is known."""
 
-    def __init__(self, z: Tensor, y: Tensor) -> None:
+    def __init__(self, z: Tensor, y: Tensor, peak: float | None = None) -> None:
+        self.peak = peak
         self._models: tuple[Tensor, Tensor] | None = (z, y)
 
     def give(self) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,7 @@ class WholeModel(Algorithm):
         self.x0: Tensor | None = None
         self.held = Bases()
         self._y: Tensor | None = None  # of a round that is pushed and not mixed
+        self._peak: float | None = None  # of |y|, if it is known
         self._mail: dict[PeerId, Mail] = {}
         self._news: set[PeerId] = set()  # something has come from them since the last mix
 
@@ -138,10 +139,12 @@ class WholeModel(Algorithm):
 
     def step_to(self, steps: LocalSteps, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
         self.open(links)
-        return self._push_from(self.stepped_to(self.estimate(), *steps.give()))
+        z, handed = steps.give()
+        y = self.stepped_to(self.estimate(), z, handed)
+        return self._push_from(y, steps.peak if y is handed else None)
 
-    def _push_from(self, y: Tensor) -> dict[PeerId, Message]:
-        self._y = y
+    def _push_from(self, y: Tensor, peak: float | None = None) -> dict[PeerId, Message]:
+        self._y, self._peak = y, peak
         if "x" in self.LETS_GO:
             self.x = y
         return self.push(y)
@@ -286,7 +289,7 @@ class WholeModel(Algorithm):
     def exactly(self, v: Tensor, part: tuple[int, int] | None = None) -> Body:
         """No compression: `v` in the session's own type. part: start and step, if not all of it travels."""
         if part is None:
-            return Dense(v)
+            return Dense(v, peak=self._peak if v is self._y else None)
         start, step = part
         return Strided(self.d, start, step, v[start::step].clone(), self.dtype)
 

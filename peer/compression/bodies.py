@@ -46,12 +46,14 @@ class Empty(Comparable):
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense(Comparable):
     """All d values: float32 or float64 (`dtype` too, then), or numbers with a coding. came: they were read
-    from bytes, so that nobody has them but this body."""
+    from bytes, so that nobody has them but this body. peak: the largest |value|, finite, where somebody has
+    looked, so that nobody else has to; None of values with a coding."""
 
     values: Tensor
     dtype: torch.dtype = torch.float32
     coding: Coding | None = None
     came: bool = field(default=False, compare=False)
+    peak: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.values.dtype == torch.float64:

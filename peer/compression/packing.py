@@ -126,7 +126,7 @@ def read_body(kind: int, cursor: Cursor, layout: Layout, dtype: torch.dtype) -> 
 
 
 def _values(
-    read: tuple[torch.Tensor, Coding | None], dtype: torch.dtype
+    read: tuple[torch.Tensor, Coding | None, float | None], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.dtype, Coding | None]:
     return read[0], dtype, read[1]
 
@@ -135,7 +135,7 @@ def _read_dense(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Dense:
     if bytes(cursor.take(len(_PADDING), "padding")) != _PADDING:
         raise CodecError("padding: expected zeros before the values")
     read = read_values(cursor, layout.d, layout, lambda: layout.sizes, dtype)
-    return Dense(*_values(read, dtype), came=True)
+    return Dense(*_values(read, dtype), came=True, peak=read[2])
 
 
 def _read_pair(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Pair:

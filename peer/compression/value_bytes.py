@@ -8,6 +8,7 @@ in the highest; both padded with zeros. How many scales and numbers there are is
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Valued
+from peer.compression.bodies import Dense, Valued, peak_of
 from peer.compression.cursor import Cursor
 from peer.compression.layout import Layout, is_finite
 from peer.compression.values import (
@@ -43,7 +44,8 @@ def write_values(body: Valued) -> list[Piece]:
     """In pieces, which may be views of the body's own memory. Raises DivergedError for values that are not
     finite."""
     numbers = body.values.detach().cpu()
-    if numbers.is_floating_point() and not is_finite(numbers):
+    known = isinstance(body, Dense) and body.peak is not None
+    if numbers.is_floating_point() and not known and not is_finite(numbers):
         raise DivergedError.found(float(numbers.abs().max()))
     coding = body.coding
     if coding is None:
@@ -57,8 +59,8 @@ def write_values(body: Valued) -> list[Piece]:
 
 def read_values(
     cursor: Cursor, count: int, blocks: Layout, counts: Callable[[], Sequence[int]], dtype: torch.dtype
-) -> tuple[Tensor, Coding | None]:
-    """`count` numbers, so many in each of `blocks`, and their coding."""
+) -> tuple[Tensor, Coding | None, float | None]:
+    """`count` numbers, so many in each of `blocks`, their coding, and without one the largest |number|."""
     code = cursor.byte("value type")
     if code not in _NAMES:
         raise CodecError(f"value type: expected one of {sorted(_NAMES)}, found {code}")
@@ -68,7 +70,8 @@ def read_values(
     if name == "fp64" and dtype != torch.float64:
         raise CodecError(f"value type: expected one that fits a session of {dtype}, found {name}")
     if name in ("fp32", "fp64"):
-        return _read_floats(cursor, count, "<f4" if name == "fp32" else "<f8"), None
+        found, peak = _read_floats(cursor, count, "<f4" if name == "fp32" else "<f8")
+        return found, None, peak
     kind = VALUE_TYPES[name]
     (exponent,) = _EXPONENT.unpack(cursor.take(_EXPONENT.size, "exponent"))
     least, most = exponents(dtype)
@@ -77,9 +80,9 @@ def read_values(
         raise CodecError(f"exponent: expected {least} to {most}, found {exponent}")
     if kind.block == 0:
         numbers = (_read_halves if name == "fp16" else _read_bfloats)(cursor, count)
-        return numbers, Coding(name, exponent)
+        return numbers, Coding(name, exponent), None
     scales = _read_scales(cursor, len(block_lengths(counts(), kind.block)), exponent, kind.largest, dtype)
-    return _READ[name](cursor, count), Coding(name, exponent, scales, blocks)
+    return _READ[name](cursor, count), Coding(name, exponent, scales, blocks), None
 
 
 # --- floating point ----------------------------------------------------------------------------------
@@ -91,17 +94,18 @@ def _floats_as_bytes(numbers: Tensor) -> memoryview:
     return array.view(np.uint8).data
 
 
-def _read_floats(cursor: Cursor, count: int, stored: str) -> Tensor:
+def _read_floats(cursor: Cursor, count: int, stored: str) -> tuple[Tensor, float]:
     array = _read_array(cursor, count, stored, "values", may_be_view=True)
     numbers = torch.from_numpy(array)
-    if count and not is_finite(numbers):
+    peak = peak_of(numbers) if count else 0.0
+    if not math.isfinite(peak):
         at = int(np.flatnonzero(~np.isfinite(array))[0])
         raise CodecError(f"values: expected finite numbers, found {array[at]} at {at}")
-    return numbers
+    return numbers, peak
 
 
 def _read_halves(cursor: Cursor, count: int) -> Tensor:
-    return _read_floats(cursor, count, "<f2")
+    return _read_floats(cursor, count, "<f2")[0]
 
 
 def _read_bfloats(cursor: Cursor, count: int) -> Tensor:

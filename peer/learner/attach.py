@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from peer import algorithms, catalogue
 from peer.algorithms.base import LocalSteps
-from peer.compression.bodies import Layout, is_finite, peak_of
+from peer.compression.bodies import Layout, peak_of
 from peer.compression.self_check import check_codecs
 from peer.errors import DivergedError, UsageError
 from peer.event_frames import to_frame
@@ -328,7 +328,8 @@ class Swarm:
             here = link.rooms.lay(flat.pieces(), flat.size, flat.dtype)
         else:
             here = flat.read()
-        if not self._is_finite(here):
+        peak = peak_of(here)
+        if not self._may_go(peak):
             return False
         with link.met:
             if not link.is_open() or link.has_mixed():
@@ -337,7 +338,7 @@ class Swarm:
             if go_on:
                 change, self._base, self._since = here - self._base, here, 0
             elif link.takes_models:
-                change, self._base = LocalSteps(self._base, here), here
+                change, self._base = LocalSteps(self._base, here, peak), here
             else:
                 change = here.sub_(self._base)
             link.hand_over(change, self._rate.scale * self._lr(), self._pulse.worked())
@@ -386,10 +387,10 @@ class Swarm:
         finally:
             self._flat.write(mine)
 
-    def _is_finite(self, here: Tensor) -> bool:
-        """May this model be handed over? If not, the model is rolled back."""
-        if not is_finite(here):
-            self.roll_back(peak_of(here))
+    def _may_go(self, peak: float) -> bool:
+        """May a model with this largest |value| be handed over? If not, the model is rolled back."""
+        if not math.isfinite(peak):
+            self.roll_back(peak)
             return False
         self._bad = 0
         return True

@@ -472,3 +472,14 @@ def test_two_billion_declared_parameters_are_refused_at_once():
 def test_a_long_message_of_ones_takes_memory_in_proportion_to_the_model():
     ones = b"\x00" + STEP(1.0) + b"\x01\x00\x64" + b"\xff" * 60_000
     assert peak_bytes(message_with(ones, QUANTIZED, d=20_000), Layout((20_000,))) < 64 * 20_000
+
+
+def test_of_whole_models_the_largest_value_is_known_once_they_are_read() -> None:
+    layout, values = Layout((3,)), torch.tensor([0.5, -3.0, 2.0])
+    read = decode(encode(Message(Key(), 16, Dense(values))), layout).body
+    assert isinstance(read, Dense)
+    assert read.peak == 3.0
+    halved = compressor(parse_compression("fp16"), layout)(values)
+    coded = decode(encode(Message(Key(), 16, halved)), layout).body
+    assert isinstance(coded, Dense)
+    assert coded.peak is None, "it would be one of numbers, and these are values times a power of two"
