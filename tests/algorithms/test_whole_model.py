@@ -417,6 +417,20 @@ def test_local_steps_are_given_once() -> None:
         steps.give()
 
 
+def test_what_is_known_of_a_models_size_goes_with_the_very_model_alone() -> None:
+    node, links = member(DPSGD), in_round(0, "a", n=2)
+    given = node.step_to(LocalSteps(node.estimate(), 2 * ONES, 2.0), 0.1, links, 0.0)["a"].body
+    assert isinstance(given, Dense)
+    assert given.peak == 2.0
+    moved = member(DPSGD)
+    z = moved.estimate()
+    moved.begin(4 * ONES, 1.0)  # what is sent is then another model than the one that was handed over
+    made = moved.step_to(LocalSteps(z, 2 * ONES, 2.0), 0.1, links, 0.0)["a"].body
+    assert isinstance(made, Dense)
+    assert made.peak is None
+    assert torch.equal(made.dense(), 6 * ONES)
+
+
 def test_d_psgd_sends_the_very_model_it_was_given_unless_it_is_coded() -> None:
     node, y = member(DPSGD), ONES.clone()
     assert node.sends_models

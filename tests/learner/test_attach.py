@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from learner.daemon_stand_in import StandIn, descriptor, signature_of
+from peer import shared_buffer
 from peer.algorithms.sparse_push import SparsePush
 from peer.compression import codec
 from peer.compression.bodies import Layout
-from peer.errors import DataError, DivergedError, StateError, UsageError
+from peer.errors import DataError, DivergedError, NoDaemonError, StateError, UsageError
 from peer.events import Closed, Deadline, Found, HandOver, Holds, Key, LinkUp, OpenRound, Push, Pushed, Ready
 from peer.learner import attach, checkpoint, link, own_daemon
 from peer.learner.attach import Pace, Swarm, Terms
@@ -25,7 +26,7 @@ from peer.learner.flat import FlatModel, signature_bytes
 from peer.learner.projection import project, tag_of
 from peer.learner.pulse import Pulse
 from peer.placing import Placing
-from peer.shared_buffer import SharedBuffer
+from peer.shared_buffer import WORTH_KEEPING, SharedBuffer
 from peer.sketch import pack
 
 opened: list[tuple[StandIn, Swarm]] = []
@@ -530,6 +531,29 @@ def test_a_script_goes_on_alone_and_rejoins_as_a_new_life(
     assert "training goes on alone" in caplog.text
     script.swarm.close()
     second.close()
+
+
+def test_a_script_alone_keeps_no_memory_for_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, free = StandIn(descriptor(algorithm="sgp")), threading.Event()
+
+    def nobody(*_: object, **__: object) -> None:
+        if not script.swarm._link._reserve.size:
+            free.set()
+        raise NoDaemonError("nobody answers")
+
+    monkeypatch.setattr(attach, "dial", nobody)
+    monkeypatch.setattr(link, "REDIAL_S", (0.01, 0.01))
+    monkeypatch.setattr(shared_buffer, "KEEP_S", 0.02)
+    script = Script(tmp_path, first)
+    script.swarm.begin()
+    script.steps(2)
+    busy = script.swarm._link._reserve.make(WORTH_KEEPING)
+    first.close()
+    script.steps(2)
+    assert not free.wait(0.2), "it is in use"
+    busy.close()
+    assert free.wait(30.0)
+    script.swarm.close()
 
 
 @pytest.mark.parametrize("owned", [True, False])
