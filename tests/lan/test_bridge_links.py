@@ -13,6 +13,7 @@ from lan.intact import clean_logs, finite
 from lan.watching import (
     NAME,
     PORT,
+    SHOWN,
     TASK,
     as_good_as,
     begin_all,
@@ -150,5 +151,6 @@ def test_one_that_no_multicast_reaches_joins_late_by_address(lan: Switch, device
     rounds_later(lan, 10, everybody)
     lan.wait("a newcomer takes weight and makes none", lambda: comes_to(everybody, 1.0, NAME))
     on_one_tree(lan, everybody, after=tree)
+    rounds_later(lan, 2 * SHOWN, everybody)  # figures of the new tree, and not of the wait for it
     for name in SESSIONS:
         assert as_good_as(known[name], everybody, name), "and disturbs nobody"
