@@ -51,7 +51,7 @@ from peer.events import Key
 from peer.learner.flat import FlatModel
 from peer.learner.task import Settings, load_task, seeded_model
 
-RUNS = 5
+RUNS = 31
 SHARES = (0.1, 0.01, 0.001)
 STEPS, EXCHANGES = 16, 24  # local steps between two exchanges; exchanges of one link
 SPOKEN = "spoken-digits"

@@ -129,7 +129,7 @@ class Sparse(Comparable):
 
 def those_in(layout: Layout, indices: Tensor) -> list[int]:
     """How many of these increasing indices are in each tensor."""
-    found: list[int] = torch.searchsorted(indices, torch.tensor(layout.bounds)).diff().tolist()
+    found: list[int] = np.diff(np.searchsorted(indices.numpy(), layout.bounds)).tolist()
     return found
 
 

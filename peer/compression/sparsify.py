@@ -9,6 +9,7 @@ same result.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -45,16 +46,14 @@ def global_top_k(v: Tensor, fraction: float) -> Tensor:
 
 def top_entries(v: Tensor, layout: Layout, fraction: float) -> tuple[Tensor, Tensor]:
     """`top_k`, and the values there."""
-    v = v.detach()
-    parts = [_largest_of(v[start:stop], share_of(stop - start, fraction)) for start, stop in layout.spans]
-    starts = [start for start, _ in layout.spans]
-    indices = torch.cat([found.add_(start) for (found, _), start in zip(parts, starts, strict=True)])
-    return indices, torch.cat([values for _, values in parts])
+    return _largest_of_each(
+        v.detach(), [(*span, share_of(span[1] - span[0], fraction)) for span in layout.spans]
+    )
 
 
 def global_top_entries(v: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """`global_top_k`, and the values there."""
-    return _largest_of(v.detach(), share_of(v.numel(), fraction))
+    return _largest_of_each(v.detach(), [(0, v.numel(), share_of(v.numel(), fraction))])
 
 
 def share_of(count: int, fraction: float) -> int:
@@ -76,12 +75,16 @@ def group_of(turn: int, groups: int) -> int:
 # --- the largest -------------------------------------------------------------------------------------
 
 
-def _largest_of(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    if values.device.type == "cpu":
-        indices, kept = _largest(values.numpy(), k)
-        return torch.from_numpy(indices), torch.from_numpy(kept)
-    there = largest_on_device(values, k)
-    return there.cpu(), values[there].cpu()
+def _largest_of_each(v: Tensor, parts: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+    """Of each part (start, stop, k) the k largest: their indices in v, and the values there, on the CPU."""
+    if v.device.type != "cpu":
+        found = torch.cat([largest_on_device(v[start:stop], k).add_(start) for start, stop, k in parts])
+        return found.cpu(), v[found].cpu()
+    values = v.numpy()
+    indices, kept = zip(*(_largest(values[start:stop], k) for start, stop, k in parts), strict=True)
+    for here, (start, _, _) in zip(indices, parts, strict=True):
+        np.add(here, start, out=here)
+    return torch.from_numpy(np.concatenate(indices)), torch.from_numpy(np.concatenate(kept))
 
 
 def _largest(values: Floats, k: int) -> tuple[Ints, Floats]:
@@ -95,12 +98,18 @@ def _largest(values: Floats, k: int) -> tuple[Ints, Floats]:
     if len(candidates) < k:
         candidates, kept = np.arange(len(values)), values
     magnitudes = np.abs(kept)
-    least = np.partition(magnitudes, len(magnitudes) - k)[len(magnitudes) - k]
+    least = _of_rank(magnitudes, k)
     chosen = np.flatnonzero(magnitudes >= least)
     if len(chosen) > k:
         ties = np.flatnonzero(magnitudes[chosen] == least)
         chosen = np.delete(chosen, ties[k - len(chosen) :])
     return candidates.take(chosen), kept.take(chosen)
+
+
+def _of_rank(magnitudes: Floats, k: int) -> float:
+    """The k-th largest."""
+    at = len(magnitudes) - k
+    return float(np.partition(magnitudes, at)[at])
 
 
 def largest_on_device(values: Tensor, k: int) -> Tensor:
@@ -139,18 +148,18 @@ def _guess(values: Floats, k: int) -> float:
     if step == 0:
         return 0.0
     sample = np.abs(values[::step])
-    rank = _rank(n, k, len(sample))
-    return float(np.partition(sample, len(sample) - rank)[len(sample) - rank])
+    return _of_rank(sample, _rank(n, k, len(sample)))
 
 
 def _above(values: Floats, threshold: float) -> tuple[Ints, Floats]:
     """Where |values| is at least that, increasing, and these values; in pieces that stay in the cache."""
-    buffer = np.empty(min(len(values), PIECE), dtype=values.dtype)
+    flags, others = np.empty((2, min(len(values), PIECE)), dtype=np.bool_)
     found, kept = [], []
     for start in range(0, len(values), PIECE):
         piece = values[start : start + PIECE]
-        magnitudes = np.abs(piece, out=buffer[: len(piece)])
-        here = np.flatnonzero(magnitudes >= threshold)
+        are = np.greater_equal(piece, threshold, out=flags[: len(piece)])
+        are |= np.less_equal(piece, -threshold, out=others[: len(piece)])
+        here = np.flatnonzero(are)
         kept.append(piece.take(here))
-        found.append(here + start)
+        found.append(np.add(here, start, out=here))
     return np.concatenate(found), np.concatenate(kept)
