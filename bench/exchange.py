@@ -10,7 +10,9 @@ of their own, and of the payloads between them, over what both had when there wa
 and nothing of ours yet: not pages of libraries, which others on this machine use too. Beside it the peaks of
 script, daemon, and payloads. The raw copy: as many processes, blocking sockets, no TLS, into memory that is
 there already. hivemind: its DecentralizedAverager as its own documentation has it, if the interpreter
-$HIVEMIND_PYTHON can import it.
+$HIVEMIND_PYTHON can import it. CPU seconds and bytes of both are those of all their processes and of the
+interface, as ours are. hivemind's memory is the peak of all its processes in one more round, shared memory
+too, over what those that it was imported in had with a model, by peer.
 
 Goals stand beside the figures: bytes, seconds (for 1M parameters a number, else half of hivemind's), memory.
 """
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +62,7 @@ WARM = 2  # rounds before the clock counts: connections, buffers, patience
 TOGETHER = 6  # rounds from when all have heard all to the first of them: those without meeting points
 WEIGHED = 2  # rounds in which memory is looked at, and not the clock
 CHUNK = 1 << 20
+HIVEMIND_WRONG = 1e-2  # of the mean over coordinates, which is known to 1 / sqrt(params)
 PAYLOAD = "/memfd:peerd-payload"  # as peer/shared_buffer.py names them
 BYTES_GOAL = 1.01  # at most, of the bytes of the models themselves
 SECONDS_GOAL = {1_000_000: 0.05}  # by parameters; of others half of what hivemind takes
@@ -121,6 +125,22 @@ def memory_of(pid: int) -> tuple[int, dict[int, int]]:
 
 
 class Peak(threading.Thread):
+    """The most that `measure` has found over `before`, until `stop`."""
+
+    def __init__(self, measure: Callable[[], int], before: int) -> None:
+        super().__init__(daemon=True)
+        self.measure, self.before, self.over, self.most = measure, before, threading.Event(), 0
+
+    def run(self) -> None:
+        while not self.over.wait(0.005):
+            self.most = max(self.most, self.measure() - self.before)
+
+    def stop(self) -> None:
+        self.over.set()
+        self.join()
+
+
+class PeakOfDevice(threading.Thread):
     """The most that a script and a daemon have had together over what they had `before`, of that their own
     each, and the payloads of both, each at its own peak, until `stop`."""
 
@@ -139,6 +159,44 @@ class Peak(threading.Thread):
         self.over.set()
         self.join()
         return self.most
+
+
+def processes_here() -> list[int]:
+    """Those of this network namespace."""
+    here, found = os.readlink("/proc/self/ns/net"), []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):  # ended meanwhile
+            if folder.name.isdecimal() and os.readlink(folder / "ns" / "net") == here:
+                found.append(int(folder.name))
+    return found
+
+
+def memory_here() -> int:
+    """Bytes of all processes of this namespace, a page that several have counted once."""
+    total = 0
+    for pid in processes_here():
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(
+                int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))
+            )
+    return 1024 * total
+
+
+class Spent:
+    """CPU seconds of all processes of this namespace and bytes of its interface, by round."""
+
+    def __init__(self) -> None:
+        self.cpu: list[float] = []
+        self.bytes: list[int] = []
+        self._since = (0.0, 0)
+
+    def begin(self) -> None:
+        self._since = cpu_of(processes_here()), interface_bytes()
+
+    def end(self) -> None:
+        self.cpu.append(cpu_of(processes_here()) - self._since[0])
+        self.bytes.append(interface_bytes() - self._since[1])
 
 
 # --- ours -----------------------------------------------------------------------------------------------
@@ -170,7 +228,7 @@ def work(asked: argparse.Namespace) -> None:
             weighed = round_ >= WARM + asked.rounds  # looking at memory takes time
             model[0].data.copy_(own(asked.work, round_))
             meeting.here(f"ready-{round_}")
-            watch = Peak(*pids, before)
+            watch = PeakOfDevice(*pids, before)
             if weighed:
                 watch.start()
             bytes_before, cpu_before, began = interface_bytes(), cpu_of(pids), time.perf_counter()
@@ -282,8 +340,9 @@ def copy(asked: argparse.Namespace) -> None:
         while at < length:
             at += source.recv_into(view[at : at + CHUNK])
 
-    seconds = []
+    seconds, spent = [], Spent()
     for round_ in range(WARM + asked.rounds):
+        spent.begin()
         meeting.here(f"ready-{round_}")
         began = time.perf_counter()
         threads = [threading.Thread(target=receive, args=pair) for pair in zip(into, places, strict=True)]
@@ -294,10 +353,13 @@ def copy(asked: argparse.Namespace) -> None:
             thread.join()
         seconds.append(time.perf_counter() - began)
         meeting.here(f"done-{round_}")
-    (asked.folder / f"result.{me}").write_text(json.dumps(seconds[WARM:]))
+        spent.end()
+        meeting.here(f"counted-{round_}")
+    figures = {"seconds": seconds[WARM:], "cpu": spent.cpu[WARM:], "bytes": spent.bytes[WARM:]}
+    (asked.folder / f"result.{me}").write_text(json.dumps(figures))
 
 
-def raw(params: int, peers: int, rounds: int) -> list[float]:
+def raw(params: int, peers: int, rounds: int) -> dict[str, Any]:
     from lan.device import Network
 
     network = Network()
@@ -315,7 +377,16 @@ def raw(params: int, peers: int, rounds: int) -> list[float]:
         results = [json.loads((folder / f"result.{i}").read_text()) for i in range(peers)]
     finally:
         network.close()
-    return [max(times) for times in zip(*results, strict=True)]
+    return combined(results)
+
+
+def combined(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each round takes as long as the slowest; what all spend is what the first one has counted."""
+    per_round = zip(*(r["seconds"] for r in results), strict=True)
+    return {
+        "seconds": statistics.median(max(times) for times in per_round),
+        **{what: statistics.median(results[0][what]) for what in ("cpu", "bytes")},
+    }
 
 
 # --- hivemind -------------------------------------------------------------------------------------------
@@ -330,6 +401,10 @@ def hivemind(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     meeting = Meeting(asked.folder, asked.hivemind, asked.peers)
     known = asked.folder / "addresses"
+    model = torch.empty(asked.params).fill_(0.0)
+    meeting.here("model")
+    before = memory_here()
+    meeting.here("weighed")
     if asked.hivemind:
         while not known.exists():
             time.sleep(0.01)
@@ -346,7 +421,7 @@ def hivemind(asked: argparse.Namespace) -> None:
         (asked.folder / "addresses.part").write_text(json.dumps([str(a) for a in dht.get_visible_maddrs()]))
         (asked.folder / "addresses.part").rename(known)
     averager = DecentralizedAverager(
-        [torch.zeros(asked.params)],
+        [model],
         dht,
         start=True,
         prefix="bench",
@@ -356,33 +431,50 @@ def hivemind(asked: argparse.Namespace) -> None:
         min_matchmaking_time=0.5,  # 5 s as it comes
         request_timeout=0.3,
     )
-    seconds, wrong = [], 0.0
-    for round_ in range(1 + asked.rounds):
+    seconds, wrong, spent, peak = [], 0.0, Spent(), Peak(memory_here, before)
+    for round_ in range(2 + asked.rounds):
+        weighed = round_ == 1 + asked.rounds and not asked.hivemind  # by the first one; looking takes time
         with averager.get_tensors() as tensors:
             tensors[0].normal_().add_(float(asked.hivemind))
+        if weighed:
+            peak.start()
+        spent.begin()
         meeting.here(f"ready-{round_}")
         began = time.perf_counter()
         group = averager.step(timeout=90)
         seconds.append(time.perf_counter() - began)
         meeting.here(f"done-{round_}")
+        spent.end()
+        if weighed:
+            peak.stop()
+        meeting.here(f"counted-{round_}")
         with averager.get_tensors() as tensors:
             found = float(tensors[0].double().mean())
         wrong = max(wrong, abs(found - (asked.peers - 1) / 2) if group is not None else float("inf"))
     (asked.folder / f"result.{asked.hivemind}").write_text(
-        json.dumps({"seconds": seconds[1:], "wrong": wrong, "version": theirs.__version__})
+        json.dumps(
+            {
+                "seconds": seconds[1:-1],
+                "cpu": spent.cpu[1:-1],
+                "bytes": spent.bytes[1:-1],
+                "memory": peak.most / asked.peers,
+                "wrong": wrong,
+                "version": theirs.__version__,
+            }
+        )
     )
     meeting.here("end")
     averager.shutdown()
     dht.shutdown()
 
 
-def others(params: int, peers: int, rounds: int) -> dict[str, Any] | None:
-    """hivemind's figures, None where it cannot be had."""
+def others(params: int, peers: int, rounds: int) -> dict[str, Any]:
+    """hivemind's figures, none where it cannot be had."""
     from lan.device import Network
 
     interpreter = os.environ.get("HIVEMIND_PYTHON", "")
     if not interpreter or subprocess.run([interpreter, "-c", "import hivemind"], check=False).returncode:
-        return None
+        return {}
     network = Network()
     try:
         folder = network.folder / "meeting"
@@ -400,11 +492,9 @@ def others(params: int, peers: int, rounds: int) -> dict[str, Any] | None:
         results = [json.loads((folder / f"result.{i}").read_text()) for i in range(peers)]
     finally:
         network.close()
-    return {
-        "seconds": [max(times) for times in zip(*(r["seconds"] for r in results), strict=True)],
-        "wrong": max(r["wrong"] for r in results),
-        "version": results[0]["version"],
-    }
+    if (wrong := max(r["wrong"] for r in results)) > HIVEMIND_WRONG:
+        raise SystemExit(f"hivemind's models are {wrong:g} from their mean")
+    return {**combined(results), "memory": results[0]["memory"], "version": results[0]["version"]}
 
 
 # --- the table ------------------------------------------------------------------------------------------
@@ -422,9 +512,14 @@ def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
         "cores": cores,
         "seconds": statistics.median(peerd["seconds"]),
         "all_seconds": peerd["seconds"],
-        "raw_seconds": statistics.median(plain),
-        "hivemind_seconds": statistics.median(theirs["seconds"]) if theirs else None,
-        "hivemind_version": theirs["version"] if theirs else None,
+        "raw_seconds": plain["seconds"],
+        "raw_cpu_seconds": plain["cpu"],
+        "raw_bytes": plain["bytes"],
+        "hivemind_seconds": theirs.get("seconds"),
+        "hivemind_cpu_seconds": theirs.get("cpu"),
+        "hivemind_bytes": theirs.get("bytes"),
+        "hivemind_memory_mb": theirs["memory"] / 1e6 if theirs else None,
+        "hivemind_version": theirs.get("version"),
         "cpu_seconds": peerd["cpu"],
         "bytes": peerd["bytes"],
         "bytes_per_model": peerd["bytes"] / (model * peers * (peers - 1)),

@@ -249,12 +249,13 @@ class Compared:
 
 
 def compared(row: Row, known: dict[str, Any]) -> Compared | None:
-    """None for a dense row, and where there are no figures of both, or training diverged."""
+    """None for a dense row, where figures of both for the same seeds are missing, or training diverged."""
     if row.name not in known or row.against not in known:
         return None
-    if has_diverged(known[row.name]["seeds"]) or has_diverged(known[row.against]["seeds"]):
+    dense, its = known[row.against]["seeds"], known[row.name]["seeds"]
+    if has_diverged(its) or has_diverged(dense) or len(its) != len(dense):
         return None
-    pairs = list(zip(known[row.against]["seeds"], known[row.name]["seeds"], strict=False))
+    pairs = list(zip(dense, its, strict=True))
     mean, worst = ([100 * (d[what] - m[what]) for d, m in pairs] for what in ("mean", "worst"))
     return Compared(statistics.fmean(d["sent_per_peer"] / m["sent_per_peer"] for d, m in pairs), mean, worst)
 

@@ -161,14 +161,15 @@ def short(found: Results, met: bool) -> Table:
 
 
 def seconds(found: Results) -> Table:
-    heads = ("parameters", "daemons", "cores", "s", "goal", "", "hivemind s", "raw copy s", "CPU s")
+    heads = ("parameters", "daemons", "cores", "s", "goal", "", "hivemind s", "raw copy s")
     return [
-        heads,
+        (*heads, "CPU s", "hivemind CPU s", "raw copy CPU s"),
         *(
             (
                 *_case(row), _seconds(row["seconds"]), _seconds(exchange.goal_s(row)),
                 word_for(row["seconds"], exchange.goal_s(row)), _seconds(row["hivemind_seconds"]),
-                _seconds(row["raw_seconds"]), f"{row['cpu_seconds']:.2f}",
+                _seconds(row["raw_seconds"]),
+                *(_seconds(row[f"{whose}cpu_seconds"]) for whose in ("", "hivemind_", "raw_")),
             )
             for row in found["exchange"]
         ),
@@ -176,15 +177,25 @@ def seconds(found: Results) -> Table:
 
 
 def memory(found: Results) -> Table:
-    heads = ("parameters", "daemons", "cores", "bytes / models", "memory MB", "goal", "")
+    heads = (
+        "parameters",
+        "daemons",
+        "cores",
+        "bytes / models",
+        "MB sent",
+        "hivemind MB sent",
+        "raw copy MB sent",
+    )
     parts = ("script", "daemon", "payloads")
     return [
-        (*heads, *parts),
+        (*heads, "memory MB", "goal", "", *parts, "hivemind memory MB"),
         *(
             (
-                *_case(row), f"{row['bytes_per_model']:.4f}", f"{row['memory_mb']:.0f}",
-                f"{row['memory_goal_mb']:.0f}", word_for(row["memory_mb"], row["memory_goal_mb"]),
-                *(f"{row[f'memory_of_{part}_mb']:.0f}" for part in parts),
+                *_case(row), f"{row['bytes_per_model']:.4f}",
+                *(_whole(row[f"{whose}bytes"], 1e6) for whose in ("", "hivemind_", "raw_")),
+                f"{row['memory_mb']:.0f}", f"{row['memory_goal_mb']:.0f}",
+                word_for(row["memory_mb"], row["memory_goal_mb"]),
+                *(f"{row[f'memory_of_{part}_mb']:.0f}" for part in parts), _whole(row["hivemind_memory_mb"]),
             )
             for row in found["exchange"]
         ),
@@ -346,6 +357,10 @@ def _millions(params: int) -> str:
 def _seconds(value: float | None) -> str:
     """Three digits, and not more than four places."""
     return "–" if value is None else f"{value:.4f}".rstrip("0") if value < 0.1 else f"{value:.2f}"
+
+
+def _whole(value: float | None, unit: float = 1.0) -> str:
+    return "–" if value is None else f"{value / unit:.0f}"
 
 
 def three_digits(value: float) -> str:

@@ -50,6 +50,15 @@ def ratios(measured: ModuleType, found: dict[str, Any]) -> dict[str, str]:
     return {preset: f"{beside[row].ratio:.0f}" for preset, row in PRESETS.items()}
 
 
+def test_every_row_of_the_frontier_has_three_seeds_on_the_same_data(found: dict[str, Any]) -> None:
+    asked = {
+        name: [re.findall(r"--seed (\d+)", one["words"]) for one in row["seeds"]]
+        for name, row in found["frontier"].items()
+    }
+    assert asked
+    assert {name: seeds for name, seeds in asked.items() if seeds != [["0"], ["1"], ["2"]]} == {}
+
+
 def test_every_table_is_on_the_page_and_as_the_files_have_it(
     measured: ModuleType, found: dict[str, Any]
 ) -> None:
@@ -125,8 +134,10 @@ def test_the_exchanges_table_has_its_figures_and_verdicts(
         assert cells[5] == ("met" if row["seconds"] <= goal else "missed")
     for cells, row in zip(measured.memory(found)[1:], found["exchange"], strict=True):
         most = 3 * 4 * row["params"] / 1e6 + 64
-        assert [float(cell) for cell in cells[4:6]] == pytest.approx([row["memory_mb"], most], abs=0.5)
-        assert cells[6] == ("met" if row["memory_mb"] <= most else "missed")
+        assert [float(cell) for cell in cells[7:9]] == pytest.approx([row["memory_mb"], most], abs=0.5)
+        assert cells[9] == ("met" if row["memory_mb"] <= most else "missed")
+        sent = [row[f"{whose}bytes"] / 1e6 for whose in ("", "hivemind_", "raw_")]
+        assert [float(cell) for cell in cells[4:7]] == pytest.approx(sent, abs=0.5)
 
 
 def test_every_goal_is_told_as_met_or_as_missed(measured: ModuleType, found: dict[str, Any]) -> None:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Body, Layout, LowRank, Quantized, Recalled
+from peer.compression.bodies import Body, Dense, Layout, LowRank, Quantized, Recalled
+from peer.compression.chunks import CHUNK
 from peer.compression.codec import Message, decode, encode
 from peer.compression.compressor import SPARSIFIERS, TRANSFORMS, compressor
 from peer.compression.history import History
 from peer.compression.low_rank import factors
+from peer.compression.sparsify import SAMPLED
 from peer.compression.values import VALUE_TYPES
 from peer.errors import CodecCheckError
 from peer.events import Key
@@ -28,6 +31,9 @@ from peer.grammar import PARTS, Compression, parse_compression
 
 MADE_WITH = "numpy 2.4.6 and torch 2.13.0"
 REMEMBERED = "bits, with what a link remembers"
+SAMPLES = "topk of a long tensor"
+CHUNKS = "bits of a long model"
+DOUBLE = "fp64"
 EXPECTED = {
     "fp32": ("b36b2bb1fc8267f0", "82799cee2d03975e"),
     "fp16": ("ab022b9b5e9abbc6", "2c79ea43d91c1d87"),
@@ -42,15 +48,29 @@ EXPECTED = {
     "lowrank": ("7b86768599b1a31e", "a2ac26cc3f1d6f9f"),
     "bits": ("5daa13761fa39637", "c1b999780b35cb07"),
     REMEMBERED: ("b9afbcb8a988e375", "c1b999780b35cb07"),
+    SAMPLES: ("ffe3008f438b499f", "9478b2b520904ccf"),
+    CHUNKS: ("f074239f4cc6bd4d", "51cf90f676855d3d"),
+    DOUBLE: ("3d67083938c13ac1", "0add64a13159ccb5"),
 }
 LAYOUT = Layout((64 * 64, 33, 3 * 5), (64, 1, 3))
+LONG = Layout((SAMPLED, 33), (64, 1))  # of the first tensor the largest are looked for by a sample
+LONGER = Layout((CHUNK, 33), (512, 1))  # its symbols are coded in chunks
 LOST = {"bits": 0.2, "lowrank": 1e-3}  # of the vector, at most, where bodies are searched for
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """make: a body of `v` for a model of this layout."""
+
+    make: Callable[[Tensor], Body]
+    layout: Layout = LAYOUT
+    v: Callable[[], Tensor] = lambda: vector()  # noqa: PLW0108 - it is defined below
+
+
 def check_codecs() -> None:
-    """20 ms of a core. Raises CodecCheckError that names the first codec that differs."""
-    for name, make in codecs():
-        found = _outcome(name, make)
+    """30 ms of a core. Raises CodecCheckError that names the first codec that differs."""
+    for name, checked in codecs():
+        found = _outcome(name, checked)
         if found != EXPECTED[name]:
             what = "bytes" if found[0] != EXPECTED[name][0] else "values"
             raise _refusal(name, f"gives other {what} than it should")
@@ -67,26 +87,32 @@ def _refusal(name: str, problem: str) -> CodecCheckError:
     )
 
 
-def codecs() -> Iterator[tuple[str, Callable[[Tensor], Body]]]:
-    """Each value type, sparsifier, transform and coder, and what makes a body of a vector with it."""
+def codecs() -> Iterator[tuple[str, Checked]]:
+    """Each value type, sparsifier, transform and coder, and what is done otherwise for what is long."""
     for values in VALUE_TYPES:
-        yield values, compressor(Compression(values=values), LAYOUT)
+        yield values, Checked(compressor(Compression(values=values), LAYOUT))
     for sparsifier in SPARSIFIERS:
-        spec = parse_compression(f"{sparsifier}={PARTS[sparsifier].example},int8")
-        yield sparsifier, compressor(spec, LAYOUT)
-    yield "lowrank", _factors
-    yield "bits", _symbols
-    yield REMEMBERED, lambda v: _history(v).recall(_symbols(v))
+        yield sparsifier, Checked(_sparsifying(sparsifier, LAYOUT))
+    yield "lowrank", Checked(_factors)
+    yield "bits", Checked(_symbols)
+    yield REMEMBERED, Checked(lambda v: _history(v).recall(_symbols(v)))
+    yield SAMPLES, Checked(_sparsifying("topk", LONG), LONG, lambda: vector(LONG))
+    yield CHUNKS, Checked(_few_symbols, LONGER)
+    yield DOUBLE, Checked(lambda v: Dense(v.clone()), v=lambda: vector(dtype=torch.float64))
 
 
-def vector() -> Tensor:
+def _sparsifying(name: str, layout: Layout) -> Callable[[Tensor], Body]:
+    return compressor(parse_compression(f"{name}={PARTS[name].example},int8"), layout)
+
+
+def vector(layout: Layout = LAYOUT, dtype: torch.dtype = torch.float32) -> Tensor:
     """Of numbers with up to 23 bits. No generator: they differ, too."""
-    i = np.arange(LAYOUT.d)
-    return torch.from_numpy(np.ldexp(_whole(1) * 262_139 + i, i % 11 - 20).astype(np.float32))
+    i = np.arange(layout.d)
+    return torch.from_numpy(np.ldexp(_whole(1, layout.d) * 262_139.0 + i, i % 11 - 20)).to(dtype)
 
 
-def _whole(number: int) -> npt.NDArray[np.int64]:
-    i = np.arange(LAYOUT.d)
+def _whole(number: int, d: int) -> npt.NDArray[np.int64]:
+    i = np.arange(d)
     return (i * (7919 * number) + i // 64 * 31) % 61 - 30
 
 
@@ -97,9 +123,15 @@ def _factors(v: Tensor) -> Body:
 
 def _symbols(v: Tensor, number: int = 1) -> Quantized:
     """A step found by search need not be the same everywhere; how symbols are coded must be."""
-    drawn = _whole(number)
+    drawn = _whole(number, LAYOUT.d)
     symbols = np.where(np.abs(drawn) < 5, drawn, 0).astype(np.int16)
     return Quantized(torch.from_numpy(symbols), 0.375, v.dtype, LAYOUT)
+
+
+def _few_symbols(v: Tensor) -> Quantized:
+    symbols = np.zeros(LONGER.d, dtype=np.int16)
+    symbols[::331] = np.arange(len(symbols[::331])) * 7919 % 61 - 30
+    return Quantized(torch.from_numpy(symbols), 0.375, v.dtype, LONGER)
 
 
 def _history(v: Tensor) -> History:
@@ -109,16 +141,16 @@ def _history(v: Tensor) -> History:
     return history
 
 
-def _outcome(name: str, make: Callable[[Tensor], Body]) -> tuple[str, str]:
+def _outcome(name: str, checked: Checked) -> tuple[str, str]:
     """Digests of a message, and of the values it is read as. Raises CodecCheckError."""
-    v = vector()
+    layout, v = checked.layout, checked.v()
     try:
-        data = encode(Message(Key(1, 2), 16, make(v), 0.5), LAYOUT)
-        body = decode(data, LAYOUT).body
-        values = (_history(v).read(body) if isinstance(body, Recalled) else body).dense()
+        data = encode(Message(Key(1, 2), 16, checked.make(v), 0.5), layout)
+        body = decode(data, layout, v.dtype).body
+        values = (_history(v).read(body) if isinstance(body, Recalled) else body).dense().numpy()
     except Exception as error:
         raise _refusal(name, f"fails ({type(error).__name__}: {error})") from error
-    return _digest(data), _digest(values.numpy().astype("<f4").tobytes())
+    return _digest(data), _digest(values.astype(values.dtype.newbyteorder("<")).tobytes())
 
 
 def _digest(data: bytes) -> str:
@@ -138,4 +170,4 @@ def _lost(name: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("".join(f"    {name!r}: {_outcome(name, make)},\n" for name, make in codecs()))
+    sys.stdout.write("".join(f"    {name!r}: {_outcome(name, checked)},\n" for name, checked in codecs()))

@@ -3,6 +3,7 @@ no crash, no memory beyond its size, and what is refused changes nothing. `make 
 
 from __future__ import annotations
 
+from contextlib import closing
 from random import Random
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from badinput.algorithms import ALGORITHMS
 from badinput.decoders import DECODERS
 from badinput.decoding import BadInputError, Case, Decoder, attempt
+from badinput.guided import Choices
 from peer import catalogue
 from peer.compression.packing import KINDS
 from peer.compression.values import VALUE_TYPES
@@ -22,6 +24,15 @@ def test_bad_input_is_refused_or_sound(name: str) -> None:
     outcome = attempt(name, DECODERS[name], EXAMPLES)
     assert outcome.refused > EXAMPLES // 20, "the inputs are hardly damaged"
     assert outcome.accepted > EXAMPLES // 200, "nothing gets past the first check"
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 64, bytes(range(256))], ids=["none", "ones", "all"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_is_damaged_and_how_can_be_read_from_bytes(name: str, data: bytes) -> None:
+    with closing(DECODERS[name]()) as decoder:
+        first, again = decoder.case(Choices(data)), decoder.case(Choices(data))
+        assert first.data == again.data
+        decoder.accepts(first)
 
 
 def test_no_decoder_is_forgotten() -> None:

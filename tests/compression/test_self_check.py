@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from peer.compression import self_check, sparsify, value_bytes
+from peer.compression import chunks, self_check, sparsify, value_bytes
 from peer.compression.compressor import SPARSIFIERS, TRANSFORMS
 from peer.compression.values import VALUE_TYPES
 from peer.errors import CodecCheckError, PeerdError, by_exit_code
@@ -20,7 +20,9 @@ def test_here_all_codecs_give_what_they_should() -> None:
 
 
 def test_every_codec_is_checked() -> None:
-    assert set(self_check.EXPECTED) == {*VALUE_TYPES, *SPARSIFIERS, *TRANSFORMS, self_check.REMEMBERED}
+    of_long_ones = {self_check.SAMPLES, self_check.CHUNKS, self_check.DOUBLE}
+    named = {*VALUE_TYPES, *SPARSIFIERS, *TRANSFORMS, self_check.REMEMBERED}
+    assert set(self_check.EXPECTED) == named | of_long_ones
     assert [name for name, _ in self_check.codecs()] == list(self_check.EXPECTED)
     bodies = [found for found, _ in self_check.EXPECTED.values()]
     assert len(set(bodies)) == len(bodies)
@@ -48,6 +50,13 @@ BROKEN: list[tuple[str, str, Callable[[pytest.MonkeyPatch], None]]] = [
         "gives other bytes",
         lambda m: m.setattr(sparsify, "_largest", lambda v, k: (np.arange(k), v[:k])),
     ),
+    (
+        self_check.SAMPLES,
+        "gives other bytes",
+        lambda m: m.setattr(sparsify, "_above", lambda v, t: (np.arange(900), v[:900])),
+    ),
+    (self_check.CHUNKS, "gives other bytes", lambda m: m.setattr(chunks, "CHUNK", 1 << 18)),
+    (self_check.DOUBLE, "fails", lambda m: m.setattr(value_bytes, "FP64", 9)),
     ("lowrank", "loses 1", lambda m: m.setitem(TRANSFORMS, "lowrank", lambda v, *_: nothing(v))),
 ]
 
