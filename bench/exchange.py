@@ -7,7 +7,7 @@ one round, which is checked. A round is timed from the moment all scripts are re
 back, which includes reading the module, mixing, and writing it. Bytes are those of the interface, so TLS,
 HTTP/2, TCP, acknowledgements and probes count. Memory is the peak of what a device's daemon and script have
 of their own, and of the payloads between them, over what both had when there was a model with its optimizer
-and nothing of ours yet: not pages of libraries, which others on this machine use too. Beside it the peaks of
+and no round of it yet: not pages of libraries, which others on this machine use too. Beside it the peaks of
 script, daemon, and payloads. The raw copy: as many processes, blocking sockets, no TLS, into memory that is
 there already. hivemind: its DecentralizedAverager as its own documentation has it, if the interpreter
 $HIVEMIND_PYTHON can import it. CPU seconds and bytes of both are those of all their processes and of the
