@@ -58,13 +58,24 @@ LONGER = Layout((CHUNK, 33), (512, 1))  # its symbols are coded in chunks
 LOST = {"bits": 0.2, "lowrank": 1e-3}  # of the vector, at most, where bodies are searched for
 
 
+def vector(layout: Layout = LAYOUT, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Of numbers with up to 23 bits. No generator: they differ, too."""
+    i = np.arange(layout.d)
+    return torch.from_numpy(np.ldexp(_whole(1, layout.d) * 262_139.0 + i, i % 11 - 20)).to(dtype)
+
+
+def _whole(number: int, d: int) -> npt.NDArray[np.int64]:
+    i = np.arange(d)
+    return (i * (7919 * number) + i // 64 * 31) % 61 - 30
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """make: a body of `v` for a model of this layout."""
 
     make: Callable[[Tensor], Body]
     layout: Layout = LAYOUT
-    v: Callable[[], Tensor] = lambda: vector()  # noqa: PLW0108 - it is defined below
+    v: Callable[[], Tensor] = vector
 
 
 def check_codecs() -> None:
@@ -103,17 +114,6 @@ def codecs() -> Iterator[tuple[str, Checked]]:
 
 def _sparsifying(name: str, layout: Layout) -> Callable[[Tensor], Body]:
     return compressor(parse_compression(f"{name}={PARTS[name].example},int8"), layout)
-
-
-def vector(layout: Layout = LAYOUT, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Of numbers with up to 23 bits. No generator: they differ, too."""
-    i = np.arange(layout.d)
-    return torch.from_numpy(np.ldexp(_whole(1, layout.d) * 262_139.0 + i, i % 11 - 20)).to(dtype)
-
-
-def _whole(number: int, d: int) -> npt.NDArray[np.int64]:
-    i = np.arange(d)
-    return (i * (7919 * number) + i // 64 * 31) % 61 - 30
 
 
 def _factors(v: Tensor) -> Body:

@@ -69,7 +69,6 @@ def report(name: str, runs: int) -> tuple[str, str]:
     """A line of what was found, and what was wrong."""
     words = [sys.executable, "-P", os.path.abspath(__file__), "--one", name, "--runs", str(runs)]
     with tempfile.TemporaryDirectory() as folder:  # for libFuzzer's own files
-        path = os.pathsep.join(os.path.abspath(entry) for entry in os.environ["PYTHONPATH"].split(os.pathsep))
         ended = subprocess.run(
             words,
             capture_output=True,
@@ -77,7 +76,7 @@ def report(name: str, runs: int) -> tuple[str, str]:
             errors="replace",
             check=False,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     found = REACHED.findall(ended.stderr)
     wrong = "" if ended.returncode == 0 and found else ended.stdout or ended.stderr  # a fault is on the first
