@@ -28,7 +28,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,7 @@ def interface_bytes() -> int:
     return int(next(line for line in lines if line.strip().startswith("lo:")).split(":")[1].split()[8])
 
 
-def cpu_of(pids: list[int]) -> float:
+def cpu_of(pids: Iterable[int]) -> float:
     """User + system seconds so far."""
     ticks = 0
     for pid in pids:
@@ -125,40 +125,28 @@ def memory_of(pid: int) -> tuple[int, dict[int, int]]:
 
 
 class Peak(threading.Thread):
-    """The most that `measure` has found over `before`, until `stop`."""
+    """The most that each of what `measure` finds has been, until `stop`."""
 
-    def __init__(self, measure: Callable[[], int], before: int) -> None:
+    def __init__(self, measure: Callable[[], list[int]]) -> None:
         super().__init__(daemon=True)
-        self.measure, self.before, self.over, self.most = measure, before, threading.Event(), 0
+        self.measure, self.over, self.most = measure, threading.Event(), list[int]()
 
     def run(self) -> None:
         while not self.over.wait(0.005):
-            self.most = max(self.most, self.measure() - self.before)
-
-    def stop(self) -> None:
-        self.over.set()
-        self.join()
-
-
-class PeakOfDevice(threading.Thread):
-    """The most that a script and a daemon have had together over what they had `before`, of that their own
-    each, and the payloads of both, each at its own peak, until `stop`."""
-
-    def __init__(self, script: int, daemon: int, before: tuple[int, int]) -> None:
-        super().__init__(daemon=True)
-        self.pids, self.before, self.over = (script, daemon), before, threading.Event()
-        self.most = [0, 0, 0, 0]
-
-    def run(self) -> None:
-        while not self.over.wait(0.005):
-            (script, ones), (daemon, others) = map(memory_of, self.pids)
-            own = [script - self.before[0], daemon - self.before[1], sum((ones | others).values())]
-            self.most = [max(pair) for pair in zip(self.most, (sum(own), *own), strict=True)]
+            now = self.measure()
+            self.most = [max(pair) for pair in zip(self.most or now, now, strict=True)]
 
     def stop(self) -> list[int]:
         self.over.set()
         self.join()
         return self.most
+
+
+def memory_of_device(script: int, daemon: int, before: tuple[int, int]) -> list[int]:
+    """What both have together over what they had `before`; of that their own each, and both's payloads."""
+    (ones, its), (others, payloads) = memory_of(script), memory_of(daemon)
+    own = [ones - before[0], others - before[1], sum((its | payloads).values())]
+    return [sum(own), *own]
 
 
 def processes_here() -> list[int]:
@@ -211,7 +199,7 @@ def work(asked: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     meeting = Meeting(asked.folder, asked.work, asked.peers)
-    pids = [os.getpid(), asked.daemon]
+    pids = os.getpid(), asked.daemon
     model = nn.ParameterList([torch.empty(asked.params).fill_(0.0)])  # memory is there when it is written
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = memory_of(pids[0])[0], memory_of(pids[1])[0]
@@ -228,7 +216,7 @@ def work(asked: argparse.Namespace) -> None:
             weighed = round_ >= WARM + asked.rounds  # looking at memory takes time
             model[0].data.copy_(own(asked.work, round_))
             meeting.here(f"ready-{round_}")
-            watch = PeakOfDevice(*pids, before)
+            watch = Peak(lambda: memory_of_device(*pids, before))
             if weighed:
                 watch.start()
             bytes_before, cpu_before, began = interface_bytes(), cpu_of(pids), time.perf_counter()
@@ -392,19 +380,12 @@ def combined(results: list[dict[str, Any]]) -> dict[str, Any]:
 # --- hivemind -------------------------------------------------------------------------------------------
 
 
-def hivemind(asked: argparse.Namespace) -> None:
-    """One averager of theirs; run by their interpreter."""
+def averager_of(asked: argparse.Namespace, model: Any) -> tuple[Any, Any]:
+    """Theirs, of this model, and the DHT that it finds the others by."""
     import hivemind as theirs
-    import torch
     from hivemind.averaging import DecentralizedAverager
 
-    torch.set_num_threads(1)
-    meeting = Meeting(asked.folder, asked.hivemind, asked.peers)
     known = asked.folder / "addresses"
-    model = torch.empty(asked.params).fill_(0.0)
-    meeting.here("model")
-    before = memory_here()
-    meeting.here("weighed")
     if asked.hivemind:
         while not known.exists():
             time.sleep(0.01)
@@ -431,7 +412,22 @@ def hivemind(asked: argparse.Namespace) -> None:
         min_matchmaking_time=0.5,  # 5 s as it comes
         request_timeout=0.3,
     )
-    seconds, wrong, spent, peak = [], 0.0, Spent(), Peak(memory_here, before)
+    return averager, dht
+
+
+def hivemind(asked: argparse.Namespace) -> None:
+    """One averager of theirs; run by their interpreter."""
+    import hivemind as theirs
+    import torch
+
+    torch.set_num_threads(1)
+    meeting = Meeting(asked.folder, asked.hivemind, asked.peers)
+    model = torch.empty(asked.params).fill_(0.0)
+    meeting.here("model")
+    before = memory_here()
+    meeting.here("weighed")
+    averager, dht = averager_of(asked, model)
+    seconds, wrong, spent, peak = [], [], Spent(), Peak(lambda: [memory_here() - before])
     for round_ in range(2 + asked.rounds):
         weighed = round_ == 1 + asked.rounds and not asked.hivemind  # by the first one; looking takes time
         with averager.get_tensors() as tensors:
@@ -450,15 +446,15 @@ def hivemind(asked: argparse.Namespace) -> None:
         meeting.here(f"counted-{round_}")
         with averager.get_tensors() as tensors:
             found = float(tensors[0].double().mean())
-        wrong = max(wrong, abs(found - (asked.peers - 1) / 2) if group is not None else float("inf"))
+        wrong.append(abs(found - (asked.peers - 1) / 2) if group is not None else float("inf"))
     (asked.folder / f"result.{asked.hivemind}").write_text(
         json.dumps(
             {
                 "seconds": seconds[1:-1],
                 "cpu": spent.cpu[1:-1],
                 "bytes": spent.bytes[1:-1],
-                "memory": peak.most / asked.peers,
-                "wrong": wrong,
+                "memory": max(peak.most, default=0) / asked.peers,
+                "wrong": wrong[1:-1],
                 "version": theirs.__version__,
             }
         )
@@ -492,8 +488,12 @@ def others(params: int, peers: int, rounds: int) -> dict[str, Any]:
         results = [json.loads((folder / f"result.{i}").read_text()) for i in range(peers)]
     finally:
         network.close()
-    if (wrong := max(r["wrong"] for r in results)) > HIVEMIND_WRONG:
-        raise SystemExit(f"hivemind's models are {wrong:g} from their mean")
+    count = len(results[0]["seconds"])
+    whole = [k for k in range(count) if max(r["wrong"][k] for r in results) <= HIVEMIND_WRONG]
+    if not whole:
+        raise SystemExit("hivemind's models were not their mean in any round")
+    for r in results:  # in some rounds parts of the mean come too late, and are left out
+        r |= {what: [r[what][k] for k in whole] for what in ("seconds", "cpu", "bytes")}
     return {**combined(results), "memory": results[0]["memory"], "version": results[0]["version"]}
 
 
