@@ -25,6 +25,7 @@ from peer.framing import Frame
 from peer.shared_buffer import SharedBuffer
 
 Event = FromLearner | ToLearner
+Taken = Callable[[int, int], SharedBuffer]  # takes over a descriptor: of SharedBuffer.from_fd's kind
 
 EVENTS: dict[str, type[Any]] = {k.__name__: k for k in (*get_args(FromLearner), *get_args(ToLearner))}
 MAX_TEXT = 4096  # characters of any text field: reasons are the longest (guess)
@@ -83,9 +84,11 @@ def payload_of(event: Event) -> SharedBuffer | None:
 
 
 class EventAssembler:
-    """Turns the frames of one connection, with their descriptors, into events."""
+    """Turns the frames of one connection, with their descriptors, into events. taken: takes payloads over,
+    as a Reserve does that knows memory which comes again."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Taken = SharedBuffer.from_fd) -> None:
+        self._taken = taken
         self._begun: tuple[Frame, SharedBuffer] | None = None
         self.filled = 0  # bytes of the begun payload that are there already
 
@@ -97,12 +100,12 @@ class EventAssembler:
             _refuse_descriptor(fd, str(op))
             return self._advance(frame)
         if op != "begin":
-            return _whole(frame, fd)
+            return self._whole(frame, fd)
         event = frame.get("event")
         if self._begun is not None or not isinstance(event, dict) or fd is None:
             _drop(fd)
             raise PeerdError("'begin' needs an event and a descriptor, and nothing else begun before it")
-        self._begun, self.filled = (event, _taken_over(fd, event.get("payload"))), 0
+        self._begun, self.filled = (event, self._taken_over(fd, event.get("payload"))), 0
         return None
 
     def _advance(self, frame: Frame) -> Event | None:
@@ -128,29 +131,27 @@ class EventAssembler:
             self._begun[1].close()
             self._begun = None
 
+    def _whole(self, frame: Frame, fd: int | None) -> Event:
+        if "payload" not in frame:
+            _refuse_descriptor(fd, str(frame.get("op")))
+            return from_frame(frame)
+        if fd is None:
+            raise PeerdError(f"{frame.get('op')} came without the descriptor of its payload")
+        buffer = self._taken_over(fd, frame["payload"])
+        try:
+            return from_frame(frame, buffer)
+        except PeerdError:
+            buffer.close()
+            raise
 
-def _whole(frame: Frame, fd: int | None) -> Event:
-    if "payload" not in frame:
-        _refuse_descriptor(fd, str(frame.get("op")))
-        return from_frame(frame)
-    if fd is None:
-        raise PeerdError(f"{frame.get('op')} came without the descriptor of its payload")
-    buffer = _taken_over(fd, frame["payload"])
-    try:
-        return from_frame(frame, buffer)
-    except PeerdError:
-        buffer.close()
-        raise
-
-
-def _taken_over(fd: int, announced: object) -> SharedBuffer:
-    """The buffer of a payload that is announced with that length; raises PeerdError, and `fd` is closed."""
-    try:
-        size = _length(announced)
-    except PeerdError:
-        os.close(fd)
-        raise
-    return SharedBuffer.from_fd(fd, size)
+    def _taken_over(self, fd: int, announced: object) -> SharedBuffer:
+        """The buffer of a payload announced with that length; raises PeerdError, and `fd` is closed."""
+        try:
+            size = _length(announced)
+        except PeerdError:
+            os.close(fd)
+            raise
+        return self._taken(fd, size)
 
 
 def _refuse_descriptor(fd: int | None, op: str) -> None:

@@ -11,16 +11,23 @@ Taking memory from the kernel costs two to three times what copying into it does
 the next buffer of the memory of an earlier one of the same size, when nobody has that any more. The kernel
 says so: the file handed out is locked (flock(2)), and the lock goes with its last descriptor and mapping, in
 this process or another, however that ended.
+
+To map memory and unmap it costs as much as copying it, too. Memory that is used again is therefore mapped
+once at each end (`Reserve.make`, `Reserve.taken`) through a file of its own, which has no lock. Who looks at
+a buffer there holds its locked descriptor by the view; who reads or writes a part does it while the buffer is
+open. So the lock says what it said before.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import math
 import mmap
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,11 +44,13 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 class SharedBuffer:
     """Fixed-size shared memory. Owns its descriptor; `close` gives both back."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        """Take over `fd`, a sealed memfd of exactly `size` bytes; callers use `create`, `of` or `from_fd`."""
+    def __init__(self, fd: int, size: int, mapped: mmap.mmap | None = None) -> None:
+        """Take over `fd`, a sealed memfd of exactly `size` bytes; callers use `create`, `of` or `from_fd`.
+        mapped: a Reserve's mapping of all of it, whose every page is there."""
         self._fd = fd
         self._size = size
-        self._map: mmap.mmap | None = None  # when it is first looked at
+        self._mapped = mapped
+        self._map: mmap.mmap | memoryview | None = None  # when it is first looked at
 
     @classmethod
     def create(cls, size: int) -> SharedBuffer:
@@ -110,17 +119,28 @@ class SharedBuffer:
         """The memory itself, writable. Views still held keep it alive after `close`."""
         fd = self.fileno()
         if self._map is None and self._size:
-            self._map = mmap.mmap(fd, self._size)
+            self._map = mmap.mmap(fd, self._size) if self._mapped is None else _held(self._mapped, fd)
         return memoryview(self._map) if self._map is not None else memoryview(bytearray())
 
     def read(self, at: int, size: int) -> bytes:
         """A copy of at most `size` bytes from `at` on, fewer at the end."""
-        return os.pread(self.fileno(), size, at)
+        fd = self.fileno()
+        return os.pread(fd, size, at) if self._mapped is None else self._mapped[at : at + size]
+
+    def part(self, at: int, size: int) -> memoryview:
+        """What `read` copies, without a copy where it can be: to be released before this buffer is closed."""
+        if self._mapped is None:
+            return memoryview(self.read(at, size))
+        self.fileno()
+        return memoryview(self._mapped)[at : at + size]
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `at`; it must fit. Raises OSError when there is no memory for it."""
         assert 0 <= at <= self._size - len(data), f"{len(data)} bytes at {at} of {self._size}"
         fd, left = self.fileno(), memoryview(data)
+        if self._mapped is not None:
+            self._mapped[at : at + len(left)] = left
+            return
         while left:
             written = os.pwrite(fd, left, at)
             at, left = at + written, left[written:]
@@ -131,10 +151,10 @@ class SharedBuffer:
             return
         os.close(self._fd)
         self._fd = -1
-        if self._map is not None:
+        if isinstance(self._map, mmap.mmap):
             with suppress(BufferError):  # someone still holds a view: the mapping goes with the last of them
                 self._map.close()
-            self._map = None
+        self._map = self._mapped = None
 
     def __del__(self) -> None:
         self.close()  # one that was lost on its way would keep its memory
@@ -156,6 +176,7 @@ class _Kept:
     fd: int
     size: int
     seen_free: float | None = None  # s, when nobody else was first seen to have it any more
+    mapped: mmap.mmap | None = None  # when it is used again
 
     def is_free(self) -> bool:
         """Has everybody let go of it? It cannot be in use again without its Reserve."""
@@ -169,19 +190,32 @@ class _Kept:
 
     def close(self) -> None:
         os.close(self.fd)
+        self.mapped = None  # goes with the last view
+
+
+@dataclass(slots=True)
+class _Come:
+    """Memory of another process's Reserve that has come here."""
+
+    size: int
+    at: float  # s, when it came last
+    mapped: mmap.mmap | None = None  # when it comes again
 
 
 class Reserve:
-    """Makes buffers, long ones of memory that has been used before. All threads may use one.
+    """Makes buffers, long ones of memory that has been used before; takes over those that come, and knows
+    memory that comes again. All threads may use one.
 
     What is kept is at most what was in use at one time: before memory is taken anew, what is free and of
-    another size is given back. `tidy` must be called now and then.
+    another size is given back; and when new memory comes, mappings of what came before go with their last
+    view. `tidy` must be called now and then.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """clock: what the time is, s."""
         self._clock = clock
         self._kept: list[_Kept] = []
+        self._come: dict[tuple[int, int], _Come] = {}  # by device and inode
         self._closed = False
         self._met = threading.Lock()
 
@@ -194,6 +228,7 @@ class Reserve:
             for one in free:
                 if one.size == size:
                     one.seen_free = None
+                    one.mapped = one.mapped or _mapped(one.fd, size)
                     return _handed_out(one)
             for one in free:
                 self._give_back(one)
@@ -211,18 +246,37 @@ class Reserve:
         """A buffer that holds a copy of these bytes, one piece after the other."""
         return self.make(sum(len(piece) for piece in pieces)).filled(*pieces)
 
+    def taken(self, fd: int, size: int) -> SharedBuffer:
+        """SharedBuffer.from_fd, mapped already where this memory has been here before."""
+        buffer = SharedBuffer.from_fd(fd, size)
+        if size < WORTH_KEEPING:
+            return buffer
+        found, now = os.fstat(fd), self._clock()
+        with self._met:
+            known = self._come.get((found.st_dev, found.st_ino))
+            if known is None or known.size != size:
+                for one in self._come.values():
+                    one.mapped = None
+                if not self._closed:
+                    self._come[found.st_dev, found.st_ino] = _Come(size, now)
+                return buffer
+            known.at = now
+            known.mapped = buffer._mapped = known.mapped or _mapped(fd, size)
+        return buffer
+
     def tidy(self) -> float:
         """Give back what nobody has used for KEEP_S, one at a time: the kernel takes a while for a long one.
         After how many seconds is it to be called again, if no buffer is made before?"""
         with self._met:
             now = self._clock()
+            self._come = {which: one for which, one in self._come.items() if now - one.at < KEEP_S}
             for one in [one for one in self._kept if one.is_free()]:
                 if one.seen_free is None:
                     one.seen_free = now
                 elif now - one.seen_free >= KEEP_S:
                     self._give_back(one)
                     break
-            return KEEP_S / 2 if self._kept else math.inf
+            return KEEP_S / 2 if self._kept or self._come else math.inf
 
     @property
     def size(self) -> int:
@@ -234,6 +288,7 @@ class Reserve:
         """Keep nothing from now on; what is in use stays so."""
         with self._met:
             self._closed = True
+            self._come.clear()
             for one in list(self._kept):
                 self._give_back(one)
 
@@ -254,4 +309,28 @@ def _handed_out(kept: _Kept) -> SharedBuffer:
     except BaseException:
         os.close(fd)
         raise
-    return SharedBuffer(fd, kept.size)
+    return SharedBuffer(fd, kept.size, kept.mapped)
+
+
+def _mapped(fd: int, size: int) -> mmap.mmap | None:
+    """This memory, mapped without a lock. None where that cannot be had, or not every page of it is there: a
+    page that is missing when a mapping is written to, and cannot be had, kills the process."""
+    if os.fstat(fd).st_blocks * 512 < size:
+        return None
+    try:
+        again = _opened_again(fd)
+    except OSError:
+        return None
+    try:
+        return mmap.mmap(again, size)
+    except OSError:
+        return None
+    finally:
+        os.close(again)
+
+
+def _held(mapped: mmap.mmap, fd: int) -> memoryview:
+    """All of it; the lock of `fd` stays until the last view is gone."""
+    whole = (ctypes.c_ubyte * len(mapped)).from_buffer(mapped)
+    weakref.finalize(whole, os.close, os.dup(fd)).atexit = False
+    return memoryview(whole).cast("B")

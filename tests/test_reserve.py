@@ -8,10 +8,12 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from peer import shared_buffer
+from peer.errors import PeerdError
 from peer.shared_buffer import KEEP_S, WORTH_KEEPING, Reserve, SharedBuffer
 
 SIZE = WORTH_KEEPING
@@ -47,7 +49,27 @@ def test_memory_in_use_is_nobody_elses(reserve: Reserve) -> None:
         assert first.read(0, 1) + second.read(0, 1) == b"12"
 
 
-def test_a_view_alone_keeps_it_in_use(reserve: Reserve) -> None:
+def fill(buffer: SharedBuffer) -> None:
+    """Write all of it, so that every page is there."""
+    buffer.write(0, bytes(len(buffer)))
+
+
+def mappings(inode: int) -> int:
+    """How often this process has that memory mapped."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum(shared_buffer.NAME in line and line.split()[4] == str(inode) for line in lines)
+
+
+def passed_on(buffer: SharedBuffer) -> tuple[int, int]:
+    """Its descriptor as it comes to another process, and its size."""
+    return os.dup(buffer.fileno()), len(buffer)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_view_alone_keeps_it_in_use(reserve: Reserve, times: int) -> None:
+    for _ in range(times):
+        with reserve.make(SIZE) as before:
+            fill(before)
     first = reserve.make(SIZE)
     first.write(0, b"held")
     inode, view = memory(first), first.view()
@@ -55,10 +77,118 @@ def test_a_view_alone_keeps_it_in_use(reserve: Reserve) -> None:
     with reserve.make(SIZE) as second:
         assert memory(second) != inode
         second.write(0, b"else")
-    assert bytes(view[:4]) == b"held"
+    part = view[:4]
     view.release()
+    with reserve.make(SIZE) as second:
+        assert memory(second) != inode, "a part of it is looked at"
+    assert bytes(part) == b"held"
+    part.release()
     with reserve.make(SIZE) as third, reserve.make(SIZE) as fourth:
         assert inode in (memory(third), memory(fourth))
+
+
+def test_memory_that_is_used_again_is_mapped_once(reserve: Reserve) -> None:
+    with reserve.make(SIZE) as first:
+        fill(first)
+        inode = memory(first)
+        assert mappings(inode) == 0
+    for round_ in range(3):
+        with reserve.make(SIZE) as again:
+            again.write(SIZE - 4, round_.to_bytes(4, "big"))
+            assert (memory(again), mappings(inode)) == (inode, 1)
+            assert (
+                again.read(SIZE - 4, 8) == os.pread(again.fileno(), 8, SIZE - 4) == bytes((0, 0, 0, round_))
+            )
+            with again.part(SIZE - 1, 8) as part, again.view() as view:
+                assert bytes(part) == bytes(view[-1:]) == bytes((round_,))
+            assert mappings(inode) == 1
+        with pytest.raises(PeerdError, match="closed"):
+            again.part(0, 1)
+    reserve.close()
+    assert mappings(inode) == 0
+
+
+def test_memory_with_missing_pages_is_not_mapped_to_be_written_to(reserve: Reserve) -> None:
+    with reserve.make(SIZE) as first:
+        first.write(0, bytes(SIZE - 5000))  # a parcel that broke off
+        inode = memory(first)
+    with reserve.make(SIZE) as second:
+        assert (memory(second), mappings(inode)) == (inode, 0)
+        fill(second)
+    with reserve.make(SIZE) as third:
+        assert (memory(third), mappings(inode)) == (inode, 1)
+
+
+def test_memory_that_comes_again_is_mapped_once_and_is_its_makers_when_nobody_looks(reserve: Reserve) -> None:
+    here = Reserve()
+    inode = 0
+    for round_ in range(1, 4):
+        with reserve.make(SIZE) as made:
+            fill(made)
+            made.write(0, bytes((round_,)))
+            assert memory(made) == (inode or memory(made)), "what is mapped there and not used is free"
+            inode = memory(made)
+            came = here.taken(*passed_on(made))
+        view = came.view()
+        assert mappings(inode) == (1 if round_ == 1 else 2), "its maker's beside this one's, from then on"
+        came.close()
+        with reserve.make(SIZE) as other:  # somebody looks at what came
+            assert memory(other) != inode
+        assert view[0] == round_
+        del view
+    here.close()
+    reserve.close()
+    assert mappings(inode) == 0
+
+
+def test_new_memory_that_comes_takes_the_place_of_what_came_before(reserve: Reserve) -> None:
+    here = Reserve()
+    with reserve.make(SIZE) as first, reserve.make(SIZE) as second:
+        for made in (first, second):
+            fill(made)
+        for made in (first, first):
+            here.taken(*passed_on(made)).close()
+        assert mappings(memory(first)) == 1
+        here.taken(*passed_on(second)).close()
+        assert mappings(memory(first)) == mappings(memory(second)) == 0
+        here.taken(*passed_on(first)).close()
+        here.taken(*passed_on(second)).close()
+        assert mappings(memory(first)) == mappings(memory(second)) == 1
+    here.close()
+
+
+def test_what_does_not_come_any_more_is_let_go_of() -> None:
+    now = 0.0
+    here = Reserve(lambda: now)
+    with SharedBuffer.of(bytes(SIZE)) as made:
+        for _ in range(2):
+            came = here.taken(*passed_on(made))
+        view = came.view()
+        came.close()
+        now += 0.9 * KEEP_S
+        assert here.tidy() <= KEEP_S
+        assert mappings(memory(made)) == 1
+        now += 0.1 * KEEP_S
+        assert here.tidy() == float("inf")
+        assert mappings(memory(made)) == 1, "somebody looks at it"
+        assert bytes(view[:3]) == bytes(3)
+        del view
+        assert mappings(memory(made)) == 0
+
+
+def test_what_comes_is_taken_over_as_from_its_descriptor() -> None:
+    here = Reserve()
+    with SharedBuffer.of(bytes(SIZE)) as made, pytest.raises(PeerdError, match="announced"):
+        here.taken(os.dup(made.fileno()), SIZE + 1)
+    for _ in range(2):
+        with SharedBuffer.of(b"short") as made, here.taken(*passed_on(made)) as came:
+            assert came.read(0, 9) == b"short"
+    assert here.tidy() == float("inf")
+    here.close()
+    with SharedBuffer.of(bytes(SIZE)) as made:
+        for _ in range(2):
+            here.taken(*passed_on(made)).close()
+        assert mappings(memory(made)) == 0, "it keeps nothing any more"
 
 
 def test_a_descriptor_that_was_passed_on_keeps_it_in_use_until_its_process_is_killed(

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Dense, numbers_in, peak_of
+from peer.compression.bodies import Dense, largest, numbers_in, peak_of
 from peer.compression.codec import Message as Message
 from peer.errors import RemoteError
 from peer.events import Direction, Key, LinkDown, LinkUp, PeerId
@@ -37,7 +37,7 @@ def refuse_overflow(src: PeerId, message: Message, dtype: torch.dtype) -> None:
         raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
     body, most = message.body, math.sqrt(torch.finfo(dtype).max)
     known = body.peak if isinstance(body, Dense) else None
-    peak = max(map(peak_of, numbers_in(body))) if known is None else known
+    peak = largest(map(peak_of, numbers_in(body))) if known is None else known
     if not peak * max(1.0, message.weight) <= most:
         raise RemoteError(f"message from {src}: values of at most {most:.0e}, not {peak:g}, after weighing")
 

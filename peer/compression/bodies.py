@@ -23,6 +23,7 @@ from torch import Tensor
 from peer.compression.layout import Comparable
 from peer.compression.layout import Layout as Layout
 from peer.compression.layout import is_finite as is_finite
+from peer.compression.layout import largest as largest
 from peer.compression.layout import peak_of as peak_of
 from peer.compression.low_rank import factors, product
 from peer.compression.portable import words

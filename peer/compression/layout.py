@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
 
@@ -76,3 +77,9 @@ def peak_of(v: Tensor) -> float:
     """The largest |v|; not finite unless all of v is. In one pass, without a vector of magnitudes."""
     least, most = torch.aminmax(v)
     return max(-float(least), float(most)) if bool(least <= most) else math.nan
+
+
+def largest(peaks: Iterable[float]) -> float:
+    """Of the peaks of several vectors, that of all of them: nan if one of them is."""
+    found = list(peaks)
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)

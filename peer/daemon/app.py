@@ -377,7 +377,7 @@ class Daemon:
         self._lives += 1
         life = (self.device.boot << 20) + self._lives
         pid, _ = connection.credentials()
-        end = LearnerEnd(connection, life, bool(request.get("child")), pid)
+        end = LearnerEnd(connection, life, bool(request.get("child")), pid, driver.reserve)
         if end.child:
             await driver.turns.attach(connection, end)
             return

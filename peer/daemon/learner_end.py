@@ -11,7 +11,7 @@ from peer.errors import DataError, NoDaemonError, PeerdError, by_exit_code
 from peer.event_frames import EventAssembler
 from peer.events import FromLearner, ToLearner
 from peer.local import Connection, Frame
-from peer.shared_buffer import SharedBuffer
+from peer.shared_buffer import Reserve, SharedBuffer
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +26,10 @@ class LearnersSession(Protocol):
 
 class LearnerEnd:
     """One life of a learner. child: started by the daemon, else a user's script. `failure`: what it said it
-    died of. `heard_at`: the loop's time of its last word, once it sends signs of life (link.py, BEAT_S)."""
+    died of. `heard_at`: the loop's time of its last word, once it sends signs of life (link.py, BEAT_S).
+    reserve: knows the memory of its messages."""
 
-    def __init__(self, connection: Connection, life: int, child: bool, pid: int) -> None:
+    def __init__(self, connection: Connection, life: int, child: bool, pid: int, reserve: Reserve) -> None:
         self.life, self.child, self.pid = life, child, pid
         self.failure: PeerdError | None = None
         self.heard_at: float | None = None
@@ -36,7 +37,7 @@ class LearnerEnd:
         self._threads = 0  # as told last
         self._share: float | None = None  # as told last; an earlier daemon may have told it another
         self._connection = connection
-        self._assembler = EventAssembler()
+        self._assembler = EventAssembler(reserve.taken)
         self._export: asyncio.Future[SharedBuffer] | None = None
 
     def send(self, command: ToLearner) -> None:

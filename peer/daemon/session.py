@@ -100,8 +100,8 @@ class SessionDriver:
         self.spending = Spending(self.options.bytes_per_min)
         self._control_bytes = 0  # of messages that were no frames, as the spending knows of them
         rng = random.Random(f"{device.key.id} {device.boot}")
-        self._reserve = Reserve()  # memory for parcels that come
-        intake = Intake(self._longest_parcel, self._reserve.make)
+        self.reserve = Reserve()  # memory for parcels that come, and of those the learner sends
+        intake = Intake(self._longest_parcel, self.reserve.make)
         insecure = self.options.insecure
         self.transport = mesh.Transport(identity, self._introduction, self._on_event, intake, rng, insecure)
         self.finder = Finder(self.transport, self.options.peers, self._knows, self.transport.learn)
@@ -159,7 +159,7 @@ class SessionDriver:
         if self.discovery is not None:
             await self.discovery.stop()
         await self.transport.stop()
-        self._reserve.close()
+        self.reserve.close()
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]
         for task in tasks:
@@ -278,7 +278,7 @@ class SessionDriver:
             self.feed(Tick())
             if ticks % MEASURED_TICKS == 0:
                 self._tell_measured()
-            self._reserve.tidy()
+            self.reserve.tidy()
             await asyncio.sleep(Node.tick_s)
 
     def _tell_measured(self) -> None:

@@ -325,10 +325,10 @@ class Swarm:
         go_on: the model is what further steps are counted from."""
         link, flat = self._link, self._flat
         if not go_on and link.takes_models and link.sends_models:
-            here = link.rooms.lay(flat.pieces(), flat.size, flat.dtype)
+            here, peak = link.rooms.lay(flat.pieces(), flat.size, flat.dtype)
         else:
             here = flat.read()
-        peak = peak_of(here)
+            peak = peak_of(here)
         if not self._may_go(peak):
             return False
         with link.met:

@@ -76,7 +76,7 @@ class Link:
 
     def __init__(self, attached: Attachment, duties: Duties, initial: Tensor, resume: Resume | None) -> None:
         self.met = threading.Condition()
-        self._reserve = Reserve()  # memory for what is sent
+        self._reserve = Reserve()  # memory for what is sent, and of what comes
         self.rooms = Rooms(self._reserve)
         self.round = -1  # the last round closed or joined at
         self.weight = 0.0
@@ -89,7 +89,7 @@ class Link:
         self.share = 1.0  # of the time, for local steps
         self.resumed = False  # this life began from this device's own checkpoint
         self._attached, self._duties = attached, duties
-        self._assembler = EventAssembler()
+        self._assembler = EventAssembler(self._reserve.taken)
         self._exchange = self._new_exchange(initial, resume)
         self._resume = resume  # until there is a newer one
         self._mixed: Tensor | None = None
@@ -394,7 +394,7 @@ class Link:
                 continue
             with self.met:
                 self._resume = self._exchange.kept(self.round) or self._resume or self._last
-                self._attached, self._assembler = attached, EventAssembler()
+                self._attached, self._assembler = attached, EventAssembler(self._reserve.taken)
                 self._exchange = self._new_exchange(self._exchange.initial, self._resume)
                 self._mixed, self.connected = None, True
                 self.met.notify_all()

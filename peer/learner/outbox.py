@@ -13,9 +13,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Dense
+from peer.compression.bodies import Dense, largest, peak_of
 from peer.compression.codec import DENSE_HEAD_BYTES, Encoded
 from peer.shared_buffer import Reserve, SharedBuffer
+
+BLOCK = 1 << 17  # numbers that are looked at while they are in a processor's cache
 
 
 class Rooms:
@@ -26,14 +28,17 @@ class Rooms:
         self.reserve = reserve
         self._rooms: dict[int, tuple[SharedBuffer, list[bytes]]] = {}  # by where the model lies; the head
 
-    def lay(self, pieces: Iterable[Tensor], size: int, dtype: torch.dtype) -> Tensor:
-        """A model of that size, put together of these pieces, flat and on the CPU."""
+    def lay(self, pieces: Iterable[Tensor], size: int, dtype: torch.dtype) -> tuple[Tensor, float]:
+        """A model of that size, put together of these pieces, flat on the CPU, and its largest |value|."""
         buffer, at = self.reserve.make(DENSE_HEAD_BYTES + size * dtype.itemsize), DENSE_HEAD_BYTES
+        peaks = []
         try:
             for piece in pieces:
-                values = piece.contiguous().view(torch.uint8).numpy().data
-                buffer.write(at, values)
-                at += len(values)
+                for block in piece.contiguous().split(BLOCK):
+                    values = block.view(torch.uint8).numpy().data
+                    buffer.write(at, values)
+                    peaks.append(peak_of(block))
+                    at += len(values)
             assert at == len(buffer), f"pieces of {at} bytes for a room of {len(buffer)}"
             model = torch.frombuffer(buffer.view(), dtype=dtype, offset=DENSE_HEAD_BYTES)
         except BaseException:
@@ -42,7 +47,7 @@ class Rooms:
         where = model.data_ptr()
         self._rooms[where] = buffer, []
         weakref.finalize(model, self._clear, where).atexit = False
-        return model
+        return model, largest(peaks)
 
     def _clear(self, where: int) -> None:
         self._rooms.pop(where)[0].close()

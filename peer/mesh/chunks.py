@@ -32,19 +32,19 @@ class Digest:
         return self._hash.digest()
 
 
-def part_of(payload: Payload, at: int, size: int) -> bytes:
-    """A copy of a part of an outgoing payload: a shared buffer, or a bytes object."""
+def part_of(payload: Payload, at: int, size: int) -> memoryview:
+    """A part of an outgoing payload, a shared buffer or a bytes object: to be released before anything else
+    happens to that."""
     if isinstance(payload, bytes | bytearray | memoryview):
-        with memoryview(payload) as view, view[at : at + size] as part:
-            return bytes(part)
-    read = getattr(payload, "read", None)
-    assert read is not None, f"a payload of type {type(payload).__name__} cannot be read"
-    data = read(at, size)
-    assert isinstance(data, bytes)
+        return memoryview(payload)[at : at + size]
+    part = getattr(payload, "part", None)
+    assert part is not None, f"a payload of type {type(payload).__name__} cannot be read"
+    data = part(at, size)
+    assert isinstance(data, memoryview)
     return data
 
 
-def chunk_to_wire(data: bytes) -> bytes:
+def chunk_to_wire(data: bytes | memoryview) -> bytes:
     """The LinkFrame that has this chunk."""
     return b"".join((bytes((_TAG,)), _count(len(data)), data))
 

@@ -166,12 +166,13 @@ class LinkStream:
         digest = Digest()
         for at in range(0, length, CHUNK_BYTES):
             try:
-                data = part_of(parcel.payload, at, CHUNK_BYTES)
+                with part_of(parcel.payload, at, CHUNK_BYTES) as data:
+                    digest.update(data)
+                    frame = chunk_to_wire(data)
             except (PeerdError, ValueError) as error:  # what a closed SharedBuffer or memoryview raises
                 self.close(f"parcel {parcel.number} was taken away while it was sent: {error}")
                 return
-            digest.update(data)
-            await self._put_bytes(chunk_to_wire(data))
+            await self._put_bytes(frame)
             self._say_progress()
         await self._put(End(digest.value()))
 

@@ -91,8 +91,8 @@ class Memory:
     def __len__(self) -> int:
         return len(self.data)
 
-    def read(self, at: int, size: int) -> bytes:
-        return bytes(self.data[at : at + size])
+    def part(self, at: int, size: int) -> memoryview:
+        return memoryview(bytes(self.data[at : at + size]))
 
     def write(self, at: int, data: memoryview) -> None:
         self.data[at : at + len(data)] = data
@@ -355,8 +355,8 @@ async def test_a_long_parcel_is_in_memory_once_at_either_end_and_a_chunk_at_a_ti
     reads, writes = [], []
 
     class Read(Memory):
-        def read(self, at: int, size: int) -> bytes:
-            data = super().read(at, size)
+        def part(self, at: int, size: int) -> memoryview:
+            data = super().part(at, size)
             reads.append((at, len(data)))
             return data
 
@@ -400,7 +400,7 @@ async def test_memory_that_runs_out_in_a_parcel_ends_the_stream_and_is_nobodys_f
 
 async def test_a_payload_closed_while_it_is_sent_ends_the_stream_and_nothing_worse() -> None:
     class Closed(Memory):
-        def read(self, at: int, size: int) -> bytes:
+        def part(self, at: int, size: int) -> memoryview:
             raise PeerdError("this shared buffer is closed")
 
     async with pair() as (a, b):
