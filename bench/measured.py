@@ -23,7 +23,7 @@ from rehearsals import COSTS, RESULTS, costs, read
 
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs/measured.md", ROOT / "README.md"
-FIGURES = ("exchange", "coding", "liveness", "wire", "frontier", "heterogeneity", "rehearsal")
+FIGURES = ("exchange", "coding", "cuda", "liveness", "wire", "frontier", "heterogeneity", "rehearsal")
 BLOCK = re.compile(r"(?s)(<!-- figures: (\S+) -->\n).*?(<!-- end -->)")
 
 COPIES_GOALS = {"1M": 20.0}  # of the model in memory, to encode and decode; of larger ones COPIES_GOAL
@@ -265,6 +265,31 @@ def compressions(found: Results) -> Table:
     ]
 
 
+def cuda_choosing(found: Results) -> Table:
+    heads = ("model", "ties", "CPU ms", "torch.topk ms", "its time to ours")
+    made: Table = [(*heads, "CUDA ms", "torch.topk ms", "its time to ours", "the same entries")]
+    for row in found["cuda"]["choosing"]:
+        cells = [
+            (*(f"{row[f'{where}{what}_ms']:.2f}" for what in ("", "_topk")), f"{row[f'{where}_ratio']:.1f}x")
+            for where in ("cpu", "cuda")
+        ]
+        ties, same = ("yes" if row[what] else "no" for what in ("ties", "same"))
+        made.append((row["model"], ties, *cells[0], *cells[1], same))
+    return made
+
+
+def cuda_messages(found: Results) -> Table:
+    heads = ("model", "`--compression`", "on CUDA ms", "copied first, ms", "of it the copy", "slower")
+    made: Table = [(*heads, "copy again, ms")]
+    for row in found["cuda"]["messages"]:
+        times = [f"{row[f'{what}_ms']:.1f}" for what in ("cuda", "copied", "copy")]
+        made.append((
+            row["model"], f"`{row['compression']}`", *times, f"{row['ratio']:.1f}x",
+            f"{row['copy_again_ms']:.1f}",
+        ))  # fmt: skip
+    return made
+
+
 def liveness(found: Results) -> Table:
     row = found["liveness"]
     made: Table = [("round trip, ms", "idle", "while models are sent")]
@@ -335,6 +360,8 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "indices": indices,
     "values": values,
     "compressions": compressions,
+    "cuda-choosing": cuda_choosing,
+    "cuda-messages": cuda_messages,
     "liveness": liveness,
     "wire": wire,
     "frontier": accuracy,

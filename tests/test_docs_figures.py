@@ -140,6 +140,20 @@ def test_the_exchanges_table_has_its_figures_and_verdicts(
         assert [float(cell) for cell in cells[4:7]] == pytest.approx(sent, abs=0.5)
 
 
+def test_the_tables_of_a_gpu_have_their_figures(measured: ModuleType, found: dict[str, Any]) -> None:
+    page, known = text("docs/measured.md"), found["cuda"]
+    assert f"one {known['device']}, torch {known['torch']}," in page
+    assert known["differing"] == [] and all(row["same"] for row in known["choosing"])
+    assert all(f"`{words}`" in page for words in known["compared"])
+    for cells, row in zip(measured.cuda_choosing(found)[1:], known["choosing"], strict=True):
+        ratios = [float(cells[at].removesuffix("x")) for at in (4, 7)]
+        assert ratios == pytest.approx(
+            [row[f"{where}_topk_ms"] / row[f"{where}_ms"] for where in ("cpu", "cuda")], abs=0.06
+        )
+    for cells, row in zip(measured.cuda_messages(found)[1:], known["messages"], strict=True):
+        assert float(cells[5].removesuffix("x")) == pytest.approx(row["copied_ms"] / row["cuda_ms"], abs=0.06)
+
+
 def test_every_goal_is_told_as_met_or_as_missed(measured: ModuleType, found: dict[str, Any]) -> None:
     told = [measured.short(found, met)[1:] for met in (True, False)]
     assert sum(map(len, told)) == len(list(measured.verdicts(found)))

@@ -2,8 +2,7 @@
 
 What is left out is the caller's to keep: residual = v - body.dense() (error feedback, Karimireddy et al.
 2019). A turn is the number of a round; the same turn gives the same entries on every machine. The largest are
-found with numpy on the CPU and with torch on a tensor's own device otherwise, by the same steps and with the
-same result.
+found with numpy on the CPU and with torch on a tensor's own device otherwise, with the same result.
 """
 
 from __future__ import annotations
@@ -113,26 +112,14 @@ def _of_rank(magnitudes: Floats, k: int) -> float:
 
 
 def largest_on_device(values: Tensor, k: int) -> Tensor:
-    """`_largest` in operations of torch, on whatever device the values are."""
-    n = values.numel()
-    threshold = torch.zeros((), dtype=values.dtype, device=values.device)
-    if (step := _sampled_step(n, k)) > 0:
-        sample = values[::step].abs()
-        threshold = sample.topk(_rank(n, k, sample.numel())).values[-1]
-    candidates = torch.nonzero(values.abs() >= threshold).reshape(-1)
-    if candidates.numel() < k:
-        candidates = torch.arange(n, device=values.device)
-    magnitudes = values[candidates].abs()
-    least = magnitudes.topk(k, sorted=True).values[-1]
-    chosen = magnitudes > least
-    ties = torch.nonzero(magnitudes == least).reshape(-1)
-    chosen[ties[: k - int(chosen.sum())]] = True
-    return candidates[chosen]
-
-
-def _sampled_step(n: int, k: int) -> int:
-    """Every so-many-th value is looked at first; 0 where it is not worth it."""
-    return 0 if n < SAMPLED or k > n // 4 else max(1, n // max(SAMPLE, n // 100))
+    """Indices of the k largest |values|, increasing, in operations of torch on whatever device they are."""
+    magnitudes = values.abs()
+    least = magnitudes.topk(k, sorted=False).values.min()
+    found = torch.nonzero(magnitudes >= least).reshape(-1)
+    if (extra := found.numel() - k) > 0:
+        tied = magnitudes[found] == least
+        found = found[~tied | (tied.cumsum(0) <= tied.sum() - extra)]
+    return found
 
 
 def _rank(n: int, k: int, sampled: int) -> int:
@@ -144,10 +131,9 @@ def _rank(n: int, k: int, sampled: int) -> int:
 def _guess(values: Floats, k: int) -> float:
     """A magnitude that most likely at least k of the values reach; 0 where it is not worth a guess."""
     n = len(values)
-    step = _sampled_step(n, k)
-    if step == 0:
+    if n < SAMPLED or k > n // 4:
         return 0.0
-    sample = np.abs(values[::step])
+    sample = np.abs(values[:: max(1, n // max(SAMPLE, n // 100))])
     return _of_rank(sample, _rank(n, k, len(sample)))
 
 
