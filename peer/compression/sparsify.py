@@ -2,7 +2,8 @@
 
 What is left out is the caller's to keep: residual = v - body.dense() (error feedback, Karimireddy et al.
 2019). A turn is the number of a round; the same turn gives the same entries on every machine. The largest are
-found with numpy on the CPU and with torch on a tensor's own device otherwise, with the same result.
+found with numpy on the CPU and with torch on a tensor's own device otherwise, by the same steps and with the
+same result.
 """
 
 from __future__ import annotations
@@ -112,14 +113,30 @@ def _of_rank(magnitudes: Floats, k: int) -> float:
 
 
 def largest_on_device(values: Tensor, k: int) -> Tensor:
-    """Indices of the k largest |values|, increasing, in operations of torch on whatever device they are."""
-    magnitudes = values.abs()
+    """`_largest` in operations of torch, on whatever device the values are."""
+    magnitudes, n = values.abs(), values.numel()
+    if (step := _sampled_step(n, k)) > 0:
+        sample = magnitudes[::step]
+        threshold = sample.topk(_rank(n, k, len(sample)), sorted=False).values.min()
+        candidates = torch.nonzero(magnitudes >= threshold).reshape(-1)
+        if len(candidates) >= k:
+            return candidates[_exactly(magnitudes[candidates], k)]
+    return _exactly(magnitudes, k)
+
+
+def _exactly(magnitudes: Tensor, k: int) -> Tensor:
+    """Indices of the k largest, increasing; of those that are the least of them the first."""
     least = magnitudes.topk(k, sorted=False).values.min()
     found = torch.nonzero(magnitudes >= least).reshape(-1)
-    if (extra := found.numel() - k) > 0:
+    if (extra := len(found) - k) > 0:
         tied = magnitudes[found] == least
         found = found[~tied | (tied.cumsum(0) <= tied.sum() - extra)]
     return found
+
+
+def _sampled_step(n: int, k: int) -> int:
+    """Every so-many-th value is looked at first; 0 where it is not worth it."""
+    return 0 if n < SAMPLED or k > n // 4 else max(1, n // max(SAMPLE, n // 100))
 
 
 def _rank(n: int, k: int, sampled: int) -> int:
@@ -131,9 +148,10 @@ def _rank(n: int, k: int, sampled: int) -> int:
 def _guess(values: Floats, k: int) -> float:
     """A magnitude that most likely at least k of the values reach; 0 where it is not worth a guess."""
     n = len(values)
-    if n < SAMPLED or k > n // 4:
+    step = _sampled_step(n, k)
+    if step == 0:
         return 0.0
-    sample = np.abs(values[:: max(1, n // max(SAMPLE, n // 100))])
+    sample = np.abs(values[::step])
     return _of_rank(sample, _rank(n, k, len(sample)))
 
 
