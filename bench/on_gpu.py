@@ -1,6 +1,6 @@
 """The largest entries of a vector, and messages of them, on a CUDA device and on the CPU, as tables; and
 whether both choose the same entries and make the same bytes. `make bench` leaves it out; on a machine with
-such a device: `PYTHONPATH=.:bench python -P bench/cuda.py`.
+such a device: `PYTHONPATH=.:bench python -P bench/on_gpu.py`.
 
 Choosing: the top 1 % of a whole vector, from the vector to its indices and the values there, both on the CPU,
 against torch.topk, which is given |v| and its indices are sorted. Of ties at the edge of what is chosen the
