@@ -37,6 +37,7 @@ from peer.errors import PeerdError
 MAX_SIZE = 1 << 34  # bytes; a payload above it is a mistake on any device this runs on (guess)
 WORTH_KEEPING = 1 << 20  # bytes; of a smaller payload the memory is had in less than half a millisecond
 KEEP_S = 3.0  # memory that nobody has used for so long is given back: between slow rounds it is nobody's
+REMEMBERED = 64  # payloads; so many different ones are hardly on their way at a time (guess)
 NAME = "peerd-payload"  # as /proc shows this memory
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -50,6 +51,7 @@ class SharedBuffer:
         self._fd = fd
         self._size = size
         self._mapped = mapped
+        self._use: _Use | None = None  # of a Reserve's mapping
         self._map: mmap.mmap | memoryview | None = None  # when it is first looked at
 
     @classmethod
@@ -119,8 +121,15 @@ class SharedBuffer:
         """The memory itself, writable. Views still held keep it alive after `close`."""
         fd = self.fileno()
         if self._map is None and self._size:
-            self._map = mmap.mmap(fd, self._size) if self._mapped is None else _held(self._mapped, fd)
+            self._map = mmap.mmap(fd, self._size) if self._mapped is None else self._held(self._mapped, fd)
         return memoryview(self._map) if self._map is not None else memoryview(bytearray())
+
+    def _held(self, mapped: mmap.mmap, fd: int) -> memoryview:
+        """All of it; the lock of `fd` stays until the last view is gone."""
+        whole = (ctypes.c_ubyte * len(mapped)).from_buffer(mapped)
+        weakref.finalize(whole, os.close, os.dup(fd)).atexit = False
+        whole.use = self._use  # type: ignore[attr-defined]  # goes with it
+        return memoryview(whole).cast("B")
 
     def read(self, at: int, size: int) -> bytes:
         """A copy of at most `size` bytes from `at` on, fewer at the end."""
@@ -154,7 +163,7 @@ class SharedBuffer:
         if isinstance(self._map, mmap.mmap):
             with suppress(BufferError):  # someone still holds a view: the mapping goes with the last of them
                 self._map.close()
-        self._map = self._mapped = None
+        self._map = self._mapped = self._use = None
 
     def __del__(self) -> None:
         self.close()  # one that was lost on its way would keep its memory
@@ -193,13 +202,25 @@ class _Kept:
         self.mapped = None  # goes with the last view
 
 
+class _Use:
+    """Lives as long as a buffer that has a mapping of a Reserve is open, or looked at."""
+
+
 @dataclass(slots=True)
 class _Come:
-    """Memory of another process's Reserve that has come here."""
+    """Memory of another process's Reserve that has come here again."""
 
-    size: int
-    at: float  # s, when it came last
-    mapped: mmap.mmap | None = None  # when it comes again
+    mapped: mmap.mmap
+    at: float = -math.inf  # s, when it came last, or was last seen in use
+    use: weakref.ref[_Use] | None = None
+
+    def used(self, now: float) -> _Use:
+        use = (self.use and self.use()) or _Use()
+        self.at, self.use = now, weakref.ref(use)
+        return use
+
+    def is_free(self) -> bool:
+        return self.use is None or self.use() is None
 
 
 class Reserve:
@@ -207,15 +228,16 @@ class Reserve:
     memory that comes again. All threads may use one.
 
     What is kept is at most what was in use at one time: before memory is taken anew, what is free and of
-    another size is given back; and when new memory comes, mappings of what came before go with their last
-    view. `tidy` must be called now and then.
+    another size is given back; and when new memory comes, what is mapped and not in use is not any more.
+    `tidy` must be called now and then.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """clock: what the time is, s."""
         self._clock = clock
         self._kept: list[_Kept] = []
-        self._come: dict[tuple[int, int], _Come] = {}  # by device and inode
+        self._seen: dict[tuple[int, int], None] = {}  # memory that has come, by device and inode, last ones
+        self._come: dict[tuple[int, int], _Come] = {}  # of it what came again
         self._closed = False
         self._met = threading.Lock()
 
@@ -251,25 +273,34 @@ class Reserve:
         buffer = SharedBuffer.from_fd(fd, size)
         if size < WORTH_KEEPING:
             return buffer
-        found, now = os.fstat(fd), self._clock()
+        found = os.fstat(fd)
         with self._met:
-            known = self._come.get((found.st_dev, found.st_ino))
-            if known is None or known.size != size:
-                for one in self._come.values():
-                    one.mapped = None
-                if not self._closed:
-                    self._come[found.st_dev, found.st_ino] = _Come(size, now)
-                return buffer
-            known.at = now
-            known.mapped = buffer._mapped = known.mapped or _mapped(fd, size)
+            known = self._known((found.st_dev, found.st_ino), fd, size)
+            if known is not None:
+                buffer._mapped, buffer._use = known.mapped, known.used(self._clock())
         return buffer
+
+    def _known(self, which: tuple[int, int], fd: int, size: int) -> _Come | None:
+        """Memory that has been here before. Where it has not, mappings that nobody uses go."""
+        known = self._come.get(which)
+        if known is None and which in self._seen and (mapped := _mapped(fd, size)) is not None:
+            known = self._come[which] = _Come(mapped)
+        if which not in self._seen and not self._closed:
+            self._come = {other: one for other, one in self._come.items() if not one.is_free()}
+            self._seen[which] = None
+            if len(self._seen) > REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+        return known if known is not None and len(known.mapped) == size else None
 
     def tidy(self) -> float:
         """Give back what nobody has used for KEEP_S, one at a time: the kernel takes a while for a long one.
         After how many seconds is it to be called again, if no buffer is made before?"""
         with self._met:
             now = self._clock()
-            self._come = {which: one for which, one in self._come.items() if now - one.at < KEEP_S}
+            for come in self._come.values():
+                if not come.is_free():
+                    come.at = now
+            self._come = {which: come for which, come in self._come.items() if now - come.at < KEEP_S}
             for one in [one for one in self._kept if one.is_free()]:
                 if one.seen_free is None:
                     one.seen_free = now
@@ -289,6 +320,7 @@ class Reserve:
         with self._met:
             self._closed = True
             self._come.clear()
+            self._seen.clear()
             for one in list(self._kept):
                 self._give_back(one)
 
@@ -322,15 +354,9 @@ def _mapped(fd: int, size: int) -> mmap.mmap | None:
     except OSError:
         return None
     try:
-        return mmap.mmap(again, size)
+        # at once: page by page, as it is written to, takes three times as long
+        return mmap.mmap(again, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
     except OSError:
         return None
     finally:
         os.close(again)
-
-
-def _held(mapped: mmap.mmap, fd: int) -> memoryview:
-    """All of it; the lock of `fd` stays until the last view is gone."""
-    whole = (ctypes.c_ubyte * len(mapped)).from_buffer(mapped)
-    weakref.finalize(whole, os.close, os.dup(fd)).atexit = False
-    return memoryview(whole).cast("B")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import pytest
 
 from peer import shared_buffer
 from peer.errors import PeerdError
-from peer.shared_buffer import KEEP_S, WORTH_KEEPING, Reserve, SharedBuffer
+from peer.shared_buffer import KEEP_S, REMEMBERED, WORTH_KEEPING, Reserve, SharedBuffer
 
 SIZE = WORTH_KEEPING
 
@@ -151,9 +152,12 @@ def test_new_memory_that_comes_takes_the_place_of_what_came_before(reserve: Rese
         assert mappings(memory(first)) == 1
         here.taken(*passed_on(second)).close()
         assert mappings(memory(first)) == mappings(memory(second)) == 0
-        here.taken(*passed_on(first)).close()
-        here.taken(*passed_on(second)).close()
-        assert mappings(memory(first)) == mappings(memory(second)) == 1
+        with here.taken(*passed_on(first)), SharedBuffer.of(bytes(SIZE)) as third:
+            here.taken(*passed_on(second)).close()
+            assert mappings(memory(first)) == mappings(memory(second)) == 1
+            here.taken(*passed_on(third)).close()
+            assert mappings(memory(first)) == 1, "it is in use"
+            assert mappings(memory(second)) == mappings(memory(third)) == 0
     here.close()
 
 
@@ -168,12 +172,42 @@ def test_what_does_not_come_any_more_is_let_go_of() -> None:
         now += 0.9 * KEEP_S
         assert here.tidy() <= KEEP_S
         assert mappings(memory(made)) == 1
+        now += 2 * KEEP_S
+        assert here.tidy() <= KEEP_S
+        assert here.taken(*passed_on(made)).view() == view, "somebody looks at it: it stays"
+        assert mappings(memory(made)) == 1
+        del view
+        now += 0.9 * KEEP_S
+        here.tidy()
+        assert mappings(memory(made)) == 1
         now += 0.1 * KEEP_S
         assert here.tidy() == float("inf")
-        assert mappings(memory(made)) == 1, "somebody looks at it"
-        assert bytes(view[:3]) == bytes(3)
-        del view
         assert mappings(memory(made)) == 0
+
+
+def test_of_what_has_come_only_the_last_are_remembered() -> None:
+    here = Reserve()
+    with SharedBuffer.of(bytes(SIZE)) as made:
+        here.taken(*passed_on(made)).close()
+        for _ in range(REMEMBERED):
+            with SharedBuffer.create(SIZE) as other:
+                here.taken(*passed_on(other)).close()
+        here.taken(*passed_on(made)).close()
+        assert mappings(memory(made)) == 0
+        here.taken(*passed_on(made)).close()
+        assert mappings(memory(made)) == 1
+    here.close()
+
+
+def test_a_payload_that_has_grown_is_read_from_its_file() -> None:
+    here, fd = Reserve(), os.memfd_create("growing", os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    for size in (SIZE, SIZE, 2 * SIZE, 2 * SIZE):
+        os.pwrite(fd, b"x" * size, 0)
+        with here.taken(os.dup(fd), size) as came, came.view() as view:
+            assert (len(view), view[-1:], came.read(size - 1, 1)) == (size, b"x", b"x")
+    os.close(fd)
+    here.close()
 
 
 def test_what_comes_is_taken_over_as_from_its_descriptor() -> None:
