@@ -69,7 +69,8 @@ def session_lines(session: SessionStatus) -> list[str]:
     )
     age = session.checkpoint_age_s
     kept = f"checkpoint {span(age)} old" if age is not None else "no checkpoint"
-    pace = f"step {span(session.step_s)}, round {span(session.round_s)}, {kept}"
+    where = f" on {clean(session.computes_on)}" if session.computes_on else ""
+    pace = f"step {span(session.step_s)}{where}, round {span(session.round_s)}, {kept}"
     apart = [_consensus_line(session)] if session.consensus_distance is not None else []
     spent = [_budget_line(session.budget)] if session.budget is not None else []
     alone = [f"{count(session.rounds_alone, 'round')} closed alone"] if session.rounds_alone else []

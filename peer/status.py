@@ -98,14 +98,15 @@ class BudgetStatus:
 class SessionStatus:
     """One session of this device. members: how many are alive, this device included. links_without_replica:
     for want of memory at one of their ends; replica_mb: what this device has for them. Both None where the
-    algorithm needs none. budget: None is without one. rounds_closed, of which rounds_alone without a
-    neighbor, and learner_restarts: since this daemon takes part. pace_share: of the time in which this device
-    may train, 0.0 where manners or quiet hours pause it; pace_reason: why not all of it; pace_until: "07:00",
-    local time, where it is known when that ends. consensus_distance: root mean square, over the
-    members that train, of the distance from the mean of their models, estimated by sketches (standard error
-    at the most 9 %); consensus_relative: to the norm of this device's model. mean_weight: of the push-sum
-    weights. peers: the other members. graph: a mark of the generation's members and their edges: devices that
-    show the same two are on one graph; parts of a network that was cut may come to the same generation."""
+    algorithm needs none. computes_on: the learner's GPU by its name, or "CPU". budget: None is without one.
+    rounds_closed, of which rounds_alone without a neighbor, and learner_restarts: since this daemon takes
+    part. pace_share: of the time in which this device may train, 0.0 where manners or quiet hours pause it;
+    pace_reason: why not all of it; pace_until: "07:00", local time, where it is known when that ends.
+    consensus_distance: root mean square, over the members that train, of the distance from the mean of
+    their models, estimated by sketches (standard error at the most 9 %); consensus_relative: to the norm
+    of this device's model. mean_weight: of the push-sum weights. peers: the other members. graph: a mark
+    of the generation's members and their edges: devices that show the same two are on one graph; parts of
+    a network that was cut may come to the same generation."""
 
     name: str
     id: str | None = None
@@ -144,6 +145,7 @@ class SessionStatus:
     mean_weight: float | None = None
     graph: str | None = None
     peers: tuple[MemberStatus, ...] = ()
+    computes_on: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {

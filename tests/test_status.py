@@ -59,6 +59,7 @@ SESSION = [
     "mean_weight",
     "graph",
     "peers",
+    "computes_on",
 ]
 MEMBER = [
     "peer",

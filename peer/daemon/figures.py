@@ -14,6 +14,7 @@ from peer.events import TRAIN, Closed, Direction, HandOver, OpenRound, PeerId, P
 from peer.local import Frame
 from peer.mesh.budget import Spending
 from peer.mesh.contacts import Contact
+from peer.mesh.frames import MAX_DEVICE_NAME, clean
 from peer.mesh.links import Counts
 from peer.mesh.node import Node
 from peer.mesh.transport import Transport
@@ -41,6 +42,7 @@ class Figures:
         self.round_s: float | None = None
         self.round: int | None = None
         self.parameters: int | None = None
+        self.computes_on: str | None = None
         self.checkpoint_at: float | None = None
         self.checkpoint_problem = ""
         self.links_without_replica: int | None = None
@@ -63,6 +65,8 @@ class Figures:
         parameters = frame.get("parameters")
         if isinstance(parameters, int) and parameters > 0:
             self.parameters = parameters
+        if "computes_on" in frame:
+            self.computes_on = clean(str(frame["computes_on"]), MAX_DEVICE_NAME) or None
         local_steps = frame.get("local_steps")
         if isinstance(local_steps, int) and local_steps > 0:
             self.local_steps = local_steps
@@ -137,7 +141,7 @@ class Figures:
     def interrupted(self) -> None:
         """The learner is gone: the time until the next one's first round is not a round's."""
         self._closed_at = None
-        self.links_without_replica = self.replica_mb = None
+        self.links_without_replica = self.replica_mb = self.computes_on = None
 
     def node_ends(self, node: Node) -> None:
         """Another node takes its place: what this one counted goes on."""
@@ -171,6 +175,7 @@ class Figures:
             "rounds_closed": self.rounds_closed,
             "links_without_replica": self.links_without_replica,
             "replica_mb": self.replica_mb,
+            "computes_on": self.computes_on,
         }
         if descriptor is not None:
             task = descriptor.task

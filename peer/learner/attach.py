@@ -39,6 +39,7 @@ from peer.errors import DivergedError, UsageError
 from peer.event_frames import to_frame
 from peer.events import Looked
 from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
+from peer.learner.devices import name_of
 from peer.learner.dial import Attachment, dial
 from peer.learner.exchange import Change, Exchange, Resume
 from peer.learner.export import exported
@@ -547,6 +548,7 @@ class Swarm:
         return {
             "op": "report", "parameters": self._flat.parameters, "checkpoint_round": self._keeper.round,
             "local_steps": self.terms.local_steps, "manners": self.terms.manners,
+            "computes_on": name_of(self._flat.device),
             "signature": hashlib.sha256(signature).digest(),
             "signature_list": signature if len(signature) <= SIGNATURE_MAX else b"",
         }  # fmt: skip

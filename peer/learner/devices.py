@@ -25,6 +25,13 @@ def pick_device(wanted: str) -> tuple[torch.device, str]:
     return torch.device("cpu"), f"training on the CPU: no kernel runs on this device's GPU ({fault})"
 
 
+def name_of(device: torch.device) -> str:
+    """For people: what a model that lies there is computed on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "CPU" if device.type == "cpu" else device.type
+
+
 def _kernel_fault() -> str:
     """Why a small convolution and its gradient do not run on the GPU, "" when they do."""
     try:

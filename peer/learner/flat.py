@@ -38,6 +38,11 @@ class FlatModel:
         self.dtype = torch.float64 if double else torch.float32
         self._whole: Tensor | None = None  # what all tensors are views of, after `gather`
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module's tensors are; where they are in several places, its first one."""
+        return next(iter(self._tensors.values())).device
+
     def gather(self) -> None:
         """Lay the module's tensors out as views of one, where they are of one type and on the CPU: `read` and
         `write` are then one copy. The module's parameters stay the same objects."""
@@ -95,9 +100,8 @@ class FlatModel:
         if self._whole is not None:
             self._whole.copy_(flat)
             return
-        device = next(iter(self._tensors.values())).device
         with torch.no_grad():
-            parts = torch.split(flat.to(device), list(self.sizes))
+            parts = torch.split(flat.to(self.device), list(self.sizes))
             for (name, tensor), part in zip(self._tensors.items(), parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
                 if name.endswith("running_var"):

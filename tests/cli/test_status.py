@@ -121,6 +121,13 @@ def test_what_is_not_known_yet_is_no_crash(picture: Callable[[DeviceStatus], str
 
 
 @pytest.mark.parametrize("picture", [view.plain, drawn])
+def test_what_it_trains_on_is_said_where_it_is_known(picture: Callable[[DeviceStatus], str]) -> None:
+    assert "step 4 ms, round" in picture(STATUS)
+    on_gpu = replace(STATUS, sessions=(replace(HOME, computes_on="Orin (nvgpu)"),))
+    assert "step 4 ms on Orin (nvgpu), round" in picture(on_gpu)
+
+
+@pytest.mark.parametrize("picture", [view.plain, drawn])
 def test_without_a_checkpoint_it_says_so(picture: Callable[[DeviceStatus], str]) -> None:
     assert ", checkpoint 1 min 15 s old" in picture(STATUS)
     without = replace(STATUS, sessions=(replace(HOME, checkpoint_age_s=None),))

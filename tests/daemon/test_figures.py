@@ -57,6 +57,17 @@ def test_the_time_without_a_learner_is_not_a_rounds(tmp_path: Path) -> None:
     assert numbers.round_s == pytest.approx(0.5)
 
 
+def test_what_a_learner_computes_on_is_told_while_there_is_one(tmp_path: Path) -> None:
+    numbers = figures(tmp_path)
+    numbers.report({"computes_on": "Orin\n (nvgpu)\x1b[31m" + 100 * "x"}, 0.0)
+    numbers.report({"loss": 1.0}, 1.0)
+    assert numbers.computes_on is not None
+    assert numbers.computes_on.startswith("Orin (nvgpu)[31mxx")
+    assert len(numbers.computes_on) <= 64
+    numbers.interrupted()
+    assert numbers.computes_on is None
+
+
 def test_a_link_that_carried_nothing_does_not_count(tmp_path: Path) -> None:
     shown, key = figures(tmp_path), Key(0, 3)
     shown.commanded(opened(key, "p-a", "p-b"))
@@ -173,6 +184,7 @@ async def test_a_script_says_how_many_local_steps_it_takes_and_saves_one_round_t
         await until(lambda: shown.checkpoint_at is not None)
         begun = shown.checkpoint_at
         assert shown.local_steps == 1
+        assert a.daemon.status("home").sessions[0].computes_on == "CPU"
         await asyncio.to_thread(swarm.close)
         await until(lambda: shown.checkpoint_at != begun)
     assert len(list(a.daemon.store.sessions()[0].path.glob("ckpt-*"))) == 1

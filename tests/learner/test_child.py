@@ -17,7 +17,7 @@ from learner.daemon_stand_in import StandIn, descriptor
 from peer.compression import values
 from peer.daemon.supervisor import environment
 from peer.learner import __main__ as child
-from peer.learner.devices import pick_device, use_threads
+from peer.learner.devices import name_of, pick_device, use_threads
 from peer.learner.dial import Attachment
 
 ARGUMENTS = ["--socket", "/run/none", "--session", "home"]
@@ -125,3 +125,10 @@ def test_auto_falls_back_to_the_cpu_and_says_why(monkeypatch: pytest.MonkeyPatch
     device, remark = pick_device("auto")
     assert device == torch.device("cpu")
     assert "no kernel image is available" in remark
+    assert name_of(device) == "CPU"
+
+
+def test_a_gpu_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {0: "Orin (nvgpu)", 1: "NVIDIA H100 80GB HBM3"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index or 0])
+    assert [name_of(torch.device(kind)) for kind in ("cuda", "cuda:1", "mps")] == [*names.values(), "mps"]
