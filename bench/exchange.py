@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -582,6 +583,8 @@ def main() -> None:
     parser.add_argument("--socket", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--daemon", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if (theirs := os.environ.get("HIVEMIND_PYTHON")) and shutil.which(theirs) is None:
+        parser.error(f"HIVEMIND_PYTHON={theirs} cannot be run")
     if asked.folder is not None:
         asked.params = asked.params[0]
         if asked.work is not None:
