@@ -27,12 +27,13 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 
 def rss_mb() -> float:
-    """Resident memory of this process now, else its peak."""
+    """Resident memory of this process now, without payloads, which it shares with another; else its peak."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        said = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+        return (int(said["RssAnon"][0]) + int(said["RssFile"][0])) / 1024
+    except (OSError, ValueError, LookupError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return pages * resource.getpagesize() / (1 << 20)
 
 
 def _groups(root: Path) -> Iterator[int]:

@@ -20,7 +20,6 @@ open. So the lock says what it said before.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import math
 import mmap
@@ -36,7 +35,9 @@ from peer.errors import PeerdError
 
 MAX_SIZE = 1 << 34  # bytes; a payload above it is a mistake on any device this runs on (guess)
 WORTH_KEEPING = 1 << 20  # bytes; of a smaller payload the memory is had in less than half a millisecond
+AGAIN_S = 0.1  # between two that are given back
 KEEP_S = 10.0  # unused memory goes back after so long (guess); 100 MB taken anew cost 0.1 s of a core
+STRETCH = 1 << 22  # bytes; copied in about a millisecond, which no other thread of this process runs in
 REMEMBERED = 64  # payloads; so many different ones are hardly on their way at a time (guess)
 NAME = "peerd-payload"  # as /proc shows this memory
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -126,6 +127,8 @@ class SharedBuffer:
 
     def _held(self, mapped: mmap.mmap, fd: int) -> memoryview:
         """All of it; the lock of `fd` stays until the last view is gone."""
+        import ctypes  # which the CLI has no use for
+
         whole = (ctypes.c_ubyte * len(mapped)).from_buffer(mapped)
         weakref.finalize(whole, os.close, os.dup(fd)).atexit = False
         whole.use = self._use  # type: ignore[attr-defined]  # goes with it
@@ -148,7 +151,9 @@ class SharedBuffer:
         assert 0 <= at <= self._size - len(data), f"{len(data)} bytes at {at} of {self._size}"
         fd, left = self.fileno(), memoryview(data)
         if self._mapped is not None:
-            self._mapped[at : at + len(left)] = left
+            for start in range(0, len(left), STRETCH):  # between which other threads have their turn
+                stretch = left[start : start + STRETCH]
+                self._mapped[at + start : at + start + len(stretch)] = stretch
             return
         while left:
             written = os.pwrite(fd, left, at)
@@ -228,7 +233,8 @@ class Reserve:
     memory that comes again. All threads may use one.
 
     What is kept is at most what was in use at one time: before memory is taken anew, what is free and of
-    another size is given back; and when new memory comes, what is mapped and not in use is not any more.
+    another size is given back; and when new memory is taken or comes, what is mapped of others and not in
+    use is not any more. So where sizes change, an old payload goes when the new one has come.
     `tidy` must be called now and then.
     """
 
@@ -254,6 +260,7 @@ class Reserve:
                     return _handed_out(one)
             for one in free:
                 self._give_back(one)
+            self._come = {which: come for which, come in self._come.items() if not come.is_free()}
             buffer = SharedBuffer.create(size)
             if self._closed:
                 return buffer
@@ -300,14 +307,17 @@ class Reserve:
             for come in self._come.values():
                 if not come.is_free():
                     come.at = now
-            self._come = {which: come for which, come in self._come.items() if now - come.at < KEEP_S}
+            old = next((which for which, come in self._come.items() if now - come.at >= KEEP_S), None)
+            if old is not None:
+                del self._come[old]
+                return AGAIN_S
             for one in [one for one in self._kept if one.is_free()]:
                 if one.seen_free is None:
                     one.seen_free = now
                 elif now - one.seen_free >= KEEP_S:
                     self._give_back(one)
-                    break
-            return KEEP_S / 2 if self._kept or self._come else math.inf
+                    return AGAIN_S
+            return KEEP_S / 4 if self._kept or self._come else math.inf
 
     @property
     def size(self) -> int:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from peer import shared_buffer
+from peer.available import rss_mb
 from peer.errors import PeerdError
-from peer.shared_buffer import KEEP_S, REMEMBERED, WORTH_KEEPING, Reserve, SharedBuffer
+from peer.shared_buffer import AGAIN_S, KEEP_S, REMEMBERED, STRETCH, WORTH_KEEPING, Reserve, SharedBuffer
 
 SIZE = WORTH_KEEPING
 
@@ -181,6 +182,7 @@ def test_what_does_not_come_any_more_is_let_go_of() -> None:
         here.tidy()
         assert mappings(memory(made)) == 1
         now += 0.1 * KEEP_S
+        assert here.tidy() == AGAIN_S
         assert here.tidy() == float("inf")
         assert mappings(memory(made)) == 0
 
@@ -285,6 +287,7 @@ def test_what_nobody_uses_is_given_back() -> None:
     assert reserve.tidy() <= KEEP_S
     assert reserve.size == SIZE
     now += 0.1 * KEEP_S
+    assert reserve.tidy() == AGAIN_S
     assert reserve.tidy() == float("inf")
     assert reserve.size == 0
 
@@ -296,10 +299,38 @@ def test_memory_that_is_not_used_goes_back_one_by_one() -> None:
         pass
     reserve.tidy()
     now += KEEP_S
-    reserve.tidy()
+    assert reserve.tidy() == AGAIN_S
     assert reserve.size == SIZE
-    reserve.tidy()
+    assert reserve.tidy() == AGAIN_S
     assert reserve.size == 0
+
+
+def test_a_mapping_that_nobody_uses_goes_before_more_memory_is_taken(reserve: Reserve) -> None:
+    with SharedBuffer.of(bytes(SIZE)) as made:
+        for _ in range(2):
+            reserve.taken(*passed_on(made)).close()
+        with reserve.make(SIZE):
+            assert mappings(memory(made)) == 0
+
+
+def test_payloads_are_not_counted_as_a_process_own_memory() -> None:
+    reserve, before = Reserve(), rss_mb()
+    for _ in range(2):
+        with reserve.make(64 * SIZE) as made:
+            fill(made)
+    with reserve.make(64 * SIZE) as made:
+        assert mappings(memory(made)) == 1
+        assert rss_mb() < before + 32
+    reserve.close()
+
+
+def test_a_long_write_to_mapped_memory_is_whole(reserve: Reserve) -> None:
+    size = 2 * STRETCH + 4097
+    for mark in (b"a", b"b", b"c"):
+        with reserve.make(size) as buffer:
+            buffer.write(1, mark * (size - 1))
+            assert buffer.read(1, size) == mark * (size - 1)
+            buffer.write(0, mark)
 
 
 def test_memory_of_which_the_kernel_does_not_tell_is_in_use(

@@ -376,9 +376,8 @@ class Link:
         self._assembler.close()
         wait_s, longest_s = first_s, REDIAL_S[1]
         while True:
-            select.select([self._wake], [], [], wait_s)
+            select.select([self._wake], [], [], min(wait_s, self._reserve.tidy()))
             self._clear_nudge()
-            self._reserve.tidy()
             with self.met:
                 # a training thread that waits for its first model may have been told to stop
                 self.met.notify_all()
