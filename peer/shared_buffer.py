@@ -260,7 +260,7 @@ class Reserve:
                     return _handed_out(one)
             for one in free:
                 self._give_back(one)
-            self._come = {which: come for which, come in self._come.items() if not come.is_free()}
+            self._unmap_idle()
             buffer = SharedBuffer.create(size)
             if self._closed:
                 return buffer
@@ -292,12 +292,15 @@ class Reserve:
         known = self._come.get(which)
         if known is None and which in self._seen and (mapped := _mapped(fd, size)) is not None:
             known = self._come[which] = _Come(mapped)
-        if which not in self._seen and not self._closed:
-            self._come = {other: one for other, one in self._come.items() if not one.is_free()}
+        elif known is None and which not in self._seen and not self._closed:
+            self._unmap_idle()
             self._seen[which] = None
             if len(self._seen) > REMEMBERED:
                 del self._seen[next(iter(self._seen))]
         return known if known is not None and len(known.mapped) == size else None
+
+    def _unmap_idle(self) -> None:
+        self._come = {which: come for which, come in self._come.items() if not come.is_free()}
 
     def tidy(self) -> float:
         """Give back what nobody has used for KEEP_S, one at a time: the kernel takes a while for a long one.

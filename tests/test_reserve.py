@@ -196,6 +196,13 @@ def test_of_what_has_come_only_the_last_are_remembered() -> None:
                 here.taken(*passed_on(other)).close()
         here.taken(*passed_on(made)).close()
         assert mappings(memory(made)) == 0
+        with here.taken(*passed_on(made)):
+            assert mappings(memory(made)) == 1
+            for _ in range(REMEMBERED):
+                with SharedBuffer.create(SIZE) as other:
+                    here.taken(*passed_on(other)).close()
+        here.taken(*passed_on(made)).close()
+        assert mappings(memory(made)) == 1, "what is mapped is known, however much has come since"
         here.taken(*passed_on(made)).close()
         assert mappings(memory(made)) == 1
     here.close()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from peer.compression.bodies import Body, Dense, Layout
 from peer.compression.codec import DENSE_HEAD_BYTES, Encoded, Message, decode, encode, in_parts
 from peer.events import Key
-from peer.learner.outbox import Outbox, Rooms
+from peer.learner.outbox import BLOCK, Outbox, Rooms
 from peer.shared_buffer import WORTH_KEEPING, Reserve, SharedBuffer
 
 
@@ -64,6 +66,15 @@ def test_a_model_that_lies_in_a_room_is_its_message_and_is_copied_for_nobody() -
     del model, said
     assert payloads() == before
     assert buffer.closed
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, BLOCK, 2 * BLOCK + 2])
+def test_one_value_that_is_not_finite_is_found_wherever_it_lies(at: int, wrong: float) -> None:
+    values = torch.ones(2 * BLOCK + 3)
+    values[at] = wrong
+    _, peak = Rooms(Reserve()).lay([values], len(values), torch.float32)
+    assert not math.isfinite(peak)
 
 
 def test_a_room_is_one_message_and_what_else_is_made_of_its_model_is_copied() -> None:
