@@ -1,10 +1,13 @@
 """Bodies read back as tensors."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peer.algorithms.base import refuse_overflow
 from peer.compression.bodies import (
     Dense,
     Drawn,
@@ -17,12 +20,16 @@ from peer.compression.bodies import (
     Sparse,
     Strided,
     drawn,
+    largest,
     numbers_in,
+    peak_of,
     strided_in,
     those_in,
 )
+from peer.compression.codec import Message
 from peer.compression.values import Coding
-from peer.errors import CodecError
+from peer.errors import CodecError, RemoteError
+from peer.events import Key
 
 LAYOUT = Layout((2, 3))
 LEVELS = torch.tensor([1, -2, 3, 0, 127], dtype=torch.int8)
@@ -128,3 +135,13 @@ def test_what_is_no_vector_is_not_taken_for_one():
         assert body.size == 5
         with pytest.raises(CodecError, match=r"where (one|a vector of 5) is expected"):
             body.dense()
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_of_two_vectors_none_hides_that_the_other_is_not_finite(at: int) -> None:
+    vectors = [torch.tensor([2.0, -3.0]), torch.tensor([1.0, 1.0])]
+    assert largest(map(peak_of, vectors)) == 3
+    vectors[at][1] = math.nan
+    assert math.isnan(largest(map(peak_of, vectors)))
+    with pytest.raises(RemoteError, match="nan"):
+        refuse_overflow("p-a", Message(Key(0, 1), 16, Pair(*map(Dense, vectors))), torch.float32)
