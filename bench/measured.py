@@ -23,7 +23,9 @@ from rehearsals import COSTS, RESULTS, costs, read
 
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs/measured.md", ROOT / "README.md"
-FIGURES = ("exchange", "coding", "cuda", "liveness", "wire", "frontier", "heterogeneity", "rehearsal")
+FIGURES = (
+    "exchange", "coding", "cuda", "liveness", "wire", "point", "frontier", "heterogeneity", "rehearsal",
+)  # fmt: skip
 BLOCK = re.compile(r"(?s)(<!-- figures: (\S+) -->\n).*?(<!-- end -->)")
 
 COPIES_GOALS = {"1M": 20.0}  # of the model in memory, to encode and decode; of larger ones COPIES_GOAL
@@ -63,11 +65,12 @@ def verdicts(found: Results) -> Iterator[Verdict]:
         "99 of 100 probes are answered while whole models are sent",
         f"within {1000 * busy:.1f} ms", f"{1000 * PROBE_GOAL_S:.0f} ms", busy <= PROBE_GOAL_S,
     )  # fmt: skip
-    apart = [abs(row["apart"]) for row in found["wire"]]
-    yield Verdict(
-        "message bytes as rehearsed and between daemons",
-        f"{100 * max(apart):.2f} % apart at the most", f"{100 * WIRE_GOAL:.0f} %", max(apart) <= WIRE_GOAL,
-    )  # fmt: skip
+    for rows, what in (("wire", "rounds 20 to 120"), ("point", "a frontier's point, whole sessions")):
+        apart = max(abs(row["apart"]) for row in found[rows])
+        yield Verdict(
+            f"message bytes as rehearsed and between daemons, {what}",
+            f"{100 * apart:.2f} % apart at the most", f"{100 * WIRE_GOAL:.0f} %", apart <= WIRE_GOAL,
+        )  # fmt: skip
     yield from _of_frontier(found["frontier"])
     yield from _of_unlike_data(found["heterogeneity"])
 
@@ -314,6 +317,21 @@ def wire(found: Results) -> Table:
     ]  # fmt: skip
 
 
+def point(found: Results) -> Table:
+    heads = ("seed", "rehearsed", "messages", "apart", "goal", "", "interface", "of messages", "fewer bytes")
+    made: Table = [(*heads, "dense", "rehearsed", "between daemons")]
+    for row in found["point"]:
+        accuracies = (("dense_worst",), ("rehearsed_mean", "rehearsed_worst"), ("mean", "worst"))
+        made.append((
+            str(row["seed"]), *(f"{row[what]:,.0f}" for what in ("rehearsed", "messages")),
+            _percent(row["apart"], 2), f"{100 * WIRE_GOAL:.0f} %", word_for(abs(row["apart"]), WIRE_GOAL),
+            f"{row['interface']:,.0f}", f"{row['interface'] / row['messages']:.2f}x",
+            f"{row['dense'] / row['messages']:.0f}x",
+            *(", ".join(f"{100 * row[what]:.2f}" for what in which) for which in accuracies),
+        ))  # fmt: skip
+    return made
+
+
 def accuracy(found: Results) -> Table:
     heads = ("data", "graph", "steps", "setting", "fewer bytes", "mean", "worst", "mean lost", "worst lost")
     made: Table = [(*heads, f"worst loses {frontier.MOST_LOST:.1f} at most")]
@@ -364,6 +382,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "cuda-messages": cuda_messages,
     "liveness": liveness,
     "wire": wire,
+    "point": point,
     "frontier": accuracy,
     "heterogeneity": unlike_data,
     "rehearsal": rehearsing,
