@@ -59,6 +59,8 @@ class Row:
 
 # Bits per parameter that reach a goal: a ring's final rounds open links, which takes a seventh of all bytes.
 BITS = {("exponential", 2048): 1.0, ("exponential", 4096): 0.95, ("ring", 2048): 0.88, ("ring", 4096): 0.8}
+# Of the goal's own rows: as many as it leaves.
+AT_GOAL = BITS | {("exponential", 2048): 1.04, ("ring", 2048): 0.91}
 
 
 def rows() -> dict[str, Row]:
@@ -83,14 +85,15 @@ def alike(name: str, common: str, graph: str, steps: int) -> list[Row]:
     def ours(H: int, bits: float, lr: str = "0.05", how: str = "") -> str:
         return f"{OURS} --lr {lr} --local-steps {H} --option bits={bits:g} {how}".strip()
 
+    most = AT_GOAL[graph, steps]
     settings = (
-        ours(H, bits),
-        ours(H, bits, how="--option placing=steps"),
-        ours(H // 2, bits / 2),
-        ours(3 * H // 2, 1.5 * bits),
-        ours(2 * H, 2 * bits),
-        ours(H, bits, "0.035"),
-        ours(H, bits, "0.07"),
+        ours(H, most),
+        ours(H, most, how="--option placing=steps"),
+        ours(H // 2, most / 2),
+        ours(3 * H // 2, 1.5 * most),
+        ours(2 * H, 2 * most),
+        ours(H, most, "0.035"),
+        ours(H, most, "0.07"),
     )
     dense = Row(f"{name} dense", common, tuple(f"{DENSE} --lr {lr}" for lr in RATES))
     return [
@@ -111,15 +114,20 @@ def skewed(name: str, common: str, bits: float) -> list[Row]:
     )
     near = f"{OURS} --lr 0.05 --option preset=dense"
     adjusted = [f"--option logit-adjustment={tau}" for tau in ("0.5", "0.25", "1")]
+    distilled = [f"--option not-true-distillation={weight}" for weight in ("1", "0.5", "0.25")]
     dense = Row(f"{name} dense", common, tuple(f"{DENSE} --lr {lr}" for lr in RATES))
     return [
         dense,
         Row(f"{name} dense preset", common, (near,), dense.name),
         Row(f"{name} dense preset, adjusted", common, tuple(f"{near} {how}" for how in adjusted), dense.name),
         Row(
+            f"{name} dense preset, distilled", common, tuple(f"{near} {how}" for how in distilled), dense.name
+        ),
+        Row(
             f"{name} goal", common, (far, f"{far} --option placing=steps", slower, slowest), dense.name, 466.0
         ),
         Row(f"{name} goal, adjusted", common, tuple(f"{far} {how}" for how in adjusted), dense.name, 466.0),
+        Row(f"{name} goal, distilled", common, tuple(f"{far} {how}" for how in distilled), dense.name, 466.0),
         Row(f"{name} sparse-push 1%", common, papers("1%", "auto", "0.02"), dense.name),
     ]
 

@@ -132,7 +132,7 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
                 "placing": Option(
                     "rate",
                     "of exchanges in a session with an end: by the learning rate summed up, or every so many "
-                    "steps; rate, but steps with logit-adjustment",
+                    "steps; rate, but steps with logit-adjustment or not-true-distillation",
                     choices=("rate", "steps"),
                 ),
                 "share": Option("0.5", "most of the weight in one parcel", most=0.5),
@@ -355,6 +355,9 @@ _STEPS = {
 _CLASSES = {
     "logit-adjustment": Option(
         "0", "0.5 where devices have very different labels: expect one's own to be as frequent", most=4
+    ),
+    "not-true-distillation": Option(
+        "0", "1 where labels differ and --local-steps are few: keep what others taught of the rest", most=1
     ),
     "validation": Option(
         "0", "so many training examples held out, and evaluated on instead of test ones", most=1e6, whole=True

@@ -34,6 +34,8 @@ UNIT = 1 << 20
 LONGEST = 2  # times H: about the longest round (measured, see above)
 GRID = 8192  # sums are over so many stretches of equal rate at most: longer sessions have longer ones
 
+FOR_SKEWED_LABELS = ("task.logit-adjustment", "task.not-true-distillation")
+
 Placed = Literal["rate", "steps"]
 
 
@@ -100,4 +102,4 @@ def placed_by(algorithm: str, options: Mapping[str, str]) -> Placed:
     said = options.get("algorithm.placing")
     if said is not None:
         return "rate" if said == "rate" else "steps"
-    return "steps" if float(options.get("task.logit-adjustment", "0")) > 0 else "rate"
+    return "steps" if any(float(options.get(option, "0")) > 0 for option in FOR_SKEWED_LABELS) else "rate"

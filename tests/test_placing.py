@@ -49,10 +49,11 @@ def test_sessions_without_an_end_and_other_algorithms_count_steps() -> None:
     assert {Placing.of(session(algorithm="sgp")).steps(r) for r in range(128)} == {16}
 
 
-def test_with_logit_adjustment_it_counts_steps_unless_told_otherwise() -> None:
-    skewed = {"task.logit-adjustment": "0.5"}
+@pytest.mark.parametrize("option", ["task.logit-adjustment", "task.not-true-distillation"])
+def test_with_skewed_labels_it_counts_steps_unless_told_otherwise(option: str) -> None:
+    skewed = {option: "0.5"}
     assert placed_by("difference-push", {}) == "rate"
-    assert placed_by("difference-push", {"task.logit-adjustment": "0"}) == "rate"
+    assert placed_by("difference-push", {option: "0"}) == "rate"
     assert placed_by("difference-push", skewed) == "steps"
     assert placed_by("difference-push", {**skewed, "algorithm.placing": "rate"}) == "rate"
     assert placed_by("sgp", {}) == "steps"

@@ -13,7 +13,7 @@ from torch import nn
 
 from peer.errors import DataError
 from peer.learner.attach import Swarm
-from peer.learner.task import Task, said
+from peer.learner.task import Task, said, tell_mixed
 from peer.learner.uncompiled import step_without_compiler
 from peer.schedule import Schedule
 
@@ -32,6 +32,7 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
     metrics.evaluate()
+    tell_mixed(task, model)
     batch = next(batches)
     swarm.loss_now = lambda: _loss(task, model, batch)
     while not swarm.done:
@@ -43,6 +44,7 @@ def train(
         if not math.isfinite(loss):
             swarm.roll_back(loss)
         elif swarm.step(loss):
+            tell_mixed(task, model)
             metrics.mixed()
     if swarm.finished:
         swarm.settle()

@@ -22,7 +22,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,20 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Named figures of `model`; may be empty."""
+
+
+@runtime_checkable
+class HearsOfMixes(Protocol):
+    """A task that wants to know of each newly mixed model."""
+
+    def mixed(self, model: nn.Module) -> None:
+        """`model` is one now, before the local steps from there."""
+
+
+def tell_mixed(task: Task, model: nn.Module) -> None:
+    """`model` is newly mixed; tell the task if it wants to know."""
+    if isinstance(task, HearsOfMixes):
+        task.mixed(model)
 
 
 def optimizer_of(

@@ -22,7 +22,7 @@ from peer.compression.bodies import Layout
 from peer.errors import DivergedError
 from peer.learner.flat import FlatModel
 from peer.learner.loop import endless, local_step
-from peer.learner.task import Settings, Task, load_task, seeded_model
+from peer.learner.task import Settings, Task, load_task, seeded_model, tell_mixed
 from peer.learner.uncompiled import make_without_compiler
 from peer.placing import Placing
 from peer.rehearsal.plan import Plan
@@ -84,6 +84,7 @@ class Trainer:
         DivergedError."""
         pupil = self._pupils[peer]
         self._flat.write(z)
+        tell_mixed(pupil.task, self._module)
         lr = 0.0
         for step in range(self.placing.first(round_), self.placing.first(round_ + 1)):
             factor = lr_scale * self.schedule.factor(step)

@@ -25,7 +25,7 @@ from peer.errors import DataError, UsageError
 from peer.learner.task import BATCH, Settings, optimizer_of
 from peer.tasks.batches import Batch, held_out, shuffled
 from peer.tasks.idx import read_idx
-from peer.tasks.labels import Adjusted
+from peer.tasks.labels import CrossEntropy
 from peer.tasks.shards import select
 
 WHERE_FROM = "from https://github.com/zalandoresearch/fashion-mnist, folder data/fashion"
@@ -108,7 +108,7 @@ class FashionMnist:
             raise DataError(f"task {self.name} needs --data DIR, a folder with the four files {WHERE_FROM}")
         self._folder = Path(settings.data)
         self._validation = held_out(settings)
-        self._cross_entropy = Adjusted(settings, KINDS)
+        self._cross_entropy = CrossEntropy(settings, KINDS)
 
     def model(self) -> nn.Module:
         return self._model()
@@ -132,7 +132,10 @@ class FashionMnist:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         pictures, kinds = batch
-        return self._cross_entropy.loss(model(pictures), kinds)
+        return self._cross_entropy.loss(model, pictures, kinds)
+
+    def mixed(self, model: nn.Module) -> None:
+        self._cross_entropy.mixed(model)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return optimizer_of(parameters, self._settings, LR, MOMENTUM)

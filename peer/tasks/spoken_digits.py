@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from peer.errors import DataError
 from peer.learner.task import BATCH, Settings, optimizer_of
 from peer.tasks.batches import Batch, held_out, shuffled
-from peer.tasks.labels import Adjusted
+from peer.tasks.labels import CrossEntropy
 from peer.tasks.shards import select
 
 DIGITS = 10
@@ -75,7 +75,7 @@ class SpokenDigits:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._validation = held_out(settings)
-        self._cross_entropy = Adjusted(settings, DIGITS)
+        self._cross_entropy = CrossEntropy(settings, DIGITS)
 
     def model(self) -> nn.Module:
         return nn.Sequential(
@@ -94,7 +94,10 @@ class SpokenDigits:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         features, digits = batch
-        return self._cross_entropy.loss(model(features), digits)
+        return self._cross_entropy.loss(model, features, digits)
+
+    def mixed(self, model: nn.Module) -> None:
+        self._cross_entropy.mixed(model)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return optimizer_of(parameters, self._settings)

@@ -52,6 +52,21 @@ class Once(Quadratic):
             yield next(endless)
 
 
+class Told(Quadratic):
+    """Notes the models it is told are mixed, and how many local steps each came after."""
+
+    def __init__(self) -> None:
+        super().__init__(Settings(options={"task.dim": "4"}))
+        self.steps, self.told = 0, list[tuple[int, Tensor]]()
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        self.steps += torch.is_grad_enabled()
+        return super().loss(model, batch)
+
+    def mixed(self, model: nn.Module) -> None:
+        self.told.append((self.steps, FlatModel(model).read()))
+
+
 def run(task: Quadratic, session: Descriptor, folder: Path, **options: Any) -> tuple[StandIn, nn.Module]:
     torch.set_num_threads(1)
     batches = endless(task, options.get("shard"), torch.device("cpu"))
@@ -123,3 +138,13 @@ def test_batches_that_end_are_begun_again(tmp_path: Path) -> None:
 def test_no_batches_at_all_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no batches for shard '1/2'; look at --data and --shard"):
         run(Once(0), descriptor(algorithm="sgp", rounds=10), tmp_path, shard="1/2")
+
+
+def test_a_task_is_told_of_each_mixed_model_before_it_steps_from_there(tmp_path: Path) -> None:
+    task = Told()
+    session = descriptor(algorithm="sgp", rounds=3, local_steps=4, options={"warmup": "0"})
+    _, model = run(task, session, tmp_path)
+    assert [steps for steps, _ in task.told][:3] == [0, 4, 8], "at the beginning, and after each round"
+    initial = FlatModel(seeded_model(task, session.seed)).read()
+    assert torch.equal(task.told[0][1], initial)
+    assert torch.equal(task.told[-1][1], FlatModel(model).read())

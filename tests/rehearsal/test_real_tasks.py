@@ -183,3 +183,24 @@ def test_each_peer_reads_its_own_piece_of_a_text(text: Path) -> None:
 def test_a_text_has_no_labels_to_split_by(text: Path) -> None:
     with pytest.raises(UsageError, match="characters has no dirichlet shards"):
         plan_of(told(f"{RELAYS} --rounds 1 --split dirichlet=0.1", text), CHARACTERS)
+
+
+def changes(local_steps: int, weight: str, rounds: int) -> list[Tensor]:
+    """Of one peer that learns spoken digits by itself, round by round, each from where the last one ended."""
+    options = f"--option not-true-distillation={weight} --local-steps {local_steps} --warmup 0"
+    plan = plan_of(f"--peers 2 --rounds {rounds} --split dirichlet=0.1 {options}", "--task spoken-digits")
+    trainer, made = Trainer(plan), []
+    z = trainer.initial
+    for round_ in range(rounds):
+        u, _ = trainer.train(plan.names()[0], z, round_)
+        made.append(u)
+        z = z + u
+    return made
+
+
+def test_what_is_distilled_is_of_the_model_that_a_round_begins_with() -> None:
+    """There both say the same, so the first step is the plain one, and those after it are not."""
+    plain, distilled = changes(1, "0", 5), changes(1, "1", 5)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-7) for a, b in zip(plain, distilled, strict=True))
+    assert plain[4].abs().max() > 1e-3, "or that says nothing; of the first round's model it is 1e-4 apart"
+    assert (changes(4, "0", 1)[0] - changes(4, "1", 1)[0]).abs().max() > 5e-5
