@@ -102,6 +102,7 @@ SPARSIFIERS: dict[str, Callable[[Tensor, Layout, float, int], Chosen]] = {
     "randomk": _randomk,
     "grouped": _grouped,
 }
+SEE_THEMSELVES = {"topk", "globaltopk"}  # that what they are given is finite, without another pass
 TRANSFORMS: dict[str, Callable[[Tensor, Layout, float, str], Body]] = {"lowrank": _lowrank, "bits": _bits}
 
 
@@ -119,7 +120,9 @@ class Compressor:
 
     def __call__(self, v: Tensor, turn: int = 0) -> Body:
         """turn: the round's number; only sparsifiers that go by turns heed it."""
-        v, spec, layout = self._finite(v), self.spec, self.layout
+        spec, layout = self.spec, self.layout
+        sees_itself = spec.sparsifier is not None and spec.sparsifier.name in SEE_THEMSELVES
+        v = self._fitting(v) if sees_itself else self._finite(v)
         if spec.transform is not None:
             transform = TRANSFORMS[spec.transform.name]
             return transform(v.cpu(), layout, spec.transform.amount, spec.values)
@@ -137,12 +140,15 @@ class Compressor:
     def _coded(self, chosen: Chosen) -> Body:
         return chosen.body(*encoded(chosen.values, self.spec.values, self.layout, chosen.counts))
 
-    def _finite(self, v: Tensor) -> Tensor:
+    def _fitting(self, v: Tensor) -> Tensor:
         layout, dtype = self.layout, self.dtype
         assert v.dtype == dtype and v.shape == (layout.d,), (
             f"{v.shape} of {v.dtype}, not {layout.d} of {dtype}"
         )
-        v = v.detach()
+        return v.detach()
+
+    def _finite(self, v: Tensor) -> Tensor:
+        v = self._fitting(v)
         if not is_finite(v):
             raise DivergedError.found(peak_of(v))
         return v

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peer.compression.layout import Layout
+from peer.compression.layout import Layout, is_finite, peak_of
 from peer.compression.portable import words
+from peer.errors import DivergedError
 
 SAMPLED, SAMPLE = (
     1 << 15,
@@ -45,14 +46,14 @@ def global_top_k(v: Tensor, fraction: float) -> Tensor:
 
 
 def top_entries(v: Tensor, layout: Layout, fraction: float) -> tuple[Tensor, Tensor]:
-    """`top_k`, and the values there."""
+    """`top_k`, and the values there. Raises DivergedError unless all of v is finite."""
     return _largest_of_each(
         v.detach(), [(*span, share_of(span[1] - span[0], fraction)) for span in layout.spans]
     )
 
 
 def global_top_entries(v: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """`global_top_k`, and the values there."""
+    """`global_top_k`, and the values there. Raises DivergedError unless all of v is finite."""
     return _largest_of_each(v.detach(), [(0, v.numel(), share_of(v.numel(), fraction))])
 
 
@@ -78,6 +79,8 @@ def group_of(turn: int, groups: int) -> int:
 def _largest_of_each(v: Tensor, parts: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
     """Of each part (start, stop, k) the k largest: their indices in v, and the values there, on the CPU."""
     if v.device.type != "cpu":
+        if not is_finite(v):
+            raise DivergedError.found(peak_of(v))
         found = torch.cat([largest_on_device(v[start:stop], k).add_(start) for start, stop, k in parts])
         return found.cpu(), v[found].cpu()
     values = v.numpy()
@@ -91,13 +94,16 @@ def _largest(values: Floats, k: int) -> tuple[Ints, Floats]:
     """Indices of the k largest |values|, increasing, and these values.
 
     A sample gives a threshold that leaves a few more than k candidates, among which the exact one is found;
-    a sample that misleads only costs the search among all.
+    a sample that misleads only costs the search among all. What is not finite is a candidate whatever the
+    threshold, and refused.
     """
     threshold = _guess(values, k)
     candidates, kept = _above(values, threshold) if threshold > 0 else (np.arange(0), values)
     if len(candidates) < k:
         candidates, kept = np.arange(len(values)), values
     magnitudes = np.abs(kept)
+    if not math.isfinite(peak := float(magnitudes.max())):
+        raise DivergedError.found(peak)
     least = _of_rank(magnitudes, k)
     chosen = np.flatnonzero(magnitudes >= least)
     if len(chosen) > k:
@@ -156,14 +162,16 @@ def _guess(values: Floats, k: int) -> float:
 
 
 def _above(values: Floats, threshold: float) -> tuple[Ints, Floats]:
-    """Where |values| is at least that, increasing, and these values; in pieces that stay in the cache."""
+    """Where |values| is at least that, or not a number, increasing, and these values; in pieces that stay in
+    the cache. Of what is smaller one holds, that it is below the threshold or at most its negative; of all
+    others both or neither."""
     flags, others = np.empty((2, min(len(values), PIECE)), dtype=np.bool_)
     found, kept = [], []
     for start in range(0, len(values), PIECE):
         piece = values[start : start + PIECE]
-        are = np.greater_equal(piece, threshold, out=flags[: len(piece)])
-        are |= np.less_equal(piece, -threshold, out=others[: len(piece)])
-        here = np.flatnonzero(are)
+        below = np.less(piece, threshold, out=flags[: len(piece)])
+        beneath = np.less_equal(piece, -threshold, out=others[: len(piece)])
+        here = np.flatnonzero(np.equal(below, beneath, out=below))
         kept.append(piece.take(here))
         found.append(np.add(here, start, out=here))
     return np.concatenate(found), np.concatenate(kept)

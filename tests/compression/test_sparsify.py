@@ -10,7 +10,7 @@ from compression.specs import SPECS
 from peer.catalogue import parse_compression
 from peer.compression.bodies import Layout
 from peer.compression.compressor import compressor
-from peer.compression.sparsify import global_top_k, group_of, largest_on_device, top_k
+from peer.compression.sparsify import PIECE, global_top_k, group_of, largest_on_device, top_k
 from peer.errors import DivergedError
 
 LAYOUT = Layout((100, 7, 1, 892), (10, 1, 1, 4))
@@ -36,6 +36,28 @@ def test_ties_go_to_the_lower_index():
     v = torch.tensor([1.0, -2, 2, -2, 2, 0])
     assert top_k(v, Layout((6,)), 0.5).tolist() == [1, 2, 3]
     assert top_k(torch.zeros(6), Layout((6,)), 0.5).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", ["topk=1%", "globaltopk=1%,int8", "topk=50%,fp16"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("at", [0, 1, 70, 71, PIECE - 1, PIECE, 2 * PIECE + 1, 299_999, 300_000, 300_006])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_not_finite_is_seen_wherever_it_is(dtype, at, wrong, text):
+    """In what a sample looks at, between, at the edges of pieces, and in a small tensor."""
+    layout = Layout((300_000, 7))
+    v = gaussian(dtype, layout.d)
+    compressor(parse_compression(text), layout, dtype)(v)
+    v[at] = wrong
+    with pytest.raises(DivergedError, match="nan" if wrong != wrong else "inf"):
+        compressor(parse_compression(text), layout, dtype)(v)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_vector_of_which_hardly_anything_is_finite_is_refused(wrong):
+    v = torch.full((100_000,), wrong)
+    v[::2] = 1.0
+    with pytest.raises(DivergedError):
+        top_k(v, Layout((100_000,)), 0.01)
 
 
 def misleading(n: int) -> Tensor:
@@ -70,7 +92,11 @@ def test_the_threshold_guessed_from_a_sample_never_changes_what_is_chosen(v: Ten
 
 
 @given(
-    st.lists(st.sampled_from([0.0, -1.0, 1.0, 2.0, -0.5]) | st.floats(width=32, allow_nan=False), min_size=1),
+    st.lists(
+        st.sampled_from([0.0, -1.0, 1.0, 2.0, -0.5])
+        | st.floats(width=32, allow_nan=False, allow_infinity=False),
+        min_size=1,
+    ),
     st.data(),
 )
 def test_torch_and_numpy_choose_the_same(values, data):
