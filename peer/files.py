@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from peer.errors import StateError
 
+Bytes = bytes | memoryview
+
+
+def write_all(fd: int, data: Bytes) -> None:
+    """Where the file is. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
 
 def atomic_write(
-    path: Path, data: bytes | memoryview | Sequence[bytes | memoryview], mode: int = 0o600
+    path: Path, data: Bytes | Sequence[Bytes] | Callable[[int], None], mode: int = 0o600
 ) -> None:
     """Put `data` at `path`: a temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    data: whole, or in parts. Raises OSError; the old file is then still there, and the temporary one is not.
+    data: whole, in parts, or what writes it to a descriptor, and may read there. Raises OSError; the old
+    file is then still there, and the temporary one is not.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
             os.fchmod(fd, mode)  # the umask, or a temporary file left by a power cut
-            for part in (data,) if isinstance(data, bytes | memoryview) else data:
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(fd, view) :]
+            if callable(data):
+                data(fd)
+            else:
+                for part in (data,) if isinstance(data, bytes | memoryview) else data:
+                    write_all(fd, part)
             os.fsync(fd)
         finally:
             os.close(fd)

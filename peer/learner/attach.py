@@ -38,7 +38,7 @@ from peer.compression.self_check import check_codecs
 from peer.errors import DivergedError, UsageError
 from peer.event_frames import to_frame
 from peer.events import Looked
-from peer.learner.checkpoint import Checkpoint, CheckpointKeeper, save_plain
+from peer.learner.checkpoint import Checkpoint, CheckpointKeeper
 from peer.learner.devices import name_of
 from peer.learner.dial import Attachment, dial
 from peer.learner.exchange import Change, Exchange, Resume
@@ -458,7 +458,7 @@ class Swarm:
                 weight=self._link.weight,
                 signature=self._flat.signature,
                 model=kept.model,
-                optimizer=save_plain(self._optimizer.state_dict()),
+                optimizer=self._optimizer.state_dict(),
                 own=dict(kept.own),
             )
         )

@@ -8,6 +8,9 @@ Written through atomic_write; the last two generations are kept, as ckpt-<round>
 them: rounds may go backwards when a device joins a younger session, and a Pi has no clock. Nothing is
 unpickled: torch.load with weights_only, and only of what this device wrote itself, its digest checked
 first.
+
+Writing takes no memory to speak of, whatever a model and its optimizer have: torch writes them to the file
+from where they are, and what is there is read again for the digest.
 """
 
 from __future__ import annotations
@@ -15,21 +18,24 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import mmap
 import os
 import re
 import shutil
 import struct
 import time
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from peer.errors import DataError, StateError
-from peer.files import atomic_write
+from peer.files import atomic_write, write_all
 from peer.learner.flat import Signature
 
 MAGIC, FORMAT = b"peerd-ck", 1
@@ -37,6 +43,7 @@ _HEADER = struct.Struct(">8sIQQ")
 _DIGEST = 32
 KEPT = 2  # generations
 EVERY_S = 60.0  # at most this much work is lost to a power cut; a full disk is tried again as often (guess)
+PIECE = 1 << 20  # bytes of a file read at once
 MARGIN = 16 << 20  # bytes left free beyond twice a checkpoint's size (guess)
 _NAME = re.compile(r"ckpt-(\d+)\.peerd")
 
@@ -48,8 +55,9 @@ class DamagedError(DataError):
 @dataclass(frozen=True)
 class Checkpoint:
     """One learner's state at the end of a round. model: flat, as `signature` cuts it. optimizer: its
-    state_dict as bytes of its own, since a user's optimizer may hold what does not load back. own: what the
-    algorithm has besides the model (Algorithm.own), vectors like it; files before that are without."""
+    state_dict, and when read back that as bytes of its own (`load_plain`), since a user's optimizer may hold
+    what does not load. own: what the algorithm has besides the model (Algorithm.own), vectors like it; files
+    before that are without."""
 
     session: str
     algorithm: str
@@ -57,31 +65,103 @@ class Checkpoint:
     weight: float
     signature: Signature
     model: Tensor
-    optimizer: bytes = b""
+    optimizer: bytes | dict[str, Any] = b""
     rng: Tensor = field(default_factory=torch.get_rng_state)
     own: dict[str, Tensor] = field(default_factory=dict)
 
 
 def pack(checkpoint: Checkpoint, serial: int) -> bytes:
     """A checkpoint as the bytes of its file."""
-    return b"".join(_in_parts(checkpoint, serial))
+    fd = os.memfd_create("checkpoint")
+    try:
+        _write(fd, checkpoint, serial, None)
+        return b"".join(_pieces(fd, 0))
+    finally:
+        os.close(fd)
 
 
-def _in_parts(checkpoint: Checkpoint, serial: int) -> tuple[bytes | memoryview, ...]:
-    """The same, put together of parts; the last one is as large as the model."""
+def _write(fd: int, checkpoint: Checkpoint, serial: int, folder: Path | None) -> None:
+    """To an empty file. folder: on the same disk. Raises OSError."""
     plain = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint)}
-    plain["optimizer"] = _as_tensor(checkpoint.optimizer)  # torch writes bytes as text, or not at all
     if not checkpoint.own:
         del plain["own"]  # as those wrote it who did not know of it, and read it
-    payload = _saved(plain)
-    header = _HEADER.pack(MAGIC, FORMAT, serial, len(payload))
-    return header, _digest_of(header, payload), payload
+    begins = _HEADER.size + _DIGEST
+    write_all(fd, bytes(begins))
+    with _as_tensor(checkpoint.optimizer, folder) as optimizer:  # torch writes bytes as text, or not at all
+        length = _save(plain | {"optimizer": optimizer}, fd)
+    header = _HEADER.pack(MAGIC, FORMAT, serial, length)
+    os.lseek(fd, 0, os.SEEK_SET)
+    write_all(fd, header + _digest_of(header, _pieces(fd, begins)))
 
 
-def _digest_of(header: bytes | memoryview, payload: memoryview) -> bytes:
+def _pieces(fd: int, at: int) -> Iterator[bytes]:
+    """Of a file, from there on."""
+    while piece := os.pread(fd, PIECE, at):
+        at += len(piece)
+        yield piece
+
+
+def _digest_of(header: bytes | memoryview, payload: Iterable[bytes | memoryview]) -> bytes:
     digest = hashlib.sha256(header)
-    digest.update(payload)
+    for piece in payload:
+        digest.update(piece)
     return digest.digest()
+
+
+class _Sink:
+    """A file that torch writes to. What goes wrong is kept and no more written: torch would write on, and end
+    the process where that fails too."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self.size = fd, 0
+        self.fault: BaseException | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self.fault is None:
+            try:
+                write_all(self._fd, data)
+            except BaseException as fault:  # noqa: BLE001 - raised by `_save`
+                self.fault = fault
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Everything has been written."""
+
+
+def _save(plain: object, fd: int) -> int:
+    """Write it there; how many bytes. Raises OSError."""
+    sink = _Sink(fd)
+    torch.save(plain, sink)  # type: ignore[arg-type]  # it asks for more than it uses
+    if sink.fault is not None:
+        raise sink.fault
+    return sink.size
+
+
+@contextmanager
+def _as_tensor(optimizer: bytes | dict[str, Any], folder: Path | None) -> Iterator[Tensor]:
+    """The bytes of its state, in a file that has no name and is gone in a moment rather than in memory."""
+    if isinstance(optimizer, bytes):
+        kept = torch.frombuffer(bytearray(optimizer), dtype=torch.uint8) if optimizer else None
+        yield torch.empty(0, dtype=torch.uint8) if kept is None else kept
+        return
+    with TemporaryFile(dir=folder) as file:
+        size = _save(optimizer, file.fileno())
+        yield torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+
+
+def _size_of(plain: object) -> int:
+    """About as many bytes as it takes in a file."""
+    match plain:
+        case Tensor():
+            return plain.nbytes
+        case bytes():
+            return len(plain)
+        case dict():
+            return sum(map(_size_of, plain.values()))
+        case list() | tuple():
+            return sum(map(_size_of, plain))
+    return 0
 
 
 def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:
@@ -95,7 +175,7 @@ def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:
     payload = whole[_HEADER.size + _DIGEST :]
     if magic != MAGIC:
         raise DamagedError(f"{where} is no checkpoint of peerd")
-    if length != len(payload) or _digest_of(header, payload) != digest:
+    if length != len(payload) or _digest_of(header, [payload]) != digest:
         raise DamagedError(f"{where} is damaged: its contents do not have the digest written with them")
     if version != FORMAT:
         raise DataError(
@@ -113,19 +193,11 @@ def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:
         raise DataError(f"{where} does not hold what a checkpoint holds ({error})") from error
 
 
-def _as_tensor(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-
-
 def save_plain(plain: object) -> bytes:
     """Tensors, numbers, strings, lists and dicts as bytes."""
-    return bytes(_saved(plain))
-
-
-def _saved(plain: object) -> memoryview:
     buffer = io.BytesIO()
     torch.save(plain, buffer)
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def load_plain(data: bytes | memoryview, where: str) -> Any:
@@ -182,6 +254,7 @@ class CheckpointKeeper:
         torch.set_rng_state(self.found.rng)
         made_with = [{**group} for group in optimizer.param_groups]
         try:
+            assert isinstance(self.found.optimizer, bytes), "as it is read"
             optimizer.load_state_dict(load_plain(self.found.optimizer, "the optimizer's state"))
         except (DataError, ValueError, KeyError) as error:
             return f"the optimizer starts anew: {error}"
@@ -235,14 +308,14 @@ class CheckpointFolder:
         """Write a new generation and drop all but the last two. Raises StateError with a sentence when the
         disk is full or read-only; what was there before is then still there."""
         paths = self._paths()
-        data = _in_parts(checkpoint, _header(paths[0])[1] + 1 if paths else 1)
-        size = sum(map(len, data))
+        serial = _header(paths[0])[1] + 1 if paths else 1
+        size = _size_of([checkpoint.model, checkpoint.optimizer, checkpoint.own])
         target = self._folder / f"ckpt-{checkpoint.round}.peerd"
         try:
             free = shutil.disk_usage(self._folder).free
             if free < 2 * size + MARGIN:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            atomic_write(target, data)
+            atomic_write(target, lambda fd: _write(fd, checkpoint, serial, self._folder))
         except OSError as error:
             raise _cannot_write(target, size, error) from error
         for old in [path for path in paths if path != target and _header(path)[0] == FORMAT][KEPT - 1 :]:

@@ -5,7 +5,8 @@ import hashlib
 import os
 import shutil
 import struct
-import tracemalloc
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,6 @@ from peer.learner.checkpoint import (
     CheckpointKeeper,
     load_plain,
     pack,
-    save_plain,
     unpack,
 )
 
@@ -145,15 +145,71 @@ def test_the_new_name_is_on_the_disk_before_the_old_generation_goes(
     assert done == ["sync .tmp", "rename to ckpt-3.peerd", "sync folder", "unlink ckpt-1.peerd"]
 
 
-def test_saving_takes_the_memory_of_one_more_model_and_not_of_three(tmp_path: Path) -> None:
-    large = replace(at(1), model=torch.zeros(1 << 20))
-    tracemalloc.start()
-    try:
-        CheckpointFolder(tmp_path).save(large)
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert large.model.nbytes <= most < 1.5 * large.model.nbytes
+SAVES = """
+import resource, sys
+from pathlib import Path
+import torch
+from peer.learner.checkpoint import Checkpoint, CheckpointFolder
+
+w = torch.zeros(16 << 20, requires_grad=True)  # 64 MB
+optimizer = torch.optim.Adam([w])
+w.grad = torch.ones_like(w)
+optimizer.step()
+model, state = w.detach(), optimizer.state_dict()
+own = {"e": torch.ones_like(model)}
+checkpoint = Checkpoint("s", "sgp", 1, 1.0, [("w", [w.numel()], "float32")], model, state, own=own)
+has = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (has + (int(sys.argv[2]) << 20), resource.RLIM_INFINITY))
+CheckpointFolder(Path(sys.argv[1])).save(checkpoint)
+"""
+
+
+def saves(folder: Path, more_mb: int) -> str:
+    """What is said where a process with a model of 64 MB, Adam's state and one vector more may have so much
+    more memory of its own when it saves them."""
+    command = [sys.executable, "-P", "-c", SAVES, str(folder), str(more_mb)]
+    return subprocess.run(command, capture_output=True, text=True).stderr
+
+
+def test_saving_takes_hardly_any_memory_whatever_there_is_to_save(tmp_path: Path) -> None:
+    assert saves(tmp_path, 24) == ""
+    found, problems = CheckpointFolder(tmp_path).load()
+    assert found is not None and not problems
+    assert isinstance(found.optimizer, bytes)
+    state = load_plain(found.optimizer, "here")["state"][0]
+    assert torch.equal(state["exp_avg"], torch.full((16 << 20,), 0.1)) and len(found.own["e"]) == 16 << 20
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt-1.peerd"]
+
+
+class Fault(Exception):
+    """Anything a disk, a signal or a bug may raise."""
+
+
+@pytest.mark.parametrize("nth", [0, 1, 2, 3, 5, 8, 13, 21])
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), PowerCut(), Fault()])
+def test_whatever_write_fails_the_old_one_stays_and_the_process_lives(
+    nth: int, fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch writes in C++, where what a write raises must not meet another exception."""
+    folder, write, count = CheckpointFolder(tmp_path), os.write, 0
+    folder.save(at(1))
+
+    def fails_once(fd: int, data: memoryview) -> int:
+        nonlocal count
+        count += 1
+        if count == nth + 1:
+            raise fault
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", fails_once)
+    stepped = torch.optim.Adam([torch.ones(4, requires_grad=True)])
+    with pytest.raises(StateError if isinstance(fault, OSError) else type(fault)):
+        folder.save(replace(at(2), optimizer=stepped.state_dict()))
+    assert count == nth + 1, "nothing more is written"
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt-1.peerd"]
+    model = newest(tmp_path)
+    assert model is not None and model[0] == 1
 
 
 def leave_everything_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +348,7 @@ def test_optimizer_and_random_state_come_back(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
     w.sum().backward()
     optimizer.step()
-    saved = Checkpoint("s", "sgp", 1, 1.0, list(SIGNATURE), w.detach(), save_plain(optimizer.state_dict()))
+    saved = Checkpoint("s", "sgp", 1, 1.0, list(SIGNATURE), w.detach(), optimizer.state_dict())
     drawn = torch.rand(3)
     CheckpointFolder(tmp_path).save(saved)
     fresh = torch.optim.SGD([w], lr=0.1, momentum=0.9)
@@ -312,7 +368,7 @@ def test_a_restored_optimizer_keeps_what_it_is_made_with(tmp_path: Path) -> None
     before = torch.optim.SGD([w], lr=0.5, momentum=0.9)
     w.sum().backward()
     before.step()
-    saved = Checkpoint("s", "sgp", 1, 1.0, list(SIGNATURE), w.detach(), save_plain(before.state_dict()))
+    saved = Checkpoint("s", "sgp", 1, 1.0, list(SIGNATURE), w.detach(), before.state_dict())
     CheckpointFolder(tmp_path).save(saved)
     after = torch.optim.SGD([w], lr=0.01, momentum=0.5)
     assert CheckpointKeeper(tmp_path, "s", list(SIGNATURE)).restore(after) == ""
