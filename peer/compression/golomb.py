@@ -16,6 +16,7 @@ streams, so that nothing has to be decoded bit by bit:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -28,6 +29,9 @@ Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 RICE_MAX = 15  # largest Rice parameter
 WORDS = [np.dtype(kind) for kind in (">u1", ">u1", ">u1", ">u1", ">u2", ">u4", ">u8")]  # of 2^i bits and more
+LISTED = (
+    10  # bits of numbers whose bits are looked up, in half the time: 10 KB of them, which a first cache holds
+)
 AT_ONCE = 1 << 15  # numbers of several bits, each of them a byte of its own meanwhile
 PAIR, BOTH = np.dtype("<u2"), 257  # two positions of a byte each, and what they are with a member in both
 PAIRED = 1024  # a set of more positions may be coded by pairs: two more counts, 2 bytes each, are 0.3 % of it
@@ -78,6 +82,14 @@ def _complement(n: int, positions: Ints) -> Ints:
     outside = np.ones(n, dtype=np.bool_)
     outside[positions] = False
     return np.flatnonzero(outside)
+
+
+@cache
+def _bits_of(width: int) -> npt.NDArray[np.void]:
+    """Of each number of so many bits these bits, a byte each and the highest first, as one item."""
+    numbers = np.arange(1 << width, dtype=">u2").view(np.uint8).reshape(-1, 2)
+    bits = np.unpackbits(numbers, axis=1)[:, -width:]
+    return np.ascontiguousarray(bits).view(np.dtype((np.void, width))).reshape(-1)
 
 
 class BitSink(ABC):
@@ -196,6 +208,8 @@ class BitWriter(BitSink):
     def fixed(self, values: npt.NDArray[np.integer], width: int) -> None:
         if width == 1:
             self._fixed.append(values.astype(np.uint8))
+        elif 1 < width <= LISTED:
+            self._fixed.append(_bits_of(width).take(values).view(np.uint8))
         elif width:
             kind = WORDS[(width - 1).bit_length()]
             bits = np.unpackbits(values.astype(kind).view(np.uint8)).reshape(len(values), 8 * kind.itemsize)
@@ -258,6 +272,8 @@ class BitReader:
         self._fixed_at += size
         if width < 2:
             return bits.reshape(-1).astype(np.int64) if width else np.zeros(count, dtype=np.int64)
+        if width <= 8:
+            return (bits @ (1 << np.arange(width)[::-1]).astype(np.uint8)).astype(np.int64)
         kind = WORDS[(width - 1).bit_length()]
         values = np.empty(count, dtype=np.int64)
         padded = np.zeros((min(count, AT_ONCE), 8 * kind.itemsize), dtype=np.uint8)
