@@ -29,9 +29,7 @@ Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 RICE_MAX = 15  # largest Rice parameter
 WORDS = [np.dtype(kind) for kind in (">u1", ">u1", ">u1", ">u1", ">u2", ">u4", ">u8")]  # of 2^i bits and more
-LISTED = (
-    10  # bits of numbers whose bits are looked up, in half the time: 10 KB of them, which a first cache holds
-)
+LISTED = 10  # bits of numbers whose bits are looked up, in half the time: 10 KB, which a first cache holds
 AT_ONCE = 1 << 15  # numbers of several bits, each of them a byte of its own meanwhile
 PAIR, BOTH = np.dtype("<u2"), 257  # two positions of a byte each, and what they are with a member in both
 PAIRED = 1024  # a set of more positions may be coded by pairs: two more counts, 2 bytes each, are 0.3 % of it
