@@ -1,17 +1,17 @@
 """Accuracy of mean and worst peer against bytes, relative to whole models at every step.
 
-    PYTHONPATH=bench python -P bench/frontier.py DIR [--row NAME]… [--seeds N] [--workers N] [--choose]
-                                                     [--list]
+    PYTHONPATH=bench python -P bench/frontier.py DIR [--row NAME]… [--seeds N] [--workers N] [--list]
+                                                     [--choose] [--seeds-to-choose N]
 
 `make bench` prints the table when the folder of Fashion-MNIST is given, as an argument or in FASHION_MNIST.
 Each row is compared with a dense run of its own: SGP with one step a round, the same graph, data, seed and
 number of steps. All figures are after the final rounds, whose bytes count.
 
-Where a row has several settings, `--choose` rehearses each of them with seed 0, on training examples held out
-for validation, and writes the best into results/frontier_chosen.json. The table is of what is written there,
-else of the first one, with all training and all test examples. A setting with which training diverges for one
-of the table's seeds gives way to the next best. Figures go to results/frontier.json, where rows that were not
-run again stay as they are.
+Where a row has several settings, `--choose` rehearses each of them with one seed or `--seeds-to-choose`, on
+training examples held out for validation, and writes the best into results/frontier_chosen.json. The table
+is of what is written there, else of the first one, with all training and all test examples. A setting with
+which training diverges for one of the table's seeds gives way to the next best. Figures go to
+results/frontier.json, where rows that were not run again stay as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import rehearsals
@@ -186,21 +187,28 @@ def rehearsed(job: Job) -> dict[str, Any]:
 # --- choosing --------------------------------------------------------------------------------------------
 
 
-def choose(asked: Sequence[Row], folder: str, workers: int) -> None:
-    """By the mean peer on examples held out. What was tried before is not again."""
+def choose(asked: Sequence[Row], folder: str, workers: int, seeds: int) -> None:
+    """By the mean peer on examples held out, in the mean of so many seeds. What was tried before with as many
+    is not again."""
     known = read(CHOSEN)
     to_run = [
-        (row, setting)
+        (row, setting, seed)
         for row in asked
         for setting in row.settings
-        if len(row.settings) > 1 and setting not in known.get(row.name, {}).get("tried", {})
+        if len(row.settings) > 1 and _tries(known, row, setting) < seeds
+        for seed in range(seeds)
     ]
     jobs = [
-        Job(f"{row.common} {setting} --option validation={_held_out(row)}", folder) for row, setting in to_run
+        Job(f"{row.common} {setting} --option validation={_held_out(row)} --seed {seed}", folder)
+        for row, setting, seed in to_run
     ]
-    for (row, setting), found in zip(to_run, all_of(rehearsed, jobs, workers, "choosing"), strict=True):
-        tried = known.setdefault(row.name, {"tried": {}})["tried"]
-        tried[setting] = {key: found[key] for key in ("mean", "worst", "sent_per_peer")}
+    found = zip(to_run, all_of(rehearsed, jobs, workers, "choosing"), strict=True)
+    for (row, setting), group in groupby(found, key=lambda pair: pair[0][:2]):
+        each = [one for _, one in group]
+        what = {key: statistics.fmean(one[key] for one in each) for key in ("mean", "worst", "sent_per_peer")}
+        if any("diverged" in one for one in each):
+            what = dict.fromkeys(what, 0.0)
+        known.setdefault(row.name, {"tried": {}})["tried"][setting] = what | {"seeds": seeds}
         write(CHOSEN, known)
     for row in asked:
         if len(row.settings) > 1:
@@ -208,6 +216,12 @@ def choose(asked: Sequence[Row], folder: str, workers: int) -> None:
             known[row.name] = {**known[row.name], "tried": tried}
             known[row.name]["chosen"] = _best(known[row.name])
     write(CHOSEN, known)
+
+
+def _tries(known: dict[str, Any], row: Row, setting: str) -> int:
+    """With so many seeds it was tried before."""
+    tried = known.get(row.name, {}).get("tried", {}).get(setting)
+    return tried.get("seeds", 1) if tried is not None else 0
 
 
 def _best(of_row: dict[str, Any]) -> str:
@@ -361,6 +375,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--choose", action="store_true", help="settings, on examples held out")
+    parser.add_argument("--seeds-to-choose", type=int, default=1, metavar="N")
     parser.add_argument("--list", action="store_true", help="the rows there are")
     asked = parser.parse_args()
     if asked.list:
@@ -371,7 +386,7 @@ def main() -> None:
         return
     wanted = [every[name] for name in asked.row or every]
     if asked.choose:
-        choose(wanted, asked.folder, asked.workers)
+        choose(wanted, asked.folder, asked.workers, asked.seeds_to_choose)
         return
     known = run(with_dense(wanted, every, asked.seeds), asked.folder, asked.seeds, asked.workers)
     Console(width=None if sys.stdout.isatty() else 150).print(table(known, every))
