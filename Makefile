@@ -90,11 +90,11 @@ bench: venv
 	.venv/bin/python -P bench/coding.py --json bench/results/coding.json
 	PYTHONPATH=tests .venv/bin/python -P bench/exchange.py --json bench/results/exchange.json
 	PYTHONPATH=tests .venv/bin/python -P bench/wire.py --json bench/results/wire.json
-	PYTHONPATH=tests:bench .venv/bin/python -P bench/point.py --seeds 3 --json bench/results/point.json
 	PYTHONPATH=tests:bench .venv/bin/python -P bench/liveness.py --json bench/results/liveness.json
 	PYTHONPATH=bench .venv/bin/python -P bench/rehearsal.py $(if $(FASHION_MNIST),--json bench/results/rehearsal.json)
 	PYTHONPATH=bench .venv/bin/python -P bench/heterogeneity.py --json bench/results/heterogeneity.json
 	PYTHONPATH=bench .venv/bin/python -P bench/frontier.py
+	PYTHONPATH=tests:bench .venv/bin/python -P bench/point.py --seeds 3 --json bench/results/point.json
 	PYTHONPATH=bench .venv/bin/python -P bench/algorithms.py --column 0.1 --seeds 1
 	PYTHONPATH=bench .venv/bin/python -P bench/measured.py
 

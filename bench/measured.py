@@ -425,7 +425,7 @@ def _and(values: Iterable[float | None]) -> str:
 
 
 def _percent(value: float, places: int = 1) -> str:
-    return f"{100 * value:+.{places}f} %"
+    return f"{round(100 * value, places) + 0.0:+.{places}f} %"  # no zero below zero
 
 
 def _range(over: Sequence[float]) -> str:

@@ -104,8 +104,8 @@ def _is_over(device: Device) -> bool:
 
 
 def _accuracies(files: list[str], rounds: int) -> list[float]:
-    command = [sys.executable, "-P", "-m", "peer.demo.final", *files]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    evaluation = [sys.executable, "-P", "-m", "peer.demo.final", *files]
+    printed = subprocess.run(evaluation, check=True, capture_output=True, text=True).stdout
     found = [json.loads(line) for line in printed.splitlines()]
     assert all(one["round"] >= rounds for one in found), f"not final models: {found}"
     return [one["accuracy"] for one in found]
@@ -161,6 +161,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", help="write the figures there")
     asked = parser.parse_args()
+    known = len(read(frontier.FRONTIER).get(frontier.rows()[ROW].against, {"seeds": []})["seeds"])
+    if asked.seeds > known:
+        parser.error(f"frontier.json has {known} seeds of what is compared with; run bench/frontier.py first")
     points = []
     table = Table(title=f"{ROW}: per device, from the first round to the end of the final ones")
     for title in ("seed", "rehearsed", "messages", "apart", "interface", "of messages", "fewer bytes"):

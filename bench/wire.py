@@ -73,11 +73,11 @@ def look(network: Network, devices: list[Device], session: str = SESSION) -> Loo
     return Look(
         tuple(one["round"] or 0 for one in found),
         tuple(one["message_bytes_sent"] or 0 for one in found),
-        carried(network),
+        _carried(network),
     )
 
 
-def carried(network: Network) -> int:
+def _carried(network: Network) -> int:
     """Bytes of the loopback interface so far."""
     lines = network.namespace.read("cat", "/proc/net/dev").splitlines()  # /sys is of where it was mounted
     return int(next(line.partition(":")[2].split()[8] for line in lines if line.strip().startswith("lo:")))
@@ -94,7 +94,7 @@ def between_daemons(words: tuple[str, ...], peers: int, first: int, last: int) -
         key = devices[0].ok("key", SESSION).out.split()[-1]
         for device, shard in zip(devices[1:], shards[1:], strict=True):
             device.ok("join", SESSION, "--key", key, *shard)
-        network.wait("all are members", lambda: all(members(d, SESSION) == peers for d in devices))
+        network.wait("all are members", lambda: all(_members(d) == peers for d in devices))
         begun = max(look(network, devices).rounds) + first
         before = network.wait("links have opened", lambda: _at(network, devices, begun), 300.0)
         after = network.wait("rounds go on", lambda: _at(network, devices, begun + last - first), 1200.0)
@@ -105,10 +105,9 @@ def between_daemons(words: tuple[str, ...], peers: int, first: int, last: int) -
     return messages / rounds, (after.interface - before.interface) / rounds
 
 
-def members(device: Device, session: str) -> int:
-    """How many this device knows, with itself."""
-    known: int = device.session(session)["members"]
-    return known
+def _members(device: Device) -> int:
+    members: int = device.session(SESSION)["members"]
+    return members
 
 
 def _at(network: Network, devices: list[Device], round_: int) -> Look | None:

@@ -357,7 +357,7 @@ _CLASSES = {
         "0", "0.5 where devices have very different labels: expect one's own to be as frequent", most=4
     ),
     "not-true-distillation": Option(
-        "0", "1 where labels differ and --local-steps are few: keep what others taught of the rest", most=1
+        "0", "1 where labels differ, not on the ring: keep what others taught of labels one lacks", most=1
     ),
     "validation": Option(
         "0", "so many training examples held out, and evaluated on instead of test ones", most=1e6, whole=True

@@ -87,7 +87,9 @@ def _bits_of(width: int) -> npt.NDArray[np.void]:
     """Of each number of so many bits these bits, a byte each and the highest first, as one item."""
     numbers = np.arange(1 << width, dtype=">u2").view(np.uint8).reshape(-1, 2)
     bits = np.unpackbits(numbers, axis=1)[:, -width:]
-    return np.ascontiguousarray(bits).view(np.dtype((np.void, width))).reshape(-1)
+    found = np.ascontiguousarray(bits).view(np.dtype((np.void, width))).reshape(-1)
+    found.flags.writeable = False
+    return found
 
 
 class BitSink(ABC):

@@ -139,6 +139,7 @@ class Swarm:
 
     loss_now: None, or a function that gives the loss on a batch of this device, without a step. By it
     another half's model is judged after a long separation; without it the distance decides.
+    on_mixed: None, or what is called with each newly mixed model, while the module is that.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Swarm:
         self._replica_mb: float | None = None  # memory for what is remembered of links
         self._bad = 0
         self.loss_now: Callable[[], float] | None = None  # of the module as it is, on a batch of this device
+        self.on_mixed: Callable[[], None] | None = None
         self._pulse = Pulse()
         self._sketching = Sketching(self.descriptor.id, signature_bytes(self._flat.signature))
         self._sketch: dict[str, Any] = {}  # to be told with the next report
@@ -357,14 +359,22 @@ class Swarm:
         if anew and self._mass and not self.finished:
             self._optimizer.state.clear()  # it was of a model that is given up
         if anew or self.terms.pace == "lockstep":
-            self._flat.write(z)
+            self._write_mixed(z)
             self._since = 0
         else:
-            self._flat.write(self._flat.read().add_(z - self._base))
+            moved = self._flat.read().add_(z - self._base)
+            if self.on_mixed is not None:
+                self._write_mixed(z)
+            self._flat.write(moved)
         self._base, self._mass = z, True
         if (not anew or self.finished) and self._sketching.is_due(self.round):
             self._sketch = self._sketching.made(z, self.round)
         return True
+
+    def _write_mixed(self, z: Tensor) -> None:
+        self._flat.write(z)
+        if self.on_mixed is not None:
+            self.on_mixed()
 
     def _look(self) -> None:
         """Has a neighbor shown its model, after a long separation? Say whether the two may be mixed."""

@@ -132,7 +132,13 @@ class _Sink:
 def _save(plain: object, fd: int) -> int:
     """Write it there; how many bytes. Raises OSError."""
     sink = _Sink(fd)
-    torch.save(plain, sink)  # type: ignore[arg-type]  # it asks for more than it uses
+    try:
+        torch.save(plain, sink)  # type: ignore[arg-type]  # it asks for more than it uses
+    except RuntimeError as error:
+        # a signal's handler may raise before the sink's first line; then torch fails at the end of its file
+        if error.__context__ is None:
+            raise
+        raise error.__context__ from error
     if sink.fault is not None:
         raise sink.fault
     return sink.size
@@ -140,28 +146,43 @@ def _save(plain: object, fd: int) -> int:
 
 @contextmanager
 def _as_tensor(optimizer: bytes | dict[str, Any], folder: Path | None) -> Iterator[Tensor]:
-    """The bytes of its state, in a file that has no name and is gone in a moment rather than in memory."""
+    """The bytes of its state, in a file that has no name and is gone in a moment rather than in memory.
+
+    Should a disk lose what it has just been given, the process ends, as where its program cannot be read."""
     if isinstance(optimizer, bytes):
-        kept = torch.frombuffer(bytearray(optimizer), dtype=torch.uint8) if optimizer else None
-        yield torch.empty(0, dtype=torch.uint8) if kept is None else kept
+        empty = torch.empty(0, dtype=torch.uint8)
+        yield torch.frombuffer(bytearray(optimizer), dtype=torch.uint8) if optimizer else empty
         return
     with TemporaryFile(dir=folder) as file:
         size = _save(optimizer, file.fileno())
-        yield torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+        kept: mmap.mmap | bytearray
+        try:
+            kept = mmap.mmap(file.fileno(), size)
+        except OSError:  # some network file systems do without
+            kept = bytearray().join(_pieces(file.fileno(), 0))
+        yield torch.frombuffer(kept, dtype=torch.uint8)
 
 
 def _size_of(plain: object) -> int:
-    """About as many bytes as it takes in a file."""
-    match plain:
-        case Tensor():
-            return plain.nbytes
-        case bytes():
-            return len(plain)
-        case dict():
-            return sum(map(_size_of, plain.values()))
-        case list() | tuple():
-            return sum(map(_size_of, plain))
-    return 0
+    """About as many bytes as it takes in a file: what tensors are views of once each, where that is known."""
+    storages, others, seen, ahead = dict[int, int](), 0, set[int](), [plain]
+    while ahead:
+        item = ahead.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        match item:
+            case Tensor():
+                with suppress(RuntimeError, NotImplementedError):  # sparse ones have none
+                    storage = item.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+            case bytes():
+                others += len(item)
+            case dict():
+                ahead += item.values()
+            case list() | tuple():
+                ahead += item
+    return sum(storages.values()) + others
 
 
 def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:

@@ -33,6 +33,7 @@ def train(
     model.train()
     metrics.evaluate()
     tell_mixed(task, model)
+    swarm.on_mixed = lambda: tell_mixed(task, model)
     batch = next(batches)
     swarm.loss_now = lambda: _loss(task, model, batch)
     while not swarm.done:
@@ -44,7 +45,6 @@ def train(
         if not math.isfinite(loss):
             swarm.roll_back(loss)
         elif swarm.step(loss):
-            tell_mixed(task, model)
             metrics.mixed()
     if swarm.finished:
         swarm.settle()

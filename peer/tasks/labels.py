@@ -9,7 +9,8 @@ A device that has seen hardly anything but shirts learns mostly that everything 
 (Menon et al., ICLR 2021): its prior says so already, and the model need not. Predictions use the plain
 logits, so all classes count as equally frequent where the model is used. Not-true distillation (Lee et al.,
 NeurIPS 2022, FedNTD, at temperature 1): what the mixed model says of the classes that an example is not of
-stays as it is in the local steps; it costs a second pass through the model, without a gradient.
+stays as it is in the local steps; it costs a second pass through the model, without a gradient, and the
+memory of another one.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ class CrossEntropy:
 def not_true_divergence(kept: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """KL(q(kept) || q(logits)), the mean over the batch; q: softmax over all classes but the label. Both
     [batch, classes]."""
-    others = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], False)
-    before, now = (all_[others].view(len(labels), -1).log_softmax(1) for all_ in (kept, logits))
+    others = torch.arange(logits.shape[1] - 1, device=labels.device)
+    others = others + (others >= labels[:, None])
+    before, now = (every.gather(1, others).log_softmax(1) for every in (kept, logits))
     return functional.kl_div(now, before, reduction="batchmean", log_target=True)
 
 

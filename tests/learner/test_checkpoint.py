@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import mmap
 import os
 import shutil
 import struct
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from peer.learner.checkpoint import (
     Checkpoint,
     CheckpointFolder,
     CheckpointKeeper,
+    _Sink,
     load_plain,
     pack,
     unpack,
@@ -210,6 +213,54 @@ def test_whatever_write_fails_the_old_one_stays_and_the_process_lives(
     assert [path.name for path in tmp_path.iterdir()] == ["ckpt-1.peerd"]
     model = newest(tmp_path)
     assert model is not None and model[0] == 1
+
+
+@pytest.mark.parametrize("nth", range(0, 70, 3))
+def test_what_a_signals_handler_raises_in_the_middle_comes_out_as_it_is(
+    nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes while torch computes is called before the first line of what torch calls back."""
+    folder, write, count = CheckpointFolder(tmp_path), _Sink.write, 0
+    folder.save(at(1))
+
+    def interrupted(sink: _Sink, data: bytes) -> int:
+        nonlocal count
+        count += 1
+        if count == nth + 1:
+            raise KeyboardInterrupt
+        return write(sink, data)
+
+    monkeypatch.setattr(_Sink, "write", interrupted)
+    stepped = torch.optim.Adam([torch.ones(4, requires_grad=True)])
+    with pytest.raises(KeyboardInterrupt):
+        folder.save(replace(at(2), optimizer=stepped.state_dict()))
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt-1.peerd"]
+
+
+def test_a_sparse_state_and_one_of_no_extent_are_saved_and_come_back(tmp_path: Path) -> None:
+    sparse = torch.sparse_coo_tensor([[1, 2]], [1.0, 2.0], (4,), check_invariants=True).coalesce()
+    wide = torch.ones(1).expand(1 << 40)
+    state: dict[str, Any] = {"sparse": sparse, "wide": wide}
+    state["itself"] = state
+    CheckpointFolder(tmp_path).save(replace(at(1), optimizer=state))
+    found, _ = CheckpointFolder(tmp_path).load()
+    assert found is not None and isinstance(found.optimizer, bytes)
+    back = load_plain(found.optimizer, "here")
+    assert torch.equal(back["sparse"].to_dense(), sparse.to_dense()) and back["wide"].shape == wide.shape
+
+
+def test_where_files_cannot_be_mapped_it_is_saved_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    stepped = torch.optim.Adam([torch.ones(4, requires_grad=True)], lr=0.25)
+    CheckpointFolder(tmp_path).save(replace(at(2), optimizer=stepped.state_dict()))
+    found, _ = CheckpointFolder(tmp_path).load()
+    assert found is not None and isinstance(found.optimizer, bytes)
+    assert load_plain(found.optimizer, "here")["param_groups"][0]["lr"] == 0.25
 
 
 def leave_everything_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

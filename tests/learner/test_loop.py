@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from learner.daemon_stand_in import StandIn, descriptor
 from peer.config import Descriptor
 from peer.errors import DataError, DivergedError
-from peer.learner.attach import Swarm, Terms
+from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.flat import FlatModel
 from peer.learner.loop import endless, train
 from peer.learner.task import Settings, load_task, seeded_model
@@ -69,11 +69,12 @@ class Told(Quadratic):
 
 def run(task: Quadratic, session: Descriptor, folder: Path, **options: Any) -> tuple[StandIn, nn.Module]:
     torch.set_num_threads(1)
+    pace = options.pop("pace", "lockstep")
     batches = endless(task, options.get("shard"), torch.device("cpu"))
     daemon = StandIn(session)
     model = seeded_model(task, session.seed)
     optimizer = task.optimizer(model.parameters())
-    terms = Terms(Path("unused"), "lockstep", session.local_steps, child=True)
+    terms = Terms(Path("unused"), pace, session.local_steps, child=True)
     try:
         with Swarm(daemon.attachment(folder, **options), model, optimizer, terms) as swarm:
             swarm.begin()
@@ -148,3 +149,31 @@ def test_a_task_is_told_of_each_mixed_model_before_it_steps_from_there(tmp_path:
     initial = FlatModel(seeded_model(task, session.seed)).read()
     assert torch.equal(task.told[0][1], initial)
     assert torch.equal(task.told[-1][1], FlatModel(model).read())
+
+
+class Bursts(Told):
+    """Its gradient in one local step is more than any number."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        loss = super().loss(model, batch)
+        if self.steps == self.at and torch.is_grad_enabled():
+            whole = torch.cat([parameter.reshape(-1) for parameter in model.parameters()]).sum()
+            loss = loss + (whole - whole.detach()) * 1e38 * 1e38
+        return loss
+
+
+@pytest.mark.parametrize("pace", ["lockstep", "overlap", "free"])
+@pytest.mark.parametrize("at", range(4, 10))
+def test_a_task_is_told_of_the_mixed_model_itself_which_is_finite(
+    pace: Pace, at: int, tmp_path: Path
+) -> None:
+    """Not of that and the local steps made meanwhile, of which one may have gone wrong."""
+    task = Bursts(at)
+    session = descriptor(algorithm="sgp", rounds=4, local_steps=4, options={"warmup": "0"})
+    run(task, session, tmp_path, pace=pace)
+    assert len(task.told) >= 4
+    assert all(bool(model.isfinite().all()) for _, model in task.told)
