@@ -10,7 +10,7 @@ unpickled: torch.load with weights_only, and only of what this device wrote itse
 first.
 
 Writing takes no memory to speak of, whatever a model and its optimizer have: torch writes them to the file
-from where they are, and what is there is read again for the digest.
+from where they are, and what is there is read again for the digest. Reading takes it once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Checkpoint:
     weight: float
     signature: Signature
     model: Tensor
-    optimizer: bytes | dict[str, Any] = b""
+    optimizer: bytes | memoryview | dict[str, Any] = b""
     rng: Tensor = field(default_factory=torch.get_rng_state)
     own: dict[str, Tensor] = field(default_factory=dict)
 
@@ -101,7 +101,7 @@ def _pieces(fd: int, at: int) -> Iterator[bytes]:
         yield piece
 
 
-def _digest_of(header: bytes | memoryview, payload: Iterable[bytes | memoryview]) -> bytes:
+def _digest_of(header: bytes, payload: Iterable[bytes]) -> bytes:
     digest = hashlib.sha256(header)
     for piece in payload:
         digest.update(piece)
@@ -145,11 +145,11 @@ def _save(plain: object, fd: int) -> int:
 
 
 @contextmanager
-def _as_tensor(optimizer: bytes | dict[str, Any], folder: Path | None) -> Iterator[Tensor]:
+def _as_tensor(optimizer: bytes | memoryview | dict[str, Any], folder: Path | None) -> Iterator[Tensor]:
     """The bytes of its state, in a file that has no name and is gone in a moment rather than in memory.
 
     Should a disk lose what it has just been given, the process ends, as where its program cannot be read."""
-    if isinstance(optimizer, bytes):
+    if not isinstance(optimizer, dict):
         empty = torch.empty(0, dtype=torch.uint8)
         yield torch.frombuffer(bytearray(optimizer), dtype=torch.uint8) if optimizer else empty
         return
@@ -176,7 +176,7 @@ def _size_of(plain: object) -> int:
                 with suppress(RuntimeError, NotImplementedError):  # sparse ones have none
                     storage = item.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()
-            case bytes():
+            case bytes() | memoryview():
                 others += len(item)
             case dict():
                 ahead += item.values()
@@ -185,29 +185,71 @@ def _size_of(plain: object) -> int:
     return sum(storages.values()) + others
 
 
+class _Part(io.RawIOBase):
+    """From there to the end, as a file of its own: of an open one, or of bytes."""
+
+    def __init__(self, whole: int | memoryview, start: int) -> None:
+        super().__init__()
+        self._whole, self._start, self._at = whole, start, 0
+        self.size = (os.fstat(whole).st_size if isinstance(whole, int) else len(whole)) - start
+
+    def readinto(self, buffer: Any) -> int:
+        into = memoryview(buffer).cast("B")[: max(0, self.size - self._at)]
+        at, count = self._start + self._at, len(into)
+        if isinstance(self._whole, int):
+            count = os.preadv(self._whole, [into], at) if count else 0
+        else:
+            into[:] = self._whole[at : at + count]
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = offset + (0, self._at, self.size)[whence]
+        if at < 0:
+            raise ValueError(f"seek to {at}, before the beginning")
+        self._at = at
+        return at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def read_file(path: Path) -> tuple[Checkpoint, int]:
+    """`unpack` of that file. Raises OSError, too."""
+    with path.open("rb") as file:
+        return _unpacked(file.fileno(), str(path))
+
+
 def unpack(data: bytes, where: str) -> tuple[Checkpoint, int]:
     """The checkpoint in the bytes of a file, and its serial number. Raises DataError that says what is
     wrong; DamagedError, if no other peerd could read it either."""
-    if len(data) < _HEADER.size + _DIGEST:
-        raise DamagedError(f"{where}: {len(data)} bytes are too few for a checkpoint")
-    magic, version, serial, length = _HEADER.unpack_from(data)
-    whole = memoryview(data)
-    header, digest = whole[: _HEADER.size], whole[_HEADER.size :][:_DIGEST]
-    payload = whole[_HEADER.size + _DIGEST :]
+    return _unpacked(memoryview(data), where)
+
+
+def _unpacked(whole: int | memoryview, where: str) -> tuple[Checkpoint, int]:
+    size, begins = _Part(whole, 0).size, _HEADER.size + _DIGEST
+    if size < begins:
+        raise DamagedError(f"{where}: {size} bytes are too few for a checkpoint")
+    head = io.BufferedReader(_Part(whole, 0)).read(begins)
+    header, digest, payload = head[: _HEADER.size], head[_HEADER.size :], _Part(whole, begins)
+    magic, version, serial, length = _HEADER.unpack(header)
     if magic != MAGIC:
         raise DamagedError(f"{where} is no checkpoint of peerd")
-    if length != len(payload) or _digest_of(header, [payload]) != digest:
+    if length != payload.size or _digest_of(header, iter(lambda: payload.read(PIECE) or b"", b"")) != digest:
         raise DamagedError(f"{where} is damaged: its contents do not have the digest written with them")
     if version != FORMAT:
         raise DataError(
             f"{where} has checkpoint format {version}; this peerd reads format {FORMAT}; the one that wrote "
             "it still reads it"
         )
-    plain = load_plain(payload, where)
+    plain = _loaded(_Part(whole, begins), where)
     try:
         if not isinstance(plain, dict):
             raise TypeError(f"a {type(plain).__name__}")
-        plain["optimizer"] = plain["optimizer"].numpy().tobytes()
+        plain["optimizer"] = memoryview(plain["optimizer"].numpy()).cast("B")
         plain["signature"] = [(name, list(shape), dtype) for name, shape, dtype in plain["signature"]]
         return Checkpoint(**plain), serial
     except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as error:
@@ -223,8 +265,12 @@ def save_plain(plain: object) -> bytes:
 
 def load_plain(data: bytes | memoryview, where: str) -> Any:
     """What `save_plain` saved. Raises DataError; executes nothing."""
+    return _loaded(_Part(memoryview(data).cast("B"), 0), where)
+
+
+def _loaded(part: _Part, where: str) -> Any:
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(io.BufferedReader(part), map_location="cpu", weights_only=True)
     except Exception as error:  # torch names no class for what a damaged or foreign file raises
         raise DataError(
             f"{where} cannot be read back ({type(error).__name__}: {str(error)[:200]})"
@@ -275,7 +321,7 @@ class CheckpointKeeper:
         torch.set_rng_state(self.found.rng)
         made_with = [{**group} for group in optimizer.param_groups]
         try:
-            assert isinstance(self.found.optimizer, bytes), "as it is read"
+            assert not isinstance(self.found.optimizer, dict), "as it is read"
             optimizer.load_state_dict(load_plain(self.found.optimizer, "the optimizer's state"))
         except (DataError, ValueError, KeyError) as error:
             return f"the optimizer starts anew: {error}"
@@ -313,7 +359,7 @@ class CheckpointFolder:
         problems: list[str] = []
         for path in self._paths():
             try:
-                return unpack(path.read_bytes(), str(path))[0], problems
+                return read_file(path)[0], problems
             except OSError as error:
                 problems.append(
                     f"the checkpoint {path} cannot be read: {error.strerror}; using the one before it"

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from peer.errors import DataError, PeerdError, StateError, UsageError
 from peer.files import atomic_write
-from peer.learner.checkpoint import Checkpoint, CheckpointFolder, unpack
+from peer.learner.checkpoint import Checkpoint, CheckpointFolder, read_file
 from peer.learner.flat import Signature, unflatten
 
 _LENGTH = struct.Struct("<Q")  # of the header, in a safetensors file
@@ -60,7 +60,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise DataError("; ".join([f"{path} holds no checkpoint that can be read", *problems]))
         return checkpoint
     try:
-        return unpack(path.read_bytes(), str(path))[0]
+        return read_file(path)[0]
     except OSError as error:
         raise DataError(f"the checkpoint {path} cannot be read: {error.strerror}") from error
 
