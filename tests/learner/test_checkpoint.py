@@ -184,7 +184,7 @@ def said_by(what: str, folder: Path, more_mb: int) -> str:
 
 
 def test_saving_takes_hardly_any_memory_and_reading_no_more_than_there_is(tmp_path: Path) -> None:
-    """A model of 64 MB, Adam's state and one vector more, 256 MB in all, which is what it takes to read them."""
+    """A model of 64 MB, Adam's state and one vector more: 256 MB, which is what it takes to read them."""
     assert said_by(SAVES, tmp_path, 24) == ""
     assert said_by(LOADS, tmp_path, 256 + 24) == ""
     found, problems = CheckpointFolder(tmp_path).load()
