@@ -51,7 +51,7 @@ from peer.events import Key
 from peer.learner.flat import FlatModel
 from peer.learner.task import Settings, load_task, seeded_model
 
-RUNS = 31
+RUNS, LONG_S = 31, 1.0
 SHARES = (0.1, 0.01, 0.001)
 STEPS, EXCHANGES = 16, 24  # local steps between two exchanges; exchanges of one link
 SPOKEN = "spoken-digits"
@@ -100,10 +100,11 @@ LAYOUTS = {
 
 
 def cpu_ms(action: Callable[[], object]) -> float:
-    """Median of RUNS, after one that warms up."""
+    """Median of RUNS or more, for so long as makes a moment's disturbance none of the median, after one that
+    warms up."""
     action()
-    seen = []
-    for _ in range(RUNS):
+    seen: list[float] = []
+    while len(seen) < RUNS or sum(seen) < LONG_S:
         began = time.process_time()
         action()
         seen.append(time.process_time() - began)
