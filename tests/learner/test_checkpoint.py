@@ -199,31 +199,41 @@ class Fault(Exception):
     """Anything a disk, a signal or a bug may raise."""
 
 
+class Failing:
+    """The n-th call raises that, once."""
+
+    def __init__(self, call: Callable[..., object], nth: int, fault: BaseException) -> None:
+        self.call, self.nth, self.fault, self.calls = call, nth, fault, 0
+
+    def __call__(self, *arguments: object) -> object:
+        self.calls += 1
+        if self.calls == self.nth + 1:
+            raise self.fault
+        return self.call(*arguments)
+
+    def is_met(self, folder: Path) -> BaseException:
+        """What comes out of saving; of what was there before nothing is missing, and nothing is added."""
+        stepped = torch.optim.Adam([torch.ones(4, requires_grad=True)])
+        with pytest.raises(BaseException) as met:
+            CheckpointFolder(folder).save(replace(at(2), optimizer=stepped.state_dict()))
+        assert [path.name for path in folder.iterdir()] == ["ckpt-1.peerd"]
+        model = newest(folder)
+        assert model is not None and model[0] == 1
+        return met.value
+
+
 @pytest.mark.parametrize("nth", [0, 1, 2, 3, 5, 8, 13, 21])
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), PowerCut(), Fault()])
 def test_whatever_write_fails_the_old_one_stays_and_the_process_lives(
     nth: int, fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch writes in C++, where what a write raises must not meet another exception."""
-    folder, write, count = CheckpointFolder(tmp_path), os.write, 0
-    folder.save(at(1))
-
-    def fails_once(fd: int, data: memoryview) -> int:
-        nonlocal count
-        count += 1
-        if count == nth + 1:
-            raise fault
-        return write(fd, data)
-
-    monkeypatch.setattr(os, "write", fails_once)
-    stepped = torch.optim.Adam([torch.ones(4, requires_grad=True)])
-    with pytest.raises(StateError if isinstance(fault, OSError) else type(fault)):
-        folder.save(replace(at(2), optimizer=stepped.state_dict()))
-    assert count == nth + 1, "nothing more is written"
-    monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == ["ckpt-1.peerd"]
-    model = newest(tmp_path)
-    assert model is not None and model[0] == 1
+    CheckpointFolder(tmp_path).save(at(1))
+    failing = Failing(os.write, nth, fault)
+    monkeypatch.setattr(os, "write", failing)
+    met = failing.is_met(tmp_path)
+    assert isinstance(met, StateError if isinstance(fault, OSError) else type(fault))
+    assert failing.calls == nth + 1, "nothing more is written"
 
 
 @pytest.mark.parametrize("nth", range(0, 70, 3))
@@ -231,21 +241,14 @@ def test_what_a_signals_handler_raises_in_the_middle_comes_out_as_it_is(
     nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that comes while torch computes is called before the first line of what torch calls back."""
-    folder, write, count = CheckpointFolder(tmp_path), _Sink.write, 0
-    folder.save(at(1))
+    CheckpointFolder(tmp_path).save(at(1))
+    failing = Failing(_Sink.write, nth, KeyboardInterrupt())
 
-    def interrupted(sink: _Sink, data: bytes) -> int:
-        nonlocal count
-        count += 1
-        if count == nth + 1:
-            raise KeyboardInterrupt
-        return write(sink, data)
+    def interrupted(sink: _Sink, data: bytes) -> object:  # a function, to be a method
+        return failing(sink, data)
 
     monkeypatch.setattr(_Sink, "write", interrupted)
-    stepped = torch.optim.Adam([torch.ones(4, requires_grad=True)])
-    with pytest.raises(KeyboardInterrupt):
-        folder.save(replace(at(2), optimizer=stepped.state_dict()))
-    assert [path.name for path in tmp_path.iterdir()] == ["ckpt-1.peerd"]
+    assert isinstance(failing.is_met(tmp_path), KeyboardInterrupt)
 
 
 def test_a_sparse_state_and_one_of_no_extent_are_saved_and_come_back(tmp_path: Path) -> None:
