@@ -175,7 +175,7 @@ def real_tasks() -> Iterator[tuple[str, Layout, list[torch.Tensor], torch.Tensor
         for _ in range(EXCHANGES):
             for _ in range(STEPS):
                 optimizer.zero_grad()
-                task.loss(module, next(batches)).backward()  # type: ignore[no-untyped-call]
+                task.loss(module, next(batches)).backward()
                 optimizer.step()
             models.append(flat.read())
         yield name, Layout(flat.sizes, flat.rows), models, initial

@@ -25,7 +25,7 @@ import frontier
 from rehearsals import read, rehearsed
 from rich.console import Console
 from rich.table import Table
-from wire import Look, look
+from wire import Bytes, Look, look
 
 from cli.rehearse import command, request_of
 from lan.device import Device, Network  # tests/, see the Makefile
@@ -38,26 +38,19 @@ TASK_FILE = Path(__file__).with_name("digits_from_start.py")
 PATIENCE_S = 1200.0
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """Bytes per device, and accuracies, of the mean device and the worst. interface: from the first round on.
-    dense, dense_worst: whole models at every step, as the frontier has them."""
+@dataclass(frozen=True)
+class Point(Bytes):
+    """interface: from the first round on. dense, dense_worst: whole models at every step, as the frontier has
+    them. Accuracies of the mean device and the worst."""
 
     seed: int
     rounds: int
-    rehearsed: float
-    messages: float
-    interface: float
     dense: float
     dense_worst: float
     rehearsed_mean: float
     rehearsed_worst: float
     mean: float
     worst: float
-
-    @property
-    def apart(self) -> float:
-        return self.messages / self.rehearsed - 1
 
 
 def between_daemons(words: list[str], rounds: int, seed: int) -> tuple[Look, Look, list[float]]:
@@ -120,17 +113,17 @@ def measured(seed: int) -> Point:
     before, after, accuracies = between_daemons(_as_created(words), rounds, seed)
     count = len(accuracies)
     return Point(
-        seed,
-        rounds,
-        found["bytes"]["sent_per_peer"],
-        (sum(after.messages) - sum(before.messages)) / count,
-        (after.interface - before.interface) / count,
-        dense["sent_per_peer"],
-        dense["worst"],
-        found["metric"]["mean"],
-        found["metric"]["worst"],
-        statistics.fmean(accuracies),
-        min(accuracies),
+        rehearsed=found["bytes"]["sent_per_peer"],
+        messages=(sum(after.messages) - sum(before.messages)) / count,
+        interface=(after.interface - before.interface) / count,
+        seed=seed,
+        rounds=rounds,
+        dense=dense["sent_per_peer"],
+        dense_worst=dense["worst"],
+        rehearsed_mean=found["metric"]["mean"],
+        rehearsed_worst=found["metric"]["worst"],
+        mean=statistics.fmean(accuracies),
+        worst=min(accuracies),
     )
 
 

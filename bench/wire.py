@@ -30,11 +30,10 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Bytes per device and round."""
+@dataclass(frozen=True)
+class Bytes:
+    """Of one device: of messages as rehearsed and between daemons, and there of the interface."""
 
-    case: str
     rehearsed: float
     messages: float
     interface: float
@@ -42,6 +41,13 @@ class Row:
     @property
     def apart(self) -> float:
         return self.messages / self.rehearsed - 1
+
+
+@dataclass(frozen=True)
+class Row(Bytes):
+    """For each round."""
+
+    case: str
 
 
 def rehearsed(words: tuple[str, ...], peers: int, rounds: int) -> float:
@@ -128,7 +134,7 @@ def main() -> None:
     for case, words in CASES.items():
         until, since = (rehearsed(words, asked.peers, rounds) for rounds in (asked.last, asked.first))
         per_round = (until - since) / (asked.last - asked.first)
-        rows.append(Row(case, per_round, *between_daemons(words, asked.peers, asked.first, asked.last)))
+        rows.append(Row(per_round, *between_daemons(words, asked.peers, asked.first, asked.last), case))
     table = Table(title=f"{asked.peers} devices, spoken-digits, bytes per device and round")
     for title in ("", "rehearsed", "messages", "apart", "interface", "of messages"):
         table.add_column(title, justify="right")

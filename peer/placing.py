@@ -16,9 +16,8 @@ it one.
 Measured with 8 peers on Fashion-MNIST, data alike, one or two seeds: placed by the rate alone 0.2 points
 better than every H steps, with the bound as good; on one speaker's digits each, with the bound 0.4 better. On
 quadratics, where nothing is alike, final rounds at 2 bits leave .08 of distance with every H steps, .23 with
-the bound, .41 without. With logit adjustment
-every H steps is better before the final rounds; not-true distillation was found with that
-(noniid_experiments).
+the bound, .41 without. With logit adjustment every H steps is better before the final rounds; not-true
+distillation was found with that (noniid_experiments).
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ UNIT = 1 << 20
 LONGEST = 2  # times H: about the longest round (measured, see above)
 GRID = 8192  # sums are over so many stretches of equal rate at most: longer sessions have longer ones
 
+# options with which it is every H steps (see above)
 FOR_SKEWED_LABELS = ("task.logit-adjustment", "task.not-true-distillation")
 
 Placed = Literal["rate", "steps"]

@@ -64,3 +64,17 @@ def test_a_reader_refuses_more_numbers_than_there_can_be():
     data = written(1000, np.arange(0, 1000, 10))
     with pytest.raises(CodecError, match="at most 99 numbers, found 100"):
         BitReader(memoryview(data), 99)
+
+
+@pytest.mark.parametrize("width", range(1, 17))
+def test_numbers_of_so_many_bits_are_these_bits_the_highest_first(width):
+    """By whatever way they are written: looked up, or not."""
+    top = (1 << width) - 1
+    values = np.array([0, top, 1, top >> 1, top - 1, *range(0, top, max(1, top // 50))], dtype=np.int64)
+    writer = BitWriter()
+    writer.fixed(values, width)
+    data = writer.finish()
+    bits = "".join(f"{value:0{width}b}" for value in values.tolist())
+    bits += "0" * (-len(bits) % 8)
+    assert data.endswith(int(bits, 2).to_bytes(len(bits) // 8, "big"))
+    assert BitReader(memoryview(data), 0).fixed(len(values), width).tolist() == values.tolist()
