@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -70,19 +70,48 @@ class Links:
     graph: Graph | None = None
 
 
+Lay = Callable[[Tensor | None], Tensor]
+"""Puts a model into memory: into that of another one, if it is given one that nobody needs any more."""
+
+
 class LocalSteps:
     """They led from the model z, which mix() gave last, to y. Given once, so that nobody on their way here
-    keeps a model alive that the algorithm has no use for. peak: the largest |y|, finite, if that is known."""
+    keeps a model alive that the algorithm has no use for.
 
-    def __init__(self, z: Tensor, y: Tensor, peak: float | None = None) -> None:
+    y: or what lays it, which then is in memory once it is asked for. peak: the largest |y|, finite, if that
+    is known.
+    """
+
+    def __init__(self, z: Tensor, y: Tensor | Lay, peak: float | None = None) -> None:
         self.peak = peak
-        self._models: tuple[Tensor, Tensor] | None = (z, y)
+        self._z: Tensor | None = z
+        self._y = y
+
+    def begin_at(self, x: Tensor | None) -> bool:
+        """Is z that very model?"""
+        return x is not None and self._z is x
+
+    def laid(self) -> LocalSteps:
+        """Itself, with y in memory of its own."""
+        if not isinstance(self._y, Tensor):
+            self._y = self._y(None)
+        return self
 
     def give(self) -> tuple[Tensor, Tensor]:
         """z and y."""
-        assert self._models is not None, "these local steps are given away"
-        models, self._models = self._models, None
-        return models
+        z, y = self._given(), self.laid()._y
+        assert isinstance(y, Tensor)
+        return z, y
+
+    def give_over(self) -> Tensor:
+        """y alone. If it is still to be laid, that may be done over z."""
+        z = self._given()
+        return self._y if isinstance(self._y, Tensor) else self._y(z)
+
+    def _given(self) -> Tensor:
+        z, self._z = self._z, None
+        assert z is not None, "these local steps are given away"
+        return z
 
 
 class Algorithm(ABC):

@@ -139,6 +139,8 @@ class WholeModel(Algorithm):
 
     def step_to(self, steps: LocalSteps, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
         self.open(links)
+        if {"u", "x"} <= self.LETS_GO and steps.begin_at(self.x):
+            return self._push_from(steps.give_over(), steps.peak)
         z, handed = steps.give()
         y = self.stepped_to(self.estimate(), z, handed)
         return self._push_from(y, steps.peak if y is handed else None)

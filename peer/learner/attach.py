@@ -285,7 +285,9 @@ class Swarm:
             link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
         if self._hand_over(go_on=False):
             with link.met:
-                link.wait(lambda: link.has_mixed() or link.over or not link.connected)
+                link.wait(
+                    lambda: not link.handing_over and (link.has_mixed() or link.over or not link.connected)
+                )
         self._since = 0
         return self._take()
 
@@ -327,18 +329,18 @@ class Swarm:
         """What has been done since b, if the round is still open and the model finite. Was it handed over?
         go_on: the model is what further steps are counted from."""
         link, flat = self._link, self._flat
-        if not go_on and link.takes_models and link.sends_models:
-            here, peak = link.rooms.lay(flat.pieces(), flat.size, flat.dtype)
-        else:
-            here = flat.read()
-            peak = peak_of(here)
+        in_place = not go_on and link.takes_models and link.sends_models
+        here = None if in_place else flat.read()
+        peak = flat.peak() if here is None else peak_of(here)
         if not self._may_go(peak):
             return False
         with link.met:
             if not link.is_open() or link.has_mixed():
                 return False
             change: Change
-            if go_on:
+            if here is None:
+                change = LocalSteps(self._base, self._lay, peak)
+            elif go_on:
                 change, self._base, self._since = here - self._base, here, 0
             elif link.takes_models:
                 change, self._base = LocalSteps(self._base, here, peak), here
@@ -346,6 +348,12 @@ class Swarm:
                 change = here.sub_(self._base)
             link.hand_over(change, self._rate.scale * self._lr(), self._pulse.worked())
         return True
+
+    def _lay(self, over: Tensor | None) -> Tensor:
+        """The module, laid out for the neighbors by the link thread, which alone reads the model that it may
+        be laid over; this thread waits meanwhile."""
+        self._base = self._link.rooms.lay(self._flat.pieces(), self._flat.size, self._flat.dtype, over)
+        return self._base
 
     def _take(self) -> bool:
         """Take the mixed model over, if there is one."""

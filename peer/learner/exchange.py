@@ -283,7 +283,7 @@ class Exchange:
         assert r is not None
         in_turn = self.lockstep and (not self.algorithm.roundless or self._final)
         if in_turn and (waiting := self.outgoing.busy(r.out)):
-            self._held = (u, lr)
+            self._held = (u.laid() if isinstance(u, LocalSteps) else u, lr)
             return [Held(self.key, waiting)]
         return self._push_all(u, lr, now)
 

@@ -128,11 +128,11 @@ class Link:
     @property
     def next_round(self) -> int:
         """The round after what has been handed over."""
-        return self._exchange.position + (self._handed is not None)
+        return self._exchange.position + self.handing_over
 
     def is_open(self) -> bool:
         """A round waits for this learner's change."""
-        return self._exchange.open and self._handed is None
+        return self._exchange.open and not self.handing_over
 
     def check(self) -> None:
         """Raise what the link thread ended with, if it did."""
@@ -158,6 +158,11 @@ class Link:
         """Give the link thread the change of the last local steps, which took so long; `met` held, `open`."""
         self._handed, self._last = (change, lr, worked_s), None
         self._nudge()
+
+    @property
+    def handing_over(self) -> bool:
+        """What the training thread has handed over is yet to be looked at; `met` held."""
+        return self._handed is not None
 
     def has_mixed(self) -> bool:
         return self._mixed is not None
@@ -323,6 +328,8 @@ class Link:
         command: ToLearner = event
         payload = getattr(event, "payload", None)
         try:
+            if isinstance(payload, SharedBuffer) and self.sends_models:
+                self.rooms.came(payload)
             with self.met:
                 seeking = self.state == "seeking"
                 if isinstance(command, HandOver) and self._last is None and (kept := self._kept()):

@@ -1,23 +1,31 @@
 """Messages on their way to the daemon: put together in the memory in which they are handed over.
 
 A model that goes to the neighbors as it is lies there from the beginning (`Rooms`); it is not written to by
-anybody who has it, so the daemon may still be sending it while it is averaged here.
+anybody who has it, so the daemon may still be sending it while it is averaged here. It may be laid over the
+model that its local steps began from, which nobody needs any more: that lies in a room of this process, or in
+the message of a neighbor, whose place the mean has taken. Not if that has been given to somebody itself.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Dense, largest, peak_of
+from peer.compression.bodies import Dense
 from peer.compression.codec import DENSE_HEAD_BYTES, Encoded
 from peer.shared_buffer import Reserve, SharedBuffer
 
-BLOCK = 1 << 17  # numbers that are looked at while they are in a processor's cache
+
+@dataclass(eq=False, slots=True)
+class _Room:
+    buffer: SharedBuffer
+    head: bytes | None = None  # of the message that its model has become
 
 
 class Rooms:
@@ -26,44 +34,67 @@ class Rooms:
 
     def __init__(self, reserve: Reserve) -> None:
         self.reserve = reserve
-        self._rooms: dict[int, tuple[SharedBuffer, list[bytes]]] = {}  # by where the model lies; the head
+        self._rooms: dict[int, _Room] = {}  # by where the model lies
 
-    def lay(self, pieces: Iterable[Tensor], size: int, dtype: torch.dtype) -> tuple[Tensor, float]:
-        """A model of that size, put together of these pieces, flat on the CPU, and its largest |value|."""
+    def lay(
+        self, pieces: Iterable[Tensor], size: int, dtype: torch.dtype, over: Tensor | None = None
+    ) -> Tensor:
+        """A model of that size, put together of these pieces, flat on the CPU. over: a model that nobody
+        reads any more; if it lies in a room, and no message was made of it there, it becomes this one."""
+        if over is not None and self._is_free(over, size, dtype):
+            at = 0
+            for piece in pieces:
+                over[at : at + len(piece)].copy_(piece)
+                at += len(piece)
+            assert at == size, f"pieces of {at} numbers for a model of {size}"
+            return over
         buffer, at = self.reserve.make(DENSE_HEAD_BYTES + size * dtype.itemsize), DENSE_HEAD_BYTES
-        peaks = []
         try:
             for piece in pieces:
-                for block in piece.contiguous().split(BLOCK):
-                    values = block.view(torch.uint8).numpy().data
-                    buffer.write(at, values)
-                    peaks.append(peak_of(block))
-                    at += len(values)
+                values = piece.contiguous().view(torch.uint8).numpy().data
+                buffer.write(at, values)
+                at += len(values)
             assert at == len(buffer), f"pieces of {at} bytes for a room of {len(buffer)}"
             model = torch.frombuffer(buffer.view(), dtype=dtype, offset=DENSE_HEAD_BYTES)
         except BaseException:
             buffer.close()
             raise
-        where = model.data_ptr()
-        self._rooms[where] = buffer, []
-        weakref.finalize(model, self._clear, where).atexit = False
-        return model, largest(peaks)
+        self._keep(buffer, model, model.data_ptr())
+        return model
 
-    def _clear(self, where: int) -> None:
-        self._rooms.pop(where)[0].close()
+    def _is_free(self, model: Tensor, size: int, dtype: torch.dtype) -> bool:
+        room = self._rooms.get(model.data_ptr())
+        return room is not None and room.head is None and model.dtype == dtype and model.shape == (size,)
+
+    def came(self, message: SharedBuffer) -> None:
+        """It may be a model's message, and be let go of by all but those who look at it: then the model's
+        place is a room as long as it is looked at."""
+        if len(message) <= DENSE_HEAD_BYTES:
+            return
+        view = message.view()
+        where = torch.frombuffer(view, dtype=torch.uint8).data_ptr() + DENSE_HEAD_BYTES
+        self._keep(SharedBuffer(os.dup(message.fileno()), len(message)), view.obj, where)
+
+    def _keep(self, buffer: SharedBuffer, while_lives: object, where: int) -> None:
+        room = self._rooms[where] = _Room(buffer)
+        weakref.finalize(while_lives, self._clear, where, room).atexit = False
+
+    def _clear(self, where: int, room: _Room) -> None:
+        if self._rooms.get(where) is room:  # else another one's memory is there already
+            del self._rooms[where]
+        room.buffer.close()
 
     def of(self, message: Encoded) -> SharedBuffer | None:
         """The buffer that is this message, if its body lies in a room and the head is the first one there."""
         body = message.message.body
         room = self._rooms.get(body.values.data_ptr()) if isinstance(body, Dense) else None
-        if room is None or len(message) != len(room[0]) or sys.byteorder != "little":
+        if room is None or len(message) != len(room.buffer) or sys.byteorder != "little":
             return None
-        buffer, heads = room
         head = b"".join(message.parts[:-1])
-        if not heads:
-            buffer.write(0, head)
-            heads.append(head)
-        return buffer if heads[0] == head else None
+        if room.head is None:
+            room.buffer.write(0, head)
+            room.head = head
+        return room.buffer if room.head == head else None
 
 
 class Outbox:

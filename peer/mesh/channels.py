@@ -44,7 +44,7 @@ COMMON_OPTIONS: list[tuple[str, int]] = [
     (
         "grpc.max_receive_message_length",
         (1 << 20) + (1 << 14),
-    ),  # a chunk is 256 KiB, a probe of 256 records 80
+    ),  # a chunk is 512 KiB, a probe of 256 records 80
     # A silent partition is found in 15 s: by TCP_USER_TIMEOUT, which gRPC sets to its keepalive timeout and
     # whose timer of that name never fires (grpc/grpc#39239). A peer whose kernel still acknowledges is found
     # in 70 s, membership having judged long before: on a slow link a ping waits behind up to 4 MB of parcel,

@@ -844,15 +844,16 @@ async def test_disjoint_versions_are_named_by_both(monkeypatch: pytest.MonkeyPat
     key = new_key()
     a, b = Member(key), Member(key)
     async with serving(a, b):
-        newer = Greeting(a.id, 1, a.identity.leaf_der, a.introduction, protocol_min=5, protocol_max=6)
+        newer = Greeting(a.id, 1, a.identity.leaf_der, a.introduction, protocol_min=8, protocol_max=9)
         message = greeting_to_wire(newer, a.identity.seal).SerializeToString()
         async with raw_channel(a, b) as channel:
             answer = await channel.unary_unary(HELLO)(message, metadata=Dialer(a.identity, False).metadata)
-        assert "speaks protocol 5 to 6, this device 4" in b.rejections()[a.id]
+        assert f"speaks protocol 8 to 9, this device {greetings.PROTOCOL_MAX}" in b.rejections()[a.id]
         assert b.events == []
-        monkeypatch.setattr(greetings, "PROTOCOL_MIN", 5)
-        monkeypatch.setattr(greetings, "PROTOCOL_MAX", 5)
-        with pytest.raises(VersionError, match="speaks protocol 4, this device 5"):
+        ours = greetings.PROTOCOL_MAX
+        monkeypatch.setattr(greetings, "PROTOCOL_MIN", 8)
+        monkeypatch.setattr(greetings, "PROTOCOL_MAX", 8)
+        with pytest.raises(VersionError, match=f"speaks protocol {ours}, this device 8"):
             greetings.greeting_from_wire(greetings.pb.HelloMessage.FromString(answer), a.identity.seal)
 
 
@@ -954,7 +955,7 @@ async def test_another_member_on_a_known_address_is_not_taken_for_the_peer() -> 
         assert Told(a.id, Probe(b"for b alone")) not in c.events
 
 
-DATA = bytes(range(256)) * 2000
+DATA = bytes(range(256)) * 4000
 BEGIN = Begin(1, 1, Key(), "mass", len(DATA))
 CHUNKS = [Chunk(DATA[at : at + CHUNK_BYTES]) for at in range(0, len(DATA), CHUNK_BYTES)]
 END = End(xxhash.xxh3_128_digest(DATA))
