@@ -47,6 +47,7 @@ from peer.mesh.frames import (
     frame_to_wire,
     parse,
 )
+from peer.mesh.heap import LONG, keep_chunks
 from peer.wire import peer_pb2 as pb
 
 MAX_QUEUED = 64  # frames; links keep one parcel and a few answers out at a time
@@ -162,6 +163,8 @@ class LinkStream:
     async def _write_parcel(self, parcel: Parcel) -> None:
         length = len(parcel.payload)
         assert length, "a parcel has at least its message's head"
+        if length >= LONG:
+            keep_chunks()
         await self._put(begin_of(parcel))
         digest = Digest()
         for at in range(0, length, CHUNK_BYTES):
@@ -228,6 +231,8 @@ class LinkStream:
             buffer = self._intake.make(begin.length)
         except OSError as error:
             raise _no_memory(begin, error) from error
+        if begin.length >= LONG:
+            keep_chunks()
         self._arriving = _Arriving(begin, buffer, 0, Digest())
 
     def _chunk(self, data: memoryview) -> None:
