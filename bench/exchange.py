@@ -14,7 +14,8 @@ $HIVEMIND_PYTHON can import it. CPU seconds and bytes of both are those of all t
 interface, as ours are. hivemind's memory is the peak of all its processes in one more round, shared memory
 too, over what those that it was imported in had with a model, by peer.
 
-Goals stand beside the figures: bytes, seconds (for 1M parameters a number, else half of hivemind's), memory.
+Goals stand beside the figures: bytes, seconds (for 1M parameters a number, else half of hivemind's), memory,
+and the bound that memory of a stream is to keep: one message out, one from each neighbor, and 64 MB.
 """
 
 from __future__ import annotations
@@ -539,13 +540,18 @@ def goal_s(row: dict[str, Any]) -> float | None:
     return SECONDS_GOAL.get(row["params"], None if theirs is None else theirs / 2)
 
 
+def bound_mb(row: dict[str, Any]) -> float:
+    """MB of a message that goes out, one that comes from each neighbor, and 64 MB."""
+    return 4 * row["params"] * row["peers"] / 1e6 + 64
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     heads = ("parameters", "peers", "cores", "s", "goal", "raw s", "x raw", "hivemind s", "CPU s")
     table = Table(
-        *heads, "bytes / models", "goal", "memory MB", "its parts", "goal",
+        *heads, "bytes / models", "goal", "memory MB", "its parts", "goal", "bound",
         title="one exchange of a whole model; what misses its goal is marked",
     )  # fmt: skip
     for row in rows:
@@ -559,7 +565,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['bytes_per_model']:.4f}{_missed(row['bytes_per_model'], BYTES_GOAL)}", f"{BYTES_GOAL:g}",
             f"{row['memory_mb']:.0f}{_missed(row['memory_mb'], row['memory_goal_mb'])}",
             ", ".join(f"{row[f'memory_of_{part}_mb']:.0f}" for part in ("script", "daemon", "payloads")),
-            f"{row['memory_goal_mb']:.0f}",
+            f"{row['memory_goal_mb']:.0f}", f"{bound_mb(row):.0f}{_missed(row['memory_mb'], bound_mb(row))}",
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 

@@ -100,6 +100,13 @@ def _of_exchange(rows: list[dict[str, Any]]) -> Iterator[Verdict]:
             f"{both[0]['memory_goal_mb']:.0f}",
             all(row["memory_mb"] <= row["memory_goal_mb"] for row in both),
         )
+        bound = exchange.bound_mb(both[0])
+        yield Verdict(
+            f"{what}, MB of memory, and one message out, one from each neighbor, 64 MB",
+            " and ".join(f"{row['memory_mb']:.0f}" for row in both),
+            f"{bound:.0f}",
+            all(row["memory_mb"] <= bound for row in both),
+        )
 
 
 def _of_coding(found: dict[str, list[dict[str, Any]]]) -> Iterator[Verdict]:
@@ -191,13 +198,14 @@ def memory(found: Results) -> Table:
     )
     parts = ("script", "daemon", "payloads")
     return [
-        (*heads, "memory MB", "goal", "", *parts, "hivemind memory MB"),
+        (*heads, "memory MB", "goal", "", "bound", "", *parts, "hivemind memory MB"),
         *(
             (
                 *_case(row), f"{row['bytes_per_model']:.4f}",
                 *(_whole(row[f"{whose}bytes"], 1e6) for whose in ("", "hivemind_", "raw_")),
                 f"{row['memory_mb']:.0f}", f"{row['memory_goal_mb']:.0f}",
                 word_for(row["memory_mb"], row["memory_goal_mb"]),
+                f"{exchange.bound_mb(row):.0f}", word_for(row["memory_mb"], exchange.bound_mb(row)),
                 *(f"{row[f'memory_of_{part}_mb']:.0f}" for part in parts), _whole(row["hivemind_memory_mb"]),
             )
             for row in found["exchange"]

@@ -417,6 +417,31 @@ def test_local_steps_are_given_once() -> None:
         steps.give()
 
 
+def test_a_model_is_laid_when_it_is_asked_for_and_over_the_old_one_if_that_is_let_go_of() -> None:
+    links, over = in_round(0, "a", n=2), list[Tensor | None]()
+
+    def lay(old: Tensor | None) -> Tensor:
+        over.append(old)
+        return 2 * ONES
+
+    node = member(DPSGD)
+    z = node.estimate()
+    node.step_to(LocalSteps(z, lay), 0.1, links, 0.0)
+    [laid_over] = over
+    assert laid_over is z
+    moved = member(DPSGD)
+    z = moved.estimate()
+    moved.begin(4 * ONES, 1.0)  # what goes out is this, and the difference to z
+    moved.step_to(LocalSteps(z, lay), 0.1, links, 0.0)
+    held = member(DPSGD)
+    steps = LocalSteps(held.estimate(), lay).laid()  # before its round can be pushed
+    assert held.step_to(steps, 0.1, links, 0.0)["a"].body.dense().tolist() == (2 * ONES).tolist()
+    assert over[1:] == [None, None]
+    keeps = member(RelaySum)
+    keeps.step_to(LocalSteps(keeps.estimate(), lay), 0.1, links, 0.0)
+    assert over[3:] == [None], "it needs its model besides"
+
+
 def test_what_is_known_of_a_models_size_goes_with_the_very_model_alone() -> None:
     node, links = member(DPSGD), in_round(0, "a", n=2)
     given = node.step_to(LocalSteps(node.estimate(), 2 * ONES, 2.0), 0.1, links, 0.0)["a"].body

@@ -1,5 +1,7 @@
 """A module as one flat tensor, and back."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -101,3 +103,18 @@ def test_a_model_of_another_size_is_an_error() -> None:
 def test_a_model_without_parameters_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to train"):
         FlatModel(nn.ReLU())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_one_value_that_is_not_finite_is_found_in_any_tensor(wrong: float, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)).to(dtype)
+    flat = FlatModel(model)
+    flat.write(torch.arange(flat.size, dtype=flat.dtype) - flat.size)
+    assert flat.peak() == flat.size
+    for tensor in flat._tensors.values():
+        before = tensor.data.clone()
+        tensor.data.view(-1)[-1] = wrong
+        assert not math.isfinite(flat.peak())
+        tensor.data.copy_(before)
+    assert flat.peak() == flat.size

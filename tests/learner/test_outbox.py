@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from peer.compression.bodies import Body, Dense, Layout
@@ -109,3 +110,63 @@ def test_a_model_lies_where_an_earlier_one_lay_when_nobody_has_that_any_more() -
         assert one.read(0, len(one)) == encode(message(Dense(torch.full((size,), 3.0)), 3))
     assert reserve.size == 2 * (DENSE_HEAD_BYTES + 4 * size)
     reserve.close()
+
+
+def inode(buffer: SharedBuffer) -> int:
+    return os.fstat(buffer.fileno()).st_ino
+
+
+def test_a_model_is_laid_over_one_that_was_given_to_nobody() -> None:
+    before, rooms = payloads(), Rooms(Reserve())
+    first = rooms.lay([torch.arange(4.0)], 4, torch.float32)
+    second = rooms.lay([torch.zeros(1), torch.ones(3)], 4, torch.float32, over=first)
+    assert second is first
+    assert second.tolist() == [0, 1, 1, 1]
+    assert payloads() == before + 1
+    with Outbox(rooms) as outbox:
+        sent = outbox.put(in_parts(message(Dense(second))))
+        third = rooms.lay([torch.full((4,), 5.0)], 4, torch.float32, over=second)
+        assert third is not second
+        assert sent.read(0, 100) == encode(message(Dense(torch.tensor([0.0, 1, 1, 1]))))
+
+
+def test_what_lies_in_no_room_or_is_no_such_model_is_left_as_it_is() -> None:
+    rooms = Rooms(Reserve())
+    room = rooms.lay([torch.arange(4.0)], 4, torch.float32)
+    for other in (torch.zeros(4), room[:3], room.double()):
+        kept = other.clone()
+        laid = rooms.lay([torch.full((4,), 5.0)], 4, torch.float32, over=other)
+        assert laid is not other
+        assert torch.equal(other, kept)
+    assert room.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_came_is_a_room_while_its_model_is_looked_at(again: bool) -> None:
+    """Memory that comes again is mapped by the reserve, and the room goes with each use of it."""
+    before, rooms = payloads(), Rooms(Reserve())
+    size = WORTH_KEEPING // 4
+    for value in (1.0, 2.0):
+        with SharedBuffer.of(encode(message(Dense(torch.full((size,), value))))) as theirs:
+            for _ in range(3 if again else 1):
+                with rooms.reserve.taken(os.dup(theirs.fileno()), len(theirs)) as came:
+                    rooms.came(came)
+                    model = decode(came.view(), Layout((size,)), lasting=True).body.dense()
+                laid = rooms.lay([torch.full((size,), 3 * value)], size, torch.float32, over=model)
+                assert laid is model
+                sent = Outbox(rooms).put(in_parts(message(Dense(laid), 2)))
+                assert inode(sent) == inode(theirs)
+                assert sent.read(0, len(sent)) == encode(message(Dense(torch.full((size,), 3 * value)), 2))
+                del model, laid
+                assert sent.closed
+    rooms.reserve.close()
+    assert payloads() == before
+
+
+def test_what_came_and_is_no_model_makes_no_room() -> None:
+    before, rooms = payloads(), Rooms(Reserve())
+    for length in (0, 1, DENSE_HEAD_BYTES, DENSE_HEAD_BYTES + 1):
+        with SharedBuffer.of(bytes(length)) as came:
+            rooms.came(came)
+        del came
+        assert payloads() == before
