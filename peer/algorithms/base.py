@@ -36,9 +36,11 @@ def refuse_overflow(src: PeerId, message: Message, dtype: torch.dtype) -> None:
     if message.weight > MAX_WEIGHT:
         raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
     body, most = message.body, math.sqrt(torch.finfo(dtype).max)
-    known = body.peak if isinstance(body, Dense) else None
-    peak = largest(map(peak_of, numbers_in(body))) if known is None else known
-    if not peak * max(1.0, message.weight) <= most:
+    known, weight = body.peak if isinstance(body, Dense) else None, max(1.0, message.weight)
+    if known is not None and known * weight <= most:
+        return
+    peak = largest(map(peak_of, numbers_in(body)))
+    if not peak * weight <= most:
         raise RemoteError(f"message from {src}: values of at most {most:.0e}, not {peak:g}, after weighing")
 
 
@@ -78,8 +80,8 @@ class LocalSteps:
     """They led from the model z, which mix() gave last, to y. Given once, so that nobody on their way here
     keeps a model alive that the algorithm has no use for.
 
-    y: or what lays it, which then is in memory once it is asked for. peak: the largest |y|, finite, if that
-    is known.
+    y: or what lays it, which then is in memory once it is asked for. peak: no less than the largest |y|,
+    finite, if that is known.
     """
 
     def __init__(self, z: Tensor, y: Tensor | Lay, peak: float | None = None) -> None:
@@ -87,7 +89,7 @@ class LocalSteps:
         self._z: Tensor | None = z
         self._y = y
 
-    def begin_at(self, x: Tensor | None) -> bool:
+    def began_at(self, x: Tensor | None) -> bool:
         """Is z that very model?"""
         return x is not None and self._z is x
 

@@ -53,10 +53,12 @@ class DPSGD(WholeModel):
         mixed, part_of_W = rooms[0] if rooms else torch.empty_like(y), own + sum(w for w, _, _ in models)
         for start in range(0, self.d, BLOCK):
             block = slice(start, start + BLOCK)
-            total = own * y[block]
-            for w, values, _ in models:
-                total.add_(values[block], alpha=w)
-            torch.div(total, part_of_W, out=mixed[block])
+            place = mixed[block]
+            total = torch.mul(y[block], own, out=None if models else place)
+            for i, (w, values, _) in enumerate(models, 1):
+                total = torch.add(total, values[block], alpha=w, out=total if i < len(models) else place)
+            if part_of_W != 1:
+                total.div_(part_of_W)
         return mixed
 
     def fault(self, message: Message) -> str:

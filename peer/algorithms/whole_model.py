@@ -54,7 +54,8 @@ class WholeModel(Algorithm):
     MEANINGS: tuple[int, ...]  # of a round's messages
     LETS_GO = frozenset[str]()
     """What a class does without, each for itself, since those built on it may not: "u", it is handed models;
-    "x" once y is there, which is the model then until the round is mixed; "x0" once rounds have begun."""
+    "x" once y is there, which is the model then until the round is mixed, and may be laid over x; "x0" once
+    rounds have begun."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -139,7 +140,7 @@ class WholeModel(Algorithm):
 
     def step_to(self, steps: LocalSteps, lr: float, links: Links, now: float) -> dict[PeerId, Message]:
         self.open(links)
-        if {"u", "x"} <= self.LETS_GO and steps.begin_at(self.x):
+        if {"u", "x"} <= self.LETS_GO and steps.began_at(self.x):
             return self._push_from(steps.give_over(), steps.peak)
         z, handed = steps.give()
         y = self.stepped_to(self.estimate(), z, handed)

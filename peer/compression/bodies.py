@@ -47,8 +47,8 @@ class Empty(Comparable):
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense(Comparable):
     """All d values: float32 or float64 (`dtype` too, then), or numbers with a coding. came: they were read
-    from bytes, so that nobody has them but this body. peak: the largest |value|, finite, where somebody has
-    looked, so that nobody else has to; None of values with a coding."""
+    from bytes, so that nobody has them but this body. peak: no less than the largest |value|, finite, where
+    somebody has looked, so that nobody else has to; None of values with a coding."""
 
     values: Tensor
     dtype: torch.dtype = torch.float32

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Dense, Valued, peak_of
+from peer.compression.bodies import Dense, Valued
 from peer.compression.cursor import Cursor
-from peer.compression.layout import Layout, is_finite
+from peer.compression.layout import Layout, bound_of, is_finite
 from peer.compression.values import (
     FIRST_NORMAL,
     VALUE_TYPES,
@@ -97,7 +97,7 @@ def _floats_as_bytes(numbers: Tensor) -> memoryview:
 def _read_floats(cursor: Cursor, count: int, stored: str) -> tuple[Tensor, float]:
     array = _read_array(cursor, count, stored, "values", may_be_view=True)
     numbers = torch.from_numpy(array)
-    peak = peak_of(numbers) if count else 0.0
+    peak = bound_of(numbers) if count else 0.0
     if not math.isfinite(peak):
         at = int(np.flatnonzero(~np.isfinite(array))[0])
         raise CodecError(f"values: expected finite numbers, found {array[at]} at {at}")

@@ -331,7 +331,7 @@ class Swarm:
         link, flat = self._link, self._flat
         in_place = not go_on and link.takes_models and link.sends_models
         here = None if in_place else flat.read()
-        peak = flat.peak() if here is None else peak_of(here)
+        peak = flat.bound() if here is None else peak_of(here)
         if not self._may_go(peak):
             return False
         with link.met:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from peer.compression.layout import largest, peak_of
+from peer.compression.layout import bound_of, largest
 from peer.errors import DataError
 
 Signature = list[tuple[str, list[int], str]]
@@ -95,10 +95,9 @@ class FlatModel:
         for tensor in (self._whole,) if self._whole is not None else self._tensors.values():
             yield tensor.detach().reshape(-1).to("cpu", self.dtype)
 
-    def peak(self) -> float:
-        """The largest |value| of the state, not finite unless all of it is."""
-        with torch.no_grad():
-            return largest(peak_of(tensor) for tensor in self._tensors.values())
+    def bound(self) -> float:
+        """No less than the largest |value| of the state, not finite unless all of it is."""
+        return largest(bound_of(tensor.detach().reshape(-1)) for tensor in self._tensors.values())
 
     def write(self, flat: Tensor) -> None:
         """Set the module's state to `flat` [d], in place. Running variances are kept from going negative."""

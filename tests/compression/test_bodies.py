@@ -27,6 +27,7 @@ from peer.compression.bodies import (
     those_in,
 )
 from peer.compression.codec import Message
+from peer.compression.layout import bound_of
 from peer.compression.values import Coding
 from peer.errors import CodecError, RemoteError
 from peer.events import Key
@@ -135,6 +136,34 @@ def test_what_is_no_vector_is_not_taken_for_one():
         assert body.size == 5
         with pytest.raises(CodecError, match=r"where (one|a vector of 5) is expected"):
             body.dense()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 7, 1 << 16])
+def test_a_bound_is_no_less_than_the_peak_and_finite_with_it(n: int, dtype: torch.dtype) -> None:
+    v = torch.linspace(-3, 2, n).to(dtype)
+    assert peak_of(v) <= bound_of(v) <= peak_of(v) * math.sqrt(n) * (1 + 1e-3)
+    for wrong in (math.nan, math.inf, -math.inf):
+        for at in {0, n // 2, n - 1}:
+            bad = v.clone()
+            bad[at] = wrong
+            assert not math.isfinite(bound_of(bad))
+    large = torch.full((n,), torch.finfo(dtype).max, dtype=dtype)  # whose squares are no such numbers
+    assert bound_of(large) == peak_of(large)
+
+
+def test_what_only_the_bound_is_too_large_of_is_taken() -> None:
+    most = math.sqrt(torch.finfo(torch.float32).max)
+    v = torch.full((100,), most / 200)
+    for weight, fine in ((100.0, True), (300.0, False)):
+        body = Dense(v, peak=bound_of(v))
+        assert bound_of(v) * weight > 4 * most
+        said = Message(Key(0, 1), 16, body, weight)
+        if fine:
+            refuse_overflow("p-a", said, torch.float32)
+        else:
+            with pytest.raises(RemoteError, match="after weighing"):
+                refuse_overflow("p-a", said, torch.float32)
 
 
 @pytest.mark.parametrize("at", [0, 1])

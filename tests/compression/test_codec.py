@@ -474,11 +474,11 @@ def test_a_long_message_of_ones_takes_memory_in_proportion_to_the_model():
     assert peak_bytes(message_with(ones, QUANTIZED, d=20_000), Layout((20_000,))) < 64 * 20_000
 
 
-def test_of_whole_models_the_largest_value_is_known_once_they_are_read() -> None:
+def test_of_whole_models_a_bound_of_values_is_known_once_they_are_read() -> None:
     layout, values = Layout((3,)), torch.tensor([0.5, -3.0, 2.0])
     read = decode(encode(Message(Key(), 16, Dense(values))), layout).body
     assert isinstance(read, Dense)
-    assert read.peak == 3.0
+    assert read.peak is not None and 3.0 <= read.peak < 4.0
     halved = compressor(parse_compression("fp16"), layout)(values)
     coded = decode(encode(Message(Key(), 16, halved)), layout).body
     assert isinstance(coded, Dense)
