@@ -87,7 +87,7 @@ class LocalSteps:
     def __init__(self, z: Tensor, y: Tensor | Lay, peak: float | None = None) -> None:
         self.peak = peak
         self._z: Tensor | None = z
-        self._y = y
+        self._y: Tensor | Lay | None = y
 
     def began_at(self, x: Tensor | None) -> bool:
         """Is z that very model?"""
@@ -95,25 +95,28 @@ class LocalSteps:
 
     def laid(self) -> LocalSteps:
         """Itself, with y in memory of its own."""
-        if not isinstance(self._y, Tensor):
-            self._y = self._y(None)
+        self._y = _in_memory(self._y, None)
         return self
 
     def give(self) -> tuple[Tensor, Tensor]:
         """z and y."""
-        z, y = self._given(), self.laid()._y
-        assert isinstance(y, Tensor)
-        return z, y
+        z, y = self._given()
+        return z, _in_memory(y, None)
 
     def give_over(self) -> Tensor:
         """y alone. If it is still to be laid, that may be done over z."""
-        z = self._given()
-        return self._y if isinstance(self._y, Tensor) else self._y(z)
+        z, y = self._given()
+        return _in_memory(y, z)
 
-    def _given(self) -> Tensor:
-        z, self._z = self._z, None
+    def _given(self) -> tuple[Tensor, Tensor | Lay | None]:
+        (z, y), self._z, self._y = (self._z, self._y), None, None
         assert z is not None, "these local steps are given away"
-        return z
+        return z, y
+
+
+def _in_memory(y: Tensor | Lay | None, over: Tensor | None) -> Tensor:
+    assert y is not None, "these local steps are given away"
+    return y if isinstance(y, Tensor) else y(over)
 
 
 class Algorithm(ABC):

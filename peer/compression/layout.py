@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+DOTTED = 1 << 31  # numbers; a product of longer vectors is not to be had everywhere
 SUMMED = 4  # bytes of a number: sums of shorter ones take many times as long as their peak
 
 
@@ -80,9 +81,10 @@ def peak_of(v: Tensor) -> float:
 
 
 def bound_of(v: Tensor) -> float:
-    """No less than the largest |v|, of a vector: not finite unless all of v is. In half of `peak_of`'s time,
-    which only squares too large for their type need: their sum is no less than any of them."""
-    squares = float(torch.dot(v, v)) if v.dtype.itemsize >= SUMMED else math.inf
+    """No less than the largest |v|, of a vector, but for rounding, and squares that are 0: not finite unless
+    all of v is. In half of `peak_of`'s time, which only squares too large for their type need: their sum is
+    no less than any of them."""
+    squares = float(torch.dot(v, v)) if v.dtype.itemsize >= SUMMED and v.numel() < DOTTED else math.inf
     return math.sqrt(squares) if math.isfinite(squares) else peak_of(v)
 
 

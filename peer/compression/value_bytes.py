@@ -60,7 +60,7 @@ def write_values(body: Valued) -> list[Piece]:
 def read_values(
     cursor: Cursor, count: int, blocks: Layout, counts: Callable[[], Sequence[int]], dtype: torch.dtype
 ) -> tuple[Tensor, Coding | None, float | None]:
-    """`count` numbers, so many in each of `blocks`, their coding, and without one the largest |number|."""
+    """`count` numbers, so many in each of `blocks`, their coding, and without one a bound of |numbers|."""
     code = cursor.byte("value type")
     if code not in _NAMES:
         raise CodecError(f"value type: expected one of {sorted(_NAMES)}, found {code}")

@@ -283,11 +283,17 @@ class Swarm:
             return False
         with link.met:
             link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
-        if self._hand_over(go_on=False):
-            with link.met:
-                link.wait(
-                    lambda: not link.handing_over and (link.has_mixed() or link.over or not link.connected)
-                )
+        try:
+            if self._hand_over(go_on=False):
+                with link.met:
+                    link.wait(
+                        lambda: (
+                            not link.handing_over and (link.has_mixed() or link.over or not link.connected)
+                        )
+                    )
+        except BaseException:  # a signal's handler, say: the model is the script's again
+            link.take_back()
+            raise
         self._since = 0
         return self._take()
 
@@ -465,8 +471,8 @@ class Swarm:
 
     def _checkpoint(self) -> None:
         kept = self._link.kept()
-        if kept is None:
-            return  # there never was a model here: an earlier checkpoint stays the newest
+        if kept is None or self._link.rooms.torn:
+            return  # there is no model here: an earlier checkpoint stays the newest
         before = self._keeper.problem
         self._keeper.save(
             Checkpoint(

@@ -96,8 +96,10 @@ class FlatModel:
             yield tensor.detach().reshape(-1).to("cpu", self.dtype)
 
     def bound(self) -> float:
-        """No less than the largest |value| of the state, not finite unless all of it is."""
-        return largest(bound_of(tensor.detach().reshape(-1)) for tensor in self._tensors.values())
+        """As `bound_of` the whole state."""
+        return largest(
+            bound_of(tensor.detach().reshape(-1).to(self.dtype)) for tensor in self._tensors.values()
+        )
 
     def write(self, flat: Tensor) -> None:
         """Set the module's state to `flat` [d], in place. Running variances are kept from going negative."""

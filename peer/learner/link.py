@@ -132,7 +132,7 @@ class Link:
 
     def is_open(self) -> bool:
         """A round waits for this learner's change."""
-        return self._exchange.open and not self.handing_over
+        return self.connected and self._exchange.open and not self.handing_over
 
     def check(self) -> None:
         """Raise what the link thread ended with, if it did."""
@@ -158,6 +158,11 @@ class Link:
         """Give the link thread the change of the last local steps, which took so long; `met` held, `open`."""
         self._handed, self._last = (change, lr, worked_s), None
         self._nudge()
+
+    def take_back(self) -> None:
+        """What was handed over and is not looked at yet is not to go out."""
+        with self.met:
+            self._handed = None
 
     @property
     def handing_over(self) -> bool:
@@ -402,7 +407,7 @@ class Link:
                 self._resume = self._exchange.kept(self.round) or self._resume or self._last
                 self._attached, self._assembler = attached, EventAssembler(self._reserve.taken)
                 self._exchange = self._new_exchange(self._exchange.initial, self._resume)
-                self._mixed, self.connected = None, True
+                self._mixed, self._handed, self.connected = None, None, True
                 self.met.notify_all()
             log.warning("attached again, as a new life")
             return True

@@ -35,6 +35,7 @@ class Rooms:
     def __init__(self, reserve: Reserve) -> None:
         self.reserve = reserve
         self._rooms: dict[int, _Room] = {}  # by where the model lies
+        self.torn = False  # laying a model over another one failed: that is neither now
 
     def lay(
         self, pieces: Iterable[Tensor], size: int, dtype: torch.dtype, over: Tensor | None = None
@@ -42,11 +43,12 @@ class Rooms:
         """A model of that size, put together of these pieces, flat on the CPU. over: a model that nobody
         reads any more; if it lies in a room, and no message was made of it there, it becomes this one."""
         if over is not None and self._is_free(over, size, dtype):
-            at = 0
+            at, self.torn = 0, True
             for piece in pieces:
                 over[at : at + len(piece)].copy_(piece)
                 at += len(piece)
             assert at == size, f"pieces of {at} numbers for a model of {size}"
+            self.torn = False
             return over
         buffer, at = self.reserve.make(DENSE_HEAD_BYTES + size * dtype.itemsize), DENSE_HEAD_BYTES
         try:

@@ -21,7 +21,7 @@ from peer.events import (
     Refuse,
 )
 
-CHUNK_BYTES = 512 * 1024  # as in mesh/chunks.py
+CHUNK_BYTES = 256 * 1024  # as in mesh/chunks.py; quick links have fewer, longer ones
 FRAMES_BYTES = 112  # at the most, of a parcel's frames without its message, in one chunk
 _DIGEST = 16  # at a parcel's end
 _DELIVERY = 1  # never 0 on the wire

@@ -15,7 +15,7 @@ from peer.mesh.frames import Seal, clean, peer_id, record_from_wire, record_to_w
 from peer.wire import peer_pb2 as pb
 
 MAGIC = 0x70656572  # "peer"
-# 1 had unsigned records, 2 messages of the codec's version 4, 3 another digest of a parcel, 4 half the chunks
+# 1 had unsigned records, 2 messages of the codec's version 4, 3 another digest of a parcel, 4 shorter chunks
 PROTOCOL_MIN = PROTOCOL_MAX = 5
 MAX_LEAF = 4096  # bytes; ours have about 500
 MAX_DESCRIPTOR = 64 * 1024

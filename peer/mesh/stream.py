@@ -34,7 +34,14 @@ from peer.events import (
     Refuse,
 )
 from peer.mesh.channels import GONE
-from peer.mesh.chunks import CHUNK_BYTES, Digest, chunk_from_wire, chunk_to_wire, part_of
+from peer.mesh.chunks import (
+    LONG_CHUNK_BYTES,
+    ChunkSize,
+    Digest,
+    chunk_from_wire,
+    chunk_to_wire,
+    part_of,
+)
 from peer.mesh.contacts import Contact
 from peer.mesh.frames import (
     Begin,
@@ -103,6 +110,7 @@ class LinkStream:
         self._intake = intake
         self._outbox: asyncio.Queue[Frame] = asyncio.Queue(MAX_QUEUED)
         self._arriving: _Arriving | None = None
+        self._chunk_size = ChunkSize()
         self._on_event: Callable[[FrameHeard | Progress], None] = lambda event: None
         self._born = self._progress_at = asyncio.get_running_loop().time()
 
@@ -166,16 +174,19 @@ class LinkStream:
         if length >= LONG:
             keep_chunks()
         await self._put(begin_of(parcel))
-        digest = Digest()
-        for at in range(0, length, CHUNK_BYTES):
+        digest, at, clock = Digest(), 0, asyncio.get_running_loop().time
+        while at < length:
+            size, began = self._chunk_size.now, clock()
             try:
-                with part_of(parcel.payload, at, CHUNK_BYTES) as data:
+                with part_of(parcel.payload, at, size) as data:
                     digest.update(data)
                     frame = chunk_to_wire(data)
             except (PeerdError, ValueError) as error:  # what a closed SharedBuffer or memoryview raises
                 self.close(f"parcel {parcel.number} was taken away while it was sent: {error}")
                 return
             await self._put_bytes(frame)
+            self._chunk_size.sent(clock() - began)
+            at += size
             self._say_progress()
         await self._put(End(digest.value()))
 
@@ -240,7 +251,7 @@ class LinkStream:
         if arriving is None:
             raise RemoteError("a chunk outside of a parcel")
         end = arriving.filled + len(data)
-        if not 0 < len(data) <= CHUNK_BYTES or end > arriving.begin.length:
+        if not 0 < len(data) <= LONG_CHUNK_BYTES or end > arriving.begin.length:
             raise RemoteError(f"a chunk of {len(data)} bytes at {arriving.filled} of {arriving.begin.length}")
         try:
             arriving.buffer.write(arriving.filled, data)

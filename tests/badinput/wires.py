@@ -48,12 +48,13 @@ from peer.events import (
 )
 from peer.graphs import KNOWN
 from peer.mesh import frames, graphs, membership
+from peer.mesh.chunks import CHUNK_BYTES
 from peer.mesh.contacts import Contact
 from peer.mesh.discovery import SERVICE_TYPE, beacon, read
 from peer.mesh.frames import Attach, Begin, Chunk, Control, End, WireFrame
 from peer.mesh.greeting import Greeting, Introduction, Signature, greeting_from_wire, greeting_to_wire
 from peer.mesh.identity import Device, SessionIdentity, load_certificate, peer_id_of
-from peer.mesh.stream import CHUNK_BYTES, Intake, LinkStream
+from peer.mesh.stream import Intake, LinkStream
 from peer.sketch import pack, spread, unpack
 from peer.wire import peer_pb2 as pb
 

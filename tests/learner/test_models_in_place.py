@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from peer.compression.bodies import Dense, Layout
 from peer.compression.codec import Message
 from peer.events import Closed, Deadline, Deliver, Key, LinkUp, OpenRound, Push, Pushed, Sponsor
 from peer.learner.attach import Swarm, Terms
+from peer.learner.checkpoint import CheckpointKeeper
 from peer.shared_buffer import SharedBuffer
 
 SESSION = descriptor(algorithm="d-psgd", topology="complete", local_steps=1)
@@ -166,3 +168,79 @@ def test_a_script_that_is_told_to_stop_waits_until_its_model_is_laid_out(
     assert order == ["stopped", "laid", "back"]
     assert device.sent()[1] == 0.0
     assert not any(getattr(event, "key", None) == Key(round=1) for event in device.events(Closed))
+
+
+def ready_for(device: Device, t: int) -> None:
+    """Round t is open, and its local step done."""
+    device.tell(OpenRound(Key(round=t), {"b": 0.5}, ("b",), 2, 1.0))
+    link = device.swarm._link
+    with link.met:
+        link.wait(link.is_open, 60)
+    device.model[0].data.sub_(1.0)
+
+
+def test_a_daemon_that_goes_while_a_model_is_looked_at_is_not_waited_for(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.round(0, theirs=3.0)
+    ready_for(device, 1)
+    link, flat = device.swarm._link, device.swarm._flat
+    bound = flat.bound
+
+    def late() -> float:
+        device.daemon.close()
+        with link.met:
+            link.wait(lambda: not link.connected, 60)
+        return bound()
+
+    monkeypatch.setattr(flat, "bound", late)
+    assert not device.swarm.step()
+    assert not link.handing_over
+    device.model[0].data.sub_(1.0)
+    assert not device.swarm.step()
+    assert device.x == -1.0, "trained alone since"
+
+
+def test_a_handler_that_raises_takes_back_what_is_handed_over(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.round(0, theirs=3.0)
+    ready_for(device, 1)
+    link = device.swarm._link
+    hand_over, nudge = link.hand_over, link._nudge
+
+    def interrupted(*given: Any) -> None:
+        monkeypatch.setattr(link, "_nudge", lambda: None)  # the link thread has something else to do
+        hand_over(*given)
+        assert link.handing_over
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(link, "hand_over", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        device.swarm.step()
+    assert not link.handing_over
+    device.model[0].data.fill_(7.0)
+    monkeypatch.setattr(link, "_nudge", nudge)
+    link.post({"op": "report", "beat_s": 1.0})
+    device.daemon.wait_for(lambda: device.daemon.reports()[-1] == {"op": "report", "beat_s": 1.0})
+    assert len(device.events(Pushed)) == 1
+
+
+def test_a_model_that_is_half_laid_over_another_is_kept_nowhere(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device.round(0, theirs=3.0)
+    device.swarm._checkpoint()
+    ready_for(device, 1)
+
+    def broken() -> Iterator[torch.Tensor]:
+        yield torch.full((2,), 9.0)
+        raise OSError("no memory")
+
+    monkeypatch.setattr(device.swarm._flat, "pieces", broken)
+    with pytest.raises(OSError, match="no memory"):
+        device.swarm.step()
+    device.swarm.close()
+    found = CheckpointKeeper(tmp_path, SESSION.id, device.swarm._flat.signature).found
+    assert found is not None
+    assert (found.model.min(), found.model.max()) == (1.0, 1.0)

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from peer.errors import PeerdError, RemoteError
 from peer.mesh import frames
-from peer.mesh.chunks import CHUNK_BYTES, Digest, chunk_from_wire, chunk_to_wire, part_of
+from peer.mesh.chunks import (
+    CHUNK_BYTES,
+    LONG_CHUNK_BYTES,
+    QUICK_RUN,
+    QUICK_S,
+    ChunkSize,
+    Digest,
+    chunk_from_wire,
+    chunk_to_wire,
+    part_of,
+)
 from peer.mesh.frames import Chunk, End, frame_from_wire, frame_to_wire
 from peer.shared_buffer import SharedBuffer
 from peer.wire import peer_pb2 as pb
@@ -61,3 +71,16 @@ def test_parts_of_a_payload_are_copies_of_no_more_than_is_asked_for() -> None:
             assert [part_of(payload, at, 3) for at in (0, 3, 6)] == [b"abc", b"def", b"gh"]
     with pytest.raises(PeerdError, match="closed"):
         part_of(buffer, 0, 3)
+
+
+def test_chunks_are_long_where_a_link_has_been_quick_for_more_than_it_may_hold_back() -> None:
+    size = ChunkSize()
+    for _ in range(QUICK_RUN):
+        assert size.now == CHUNK_BYTES
+        size.sent(QUICK_S / 2)
+    assert size.now == LONG_CHUNK_BYTES
+    size.sent(QUICK_S)
+    for _ in range(QUICK_RUN):
+        assert size.now == CHUNK_BYTES
+        size.sent(0.0)
+    assert size.now == LONG_CHUNK_BYTES

@@ -57,6 +57,7 @@ from peer.mesh.channels import (
     join_address,
     split_address,
 )
+from peer.mesh.chunks import CHUNK_BYTES, LONG_CHUNK_BYTES
 from peer.mesh.contacts import Contact
 from peer.mesh.frames import (
     Begin,
@@ -73,7 +74,7 @@ from peer.mesh.greeting import Greeting, Introduction, Signature, VersionError, 
 from peer.mesh.identity import Device, SessionIdentity
 from peer.mesh.interfaces import choose, survey
 from peer.mesh.service import attach
-from peer.mesh.stream import CHUNK_BYTES, Buffer, Intake
+from peer.mesh.stream import Buffer, Intake
 from peer.mesh.transport import Event, Transport
 from peer.wire import peer_pb2 as pb
 
@@ -955,7 +956,7 @@ async def test_another_member_on_a_known_address_is_not_taken_for_the_peer() -> 
         assert Told(a.id, Probe(b"for b alone")) not in c.events
 
 
-DATA = bytes(range(256)) * 4000
+DATA = bytes(range(256)) * 2000
 BEGIN = Begin(1, 1, Key(), "mass", len(DATA))
 CHUNKS = [Chunk(DATA[at : at + CHUNK_BYTES]) for at in range(0, len(DATA), CHUNK_BYTES)]
 END = End(xxhash.xxh3_128_digest(DATA))
@@ -970,7 +971,7 @@ BROKEN: dict[str, tuple[list[bytes], str]] = {
     "truncated": (wire(BEGIN, CHUNKS[0], END), "ends after"),
     "too much": (wire(BEGIN, *CHUNKS, Chunk(b"x")), "a chunk of 1 bytes"),
     "oversized": (wire(replace(BEGIN, length=LIMIT + 1)), "allows"),
-    "chunk too long": (wire(BEGIN, Chunk(bytes(CHUNK_BYTES + 1))), "a chunk of"),
+    "chunk too long": (wire(BEGIN, Chunk(bytes(LONG_CHUNK_BYTES + 1))), "a chunk of"),
     "empty chunk": (wire(BEGIN, Chunk(b"")), "a chunk of 0"),
     "empty parcel": (wire(replace(BEGIN, length=0)), "empty parcel"),
     "interleaved": (wire(BEGIN, CHUNKS[0], replace(BEGIN, number=2)), "before 1 has ended"),

@@ -14,7 +14,7 @@ from rich.console import Console
 from cli.rehearse import command, request_of
 from peer.errors import DivergedError, UsageError
 from peer.events import Ack, Farewell, Frame, Key, Open, Opened, Parcel, Refuse
-from peer.mesh import frames, stream
+from peer.mesh import chunks, frames
 from peer.mesh.frame_bytes import CHUNK_BYTES, frame_bytes
 from peer.rehearsal import plan as words
 from peer.rehearsal import plot, report
@@ -185,7 +185,7 @@ def test_frames_are_counted_as_long_as_they_are_on_the_wire(frame: Frame) -> Non
         parts = [frame.payload[at : at + CHUNK_BYTES] for at in range(0, len(frame.payload), CHUNK_BYTES)]
         sent = [frames.begin_of(frame), *map(frames.Chunk, parts), frames.End(b"\1" * 16)]
     assert frame_bytes(frame) == sum(len(frames.frame_to_wire(f).SerializeToString()) for f in sent)
-    assert CHUNK_BYTES == stream.CHUNK_BYTES
+    assert CHUNK_BYTES == chunks.CHUNK_BYTES
 
 
 def test_what_is_better_is_read_from_the_figures_name() -> None:
