@@ -40,6 +40,7 @@ from peer.events import (
 )
 from peer.keys import format_key, new_key
 from peer.mesh.discovery import Sighting
+from peer.mesh.greeting import PROTOCOL_MAX
 from peer.mesh.node import Node, NodeEvent
 from peer.mesh.terms import Terms
 
@@ -127,7 +128,8 @@ async def test_a_peer_of_another_version_is_named_with_both_versions(
     a, driver = await founded(home)
     driver.finder.other_versions[PEER] = version
     [sentence] = said(a)
-    assert sentence == f"home: {PEER} speaks {words}, this device 4; upgrade the one with the lower number"
+    ours = f"this device {PROTOCOL_MAX}"
+    assert sentence == f"home: {PEER} speaks {words}, {ours}; upgrade the one with the lower number"
 
 
 async def test_an_announcement_of_a_newer_version_is_said(home: Callable[[str], Home]) -> None:
