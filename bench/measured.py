@@ -102,7 +102,7 @@ def _of_exchange(rows: list[dict[str, Any]]) -> Iterator[Verdict]:
         )
         bound = exchange.bound_mb(both[0])
         yield Verdict(
-            f"{what}, MB of memory, and one message out, one from each neighbor, 64 MB",
+            f"{what}, MB of memory, by a message out, one from each neighbor and 64 MB",
             " and ".join(f"{row['memory_mb']:.0f}" for row in both),
             f"{bound:.0f}",
             all(row["memory_mb"] <= bound for row in both),

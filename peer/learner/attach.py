@@ -283,14 +283,14 @@ class Swarm:
             return False
         with link.met:
             link.wait(lambda: link.is_open() or link.has_mixed() or link.over or not link.connected)
+
+        def answered() -> bool:
+            return not link.handing_over and (link.has_mixed() or link.over or not link.connected)
+
         try:
             if self._hand_over(go_on=False):
                 with link.met:
-                    link.wait(
-                        lambda: (
-                            not link.handing_over and (link.has_mixed() or link.over or not link.connected)
-                        )
-                    )
+                    link.wait(answered)
         except BaseException:  # a signal's handler, say: the model is the script's again
             link.take_back()
             raise

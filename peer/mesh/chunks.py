@@ -12,7 +12,7 @@ from peer.events import Payload
 from peer.wire import peer_pb2 as pb
 
 CHUNK_BYTES = 256 * 1024  # 0.1 s at 20 Mbit/s
-LONG_CHUNK_BYTES = 512 * 1024  # where links are quick: a sixth less CPU time, of 1 MiB no less
+LONG_CHUNK_BYTES = 512 * 1024  # where links are quick: a seventh less CPU time, of 1 MiB no less
 QUICK_S = 0.2  # a chunk that was sent within it was quick
 QUICK_RUN = 32  # so many in a row are more than the 4 MB that gRPC and the kernel hold for a slow link
 _BYTES = 2  # protobuf's wire type of bytes
