@@ -137,6 +137,11 @@ class Exchange:
         self._owes, self._idle = True, False
         return self._exchange(u, lr, now)
 
+    def missed(self) -> None:
+        """A change was handed over for a round that is not open any more, since another graph's has come: it
+        comes to nothing, and whoever waits is given a model when there is a round for local steps again."""
+        self._owes = True
+
     def take(self) -> Tensor | None:
         """The mixed model of the round that closed, once; None while there is none."""
         mixed, self._mixed = self._mixed, None

@@ -299,6 +299,8 @@ class Link:
             answers: Sequence[FromLearner] = ()
             if handed is not None and self._exchange.open:
                 answers = self._exchange.submit(handed[0], handed[1], time.monotonic(), handed[2])
+            elif handed is not None:
+                self._exchange.missed()
             del handed  # as large as the model, and used up
             self._book(answers)
         self._send(answers)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,11 +15,26 @@ from torch import Tensor, nn
 
 from learner.daemon_stand_in import StandIn, descriptor, signature_of
 from peer import shared_buffer
+from peer.algorithms.relay_sum import RelaySum
 from peer.algorithms.sparse_push import SparsePush
 from peer.compression import codec
-from peer.compression.bodies import Layout
+from peer.compression.bodies import Dense, Layout
+from peer.compression.codec import Message
 from peer.errors import DataError, DivergedError, NoDaemonError, StateError, UsageError
-from peer.events import Closed, Deadline, Found, HandOver, Holds, Key, LinkUp, OpenRound, Push, Pushed, Ready
+from peer.events import (
+    Closed,
+    Deadline,
+    Deliver,
+    Found,
+    HandOver,
+    Holds,
+    Key,
+    LinkUp,
+    OpenRound,
+    Push,
+    Pushed,
+    Ready,
+)
 from peer.learner import attach, checkpoint, link, own_daemon
 from peer.learner.attach import Pace, Swarm, Terms
 from peer.learner.checkpoint import CheckpointFolder, CheckpointKeeper
@@ -881,3 +897,45 @@ def test_a_script_that_names_no_pace_gets_one_that_its_sessions_algorithm_is_sou
     swarm = attach.attach("home", model, torch.optim.SGD(model.parameters(), lr=0.1), socket=tmp_path)
     opened.append((daemon, swarm))
     assert swarm.terms.pace == pace
+
+
+def test_steps_handed_over_while_a_new_graphs_rounds_without_any_begin_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the model to go on from, once there is a round for local steps, whatever went by before: else the
+    script would wait for ever."""
+    daemon = StandIn(descriptor(algorithm="relay-sum", topology="chain", local_steps=1), keep_open=False)
+    script = Script(tmp_path, daemon)
+    script.swarm.begin()
+    later: dict[str, Any] = {
+        "out": {"b": 0.5},
+        "expected": ("b",),
+        "n": 2,
+        "mean_weight": 1.0,
+        "trees": (("b",),),
+    }
+    daemon.client.send_event(LinkUp("b", "out", 1))
+    daemon.client.send_event(OpenRound(Key(1, 0), **later))
+    met = script.swarm._link
+    with met.met:
+        met.wait(met.is_open, 60)
+    answer = met._answer_training_thread
+
+    def overtaken() -> None:
+        if met.handing_over:
+            monkeypatch.setattr(met, "_answer_training_thread", answer)
+            met._handle(OpenRound(Key(2, 0), **later, aligning=2))
+        answer()
+
+    monkeypatch.setattr(met, "_answer_training_thread", overtaken)
+    mixed: list[bool] = []
+    stepping = threading.Thread(target=lambda: mixed.append(script.step()))
+    stepping.start()
+    daemon.wait_for(lambda: any(isinstance(e, Pushed) and e.key == Key(2, 0) for e in daemon.events))
+    begun = Message(Key(2, 5), RelaySum.MEANING, Dense(torch.zeros(4)), base=b"\x01\x00", delivery="latest")
+    with SharedBuffer.of(codec.encode(begun)) as parcel:  # b is past the rounds that this one was in
+        daemon.client.send_event(Deliver("b", 1, 1, begun.key, parcel, "latest"))
+    daemon.client.send_event(OpenRound(begun.key, **later, aligning=2))
+    stepping.join(30)
+    assert mixed == [True]
+    assert script.x == [0.0] * 4
