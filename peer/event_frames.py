@@ -3,14 +3,20 @@
     Push(dst, key, payload)  <->  {"op": "Push", "dst": "p-…", "key": [0, 7, 0], "payload": 1234, …}
 
 A payload is its length in the frame; its bytes lie in a SharedBuffer whose descriptor comes along. A frame
-that is not exactly one event with fields of the declared types and sane sizes raises PeerdError. A long
-message may be announced early: "begin" (its event's frame and the descriptor), "progress" (bytes filled so
-far), "end" (sha256, optional).
+that is not exactly one event with fields of the declared types and sane sizes raises PeerdError.
+
+A long payload may be handed on while it is still being filled:
+
+    {"op": "begin", "event": FRAME}                its descriptor comes along, nothing is there yet
+    {"op": "progress", "memory": n, "filled": n}   bytes; `memory` is SharedBuffer.memory. All of it: the end
+    {"op": "end", "memory": n}                     it is given up
+
+What a learner pushes is an event from "begin" on. What comes for it is one when the event's own frame comes,
+with the same memory: what is begun before may be looked at, and does not count.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import types
@@ -22,7 +28,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from peer.errors import PeerdError
 from peer.events import FromLearner, Key, Payload, ToLearner
 from peer.framing import Frame
-from peer.shared_buffer import SharedBuffer
+from peer.shared_buffer import Growth, SharedBuffer
 
 Event = FromLearner | ToLearner
 Taken = Callable[[int, int], SharedBuffer]  # takes over a descriptor: of SharedBuffer.from_fd's kind
@@ -31,6 +37,7 @@ EVENTS: dict[str, type[Any]] = {k.__name__: k for k in (*get_args(FromLearner), 
 MAX_TEXT = 4096  # characters of any text field: reasons are the longest (guess)
 MAX_BYTES = 64  # bytes of any digest field; SHA-512 is the longest in use anywhere
 MAX_INT = (1 << 63) - 1
+MAX_BEGUN = 256  # payloads under way on one connection; one for each neighbor are (guess)
 
 
 def to_frame(event: Event) -> Frame:
@@ -83,53 +90,78 @@ def payload_of(event: Event) -> SharedBuffer | None:
     return SharedBuffer.of(*getattr(payload, "parts", (payload,)))
 
 
+def begin_frame(event: Event) -> Frame:
+    """Hands on an event whose payload is still being filled; its descriptor is to come along."""
+    return {"op": "begin", "event": to_frame(event)}
+
+
+def progress_frame(memory: int, filled: int) -> Frame:
+    return {"op": "progress", "memory": memory, "filled": filled}
+
+
+def end_frame(memory: int) -> Frame:
+    return {"op": "end", "memory": memory}
+
+
 class EventAssembler:
     """Turns the frames of one connection, with their descriptors, into events. taken: takes payloads over,
     as a Reserve does that knows memory which comes again."""
 
     def __init__(self, taken: Taken = SharedBuffer.from_fd) -> None:
         self._taken = taken
-        self._begun: tuple[Frame, SharedBuffer] | None = None
-        self.filled = 0  # bytes of the begun payload that are there already
+        self._begun: dict[int, SharedBuffer] = {}  # still being filled, by their memory
 
     def take(self, frame: Frame, fd: int | None) -> Event | None:
-        """The event this frame completes, or None while a long one is under way. Owns `fd`.
-        Raises PeerdError; the connection is to be closed then."""
+        """The event of this frame, if it is one; the payload of one that is begun has a `growth`, and is the
+        same buffer when the whole one comes. Owns `fd`. Raises PeerdError; the connection is to be closed
+        then."""
         op = frame.get("op")
         if op in ("progress", "end"):
             _refuse_descriptor(fd, str(op))
-            return self._advance(frame)
-        if op != "begin":
-            return self._whole(frame, fd)
-        event = frame.get("event")
-        if self._begun is not None or not isinstance(event, dict) or fd is None:
-            _drop(fd)
-            raise PeerdError("'begin' needs an event and a descriptor, and nothing else begun before it")
-        self._begun, self.filled = (event, self._taken_over(fd, event.get("payload"))), 0
-        return None
-
-    def _advance(self, frame: Frame) -> Event | None:
-        if self._begun is None:
-            raise PeerdError(f"{frame['op']!r} without a 'begin'")
-        event, buffer = self._begun
-        if frame["op"] == "progress":
-            self.filled = min(_length(frame.get("filled")), len(buffer))
+            self._advance(frame)
             return None
-        self._begun = None
-        digest = frame.get("sha256")
+        return self._begin(frame, fd) if op == "begin" else self._whole(frame, fd)
+
+    def _begin(self, frame: Frame, fd: int | None) -> Event:
+        event = frame.get("event")
+        if not isinstance(event, dict) or "payload" not in event or fd is None:
+            _drop(fd)
+            raise PeerdError("'begin' needs an event that has a payload, and a descriptor")
+        buffer = self._taken_over(fd, event["payload"])
         try:
-            if digest is not None and digest != hashlib.sha256(buffer.view()).digest():
-                raise PeerdError("the payload does not have the digest its 'end' names")
-            return from_frame(event, buffer)
+            memory = buffer.memory
+            if memory in self._begun or len(self._begun) >= MAX_BEGUN:
+                raise PeerdError("'begin' of memory that is begun already, or of too much of it")
+            begun = from_frame(event, buffer)
         except PeerdError:
             buffer.close()
             raise
+        buffer.growth, self._begun[memory] = Growth(), buffer
+        return begun
+
+    def _advance(self, frame: Frame) -> None:
+        op, memory = frame["op"], frame.get("memory", -1)
+        buffer = self._begun.get(memory) if type(memory) is int else None
+        growth = buffer.growth if buffer is not None else None
+        if buffer is None or growth is None:
+            raise PeerdError(f"{op!r} without a 'begin'")
+        if op == "end":
+            del self._begun[memory]
+            growth.fail()
+            return
+        filled = _length(frame.get("filled"))
+        if not growth.filled <= filled <= len(buffer):
+            raise PeerdError(f"'progress' from {growth.filled} to {filled} of {len(buffer)} bytes")
+        if whole := filled == len(buffer):
+            del self._begun[memory]
+            buffer.growth = None
+        growth.reach(filled, last=whole)
 
     def close(self) -> None:
         """The connection is gone: what was begun never comes to its end."""
-        if self._begun is not None:
-            self._begun[1].close()
-            self._begun = None
+        begun, self._begun = self._begun, {}
+        for buffer in begun.values():
+            buffer.close()
 
     def _whole(self, frame: Frame, fd: int | None) -> Event:
         if "payload" not in frame:
@@ -137,7 +169,15 @@ class EventAssembler:
             return from_frame(frame)
         if fd is None:
             raise PeerdError(f"{frame.get('op')} came without the descriptor of its payload")
-        buffer = self._taken_over(fd, frame["payload"])
+        begun = self._begun.pop(os.fstat(fd).st_ino, None) if self._begun else None
+        if begun is None:
+            buffer = self._taken_over(fd, frame["payload"])
+        else:
+            os.close(fd)
+            buffer = begun
+            assert begun.growth is not None
+            begun.growth.reach(len(begun), last=True)
+            begun.growth = None
         try:
             return from_frame(frame, buffer)
         except PeerdError:
@@ -238,4 +278,15 @@ def _wrong(value: object, expected: str, where: str) -> PeerdError:
     return PeerdError(f"{where} is {expected}, not {shown[:80]}")
 
 
-__all__ = ["EVENTS", "Event", "EventAssembler", "Frame", "from_frame", "payload_of", "to_frame"]
+__all__ = [
+    "EVENTS",
+    "Event",
+    "EventAssembler",
+    "Frame",
+    "begin_frame",
+    "end_frame",
+    "from_frame",
+    "payload_of",
+    "progress_frame",
+    "to_frame",
+]

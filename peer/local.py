@@ -1,6 +1,6 @@
 """The local protocol: how the CLI and a learner talk to the daemon of their device. Stdlib and msgpack only.
 
-The client speaks first: {"op": "hello", "protocol": 1, "role": "cli" | "learner"}; the daemon answers "hello"
+The client speaks first: {"op": "hello", "protocol": 2, "role": "cli" | "learner"}; the daemon answers "hello"
 or "error" {code, message}. From a learner's "attach" on, frames are events both ways.
 
 `connect(path)` gives the blocking end, `Connection` is the daemon's; neither knows what the frames mean.
@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # the daemon's end is handed its loop: importing asyncio woul
 
     from peer.event_frames import Event, EventAssembler, from_frame, to_frame
 
-PROTOCOL = 1
+PROTOCOL = 2
 READY, STAYS = b"ready\n", b"stays\n"  # of a daemon to the script that has started it (daemon/owner.py)
 MAX_UNSENT = 1 << 23  # bytes waiting for a client that does not read, then it is dropped (guess)
 MAX_UNREAD = 64  # frames read ahead of the daemon before the socket is left alone (guess)
@@ -152,6 +152,17 @@ class Client:
         finally:
             if payload is not None and payload is not getattr(event, "payload", None):
                 payload.close()
+
+    def begin_event(self, event: Event, payload: SharedBuffer) -> None:
+        """Send an event whose payload is yet to be filled; `progress` says how far it is."""
+        from peer.event_frames import begin_frame
+
+        self.send(begin_frame(event), payload.fileno())
+
+    def progress(self, payload: SharedBuffer, filled: int) -> None:
+        from peer.event_frames import progress_frame
+
+        self.send(progress_frame(payload.memory, filled))
 
     def receive(self, timeout_s: float | None = None) -> tuple[Frame, int | None]:
         """The next frame and its descriptor. Raises TimeoutError, or NoDaemonError at the end."""

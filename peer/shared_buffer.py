@@ -43,8 +43,39 @@ NAME = "peerd-payload"  # as /proc shows this memory
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
+def overlaps() -> bool:
+    """Is a long payload worth handing on before all of it is there? Not with one core: who fills it and who
+    reads it take turns there, and to take turns costs more than it hides."""
+    return len(os.sched_getaffinity(0)) > 1
+
+
+class Growth:
+    """How far a buffer is filled that is handed on before all of it is there. failed: no more comes."""
+
+    __slots__ = ("failed", "filled", "on_change")
+
+    def __init__(self) -> None:
+        self.filled, self.failed = 0, False
+        self.on_change: Callable[[], object] = lambda: None
+
+    def reach(self, filled: int, *, last: bool = False) -> None:
+        """last: and no more is said."""
+        self.filled = filled
+        self._tell(last=last)
+
+    def fail(self) -> None:
+        self.failed = True
+        self._tell(last=True)
+
+    def _tell(self, *, last: bool) -> None:
+        self.on_change()
+        if last:
+            self.on_change = lambda: None  # what it was for may have the buffer
+
+
 class SharedBuffer:
-    """Fixed-size shared memory. Owns its descriptor; `close` gives both back."""
+    """Fixed-size shared memory. Owns its descriptor; `close` gives both back, and calls `on_close`. growth:
+    of one that is still being filled by the process it comes from; None where all of it is there."""
 
     def __init__(self, fd: int, size: int, mapped: mmap.mmap | None = None) -> None:
         """Take over `fd`, a sealed memfd of exactly `size` bytes; callers use `create`, `of` or `from_fd`.
@@ -53,6 +84,8 @@ class SharedBuffer:
         self._size = size
         self._mapped = mapped
         self._use: _Use | None = None  # of a Reserve's mapping
+        self.growth: Growth | None = None
+        self.on_close: Callable[[], object] | None = None
         self._map: mmap.mmap | memoryview | None = None  # when it is first looked at
 
     @classmethod
@@ -118,6 +151,11 @@ class SharedBuffer:
             raise PeerdError("this shared buffer is closed")
         return self._fd
 
+    @property
+    def memory(self) -> int:
+        """Names this memory, in every process that has it."""
+        return os.fstat(self.fileno()).st_ino
+
     def view(self) -> memoryview:
         """The memory itself, writable. Views still held keep it alive after `close`."""
         fd = self.fileno()
@@ -169,6 +207,11 @@ class SharedBuffer:
             with suppress(BufferError):  # someone still holds a view: the mapping goes with the last of them
                 self._map.close()
         self._map = self._mapped = self._use = None
+        if self.growth is not None:
+            self.growth.fail()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
 
     def __del__(self) -> None:
         self.close()  # one that was lost on its way would keep its memory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import os
 import socket
 import struct
@@ -21,7 +20,16 @@ from hypothesis import strategies as st
 
 from peer import places
 from peer.errors import ConfigError, NoDaemonError, PeerdError, UnknownSessionError
-from peer.event_frames import EVENTS, EventAssembler, from_frame, to_frame
+from peer.event_frames import (
+    EVENTS,
+    Event,
+    EventAssembler,
+    begin_frame,
+    end_frame,
+    from_frame,
+    progress_frame,
+    to_frame,
+)
 from peer.events import Closed, Deliver, HandOver, Key, LinkUp, OpenRound, Push, Ready, Rejected
 from peer.framing import MAX_FRAME
 from peer.local import (
@@ -260,23 +268,86 @@ def test_every_event_of_the_learner_can_be_checked() -> None:
             from_frame({"op": op, "x": 1} if bare else {"op": op})
 
 
-def test_a_long_message_is_dispatched_at_its_end_and_only_if_its_digest_holds() -> None:
-    assembler = EventAssembler()
-    buffer = SharedBuffer.create(5)
-    begin = {"op": "begin", "event": to_frame(Push("p-a", 1, Key(), b"12345"))}
-    assert assembler.take(begin, os.dup(buffer.fileno())) is None
-    assert assembler.take({"op": "progress", "filled": 3}, None) is None
-    assert assembler.filled == 3
-    buffer.view()[:] = b"12345"
-    event = assembler.take({"op": "end", "sha256": hashlib.sha256(b"12345").digest()}, None)
-    assert isinstance(event, Push)
-    assert bytes(event.payload.view()) == b"12345"  # type: ignore[attr-defined]  # a SharedBuffer came in
-    assembler.take(begin, os.dup(buffer.fileno()))
-    with pytest.raises(PeerdError, match="digest"):
-        assembler.take({"op": "end", "sha256": b"?" * 32}, None)
+def begun(assembler: EventAssembler, event: Event, buffer: SharedBuffer) -> Event:
+    found = assembler.take(begin_frame(event), os.dup(buffer.fileno()))
+    assert found is not None
+    return found
+
+
+def test_a_payload_may_be_handed_on_while_it_is_filled() -> None:
+    assembler, seen = EventAssembler(), list[int]()
+    with SharedBuffer.create(5) as buffer:
+        event = begun(assembler, Push("p-a", 1, Key(), buffer), buffer)
+        assert isinstance(event, Push)
+        payload, growth = event.payload, event.payload.growth  # type: ignore[attr-defined]  # a SharedBuffer
+        growth.on_change = lambda: seen.append(growth.filled)
+        buffer.write(0, b"123")
+        assert assembler.take(progress_frame(buffer.memory, 3), None) is None
+        buffer.write(3, b"45")
+        assert assembler.take(progress_frame(buffer.memory, 5), None) is None
+    assert seen == [3, 5]
+    assert payload.growth is None  # type: ignore[attr-defined]  # as above
+    assert bytes(payload.view()) == b"12345"  # type: ignore[attr-defined]  # as above
     with pytest.raises(PeerdError, match="without a 'begin'"):
-        assembler.take({"op": "end"}, None)
-    buffer.close()
+        assembler.take({"op": "progress", "memory": 1, "filled": 5}, None)
+
+
+def test_what_is_begun_is_the_same_buffer_when_its_event_comes() -> None:
+    assembler, seen = EventAssembler(), list[int]()
+    with SharedBuffer.of(b"12345") as buffer:
+        event = Deliver("p-a", 1, 2, Key(), buffer)
+        first = begun(assembler, event, buffer)
+        assert isinstance(first, Deliver)
+        growth = first.payload.growth  # type: ignore[attr-defined]  # a SharedBuffer
+        growth.on_change = lambda: seen.append(growth.filled)
+        assembler.take(progress_frame(buffer.memory, 3), None)
+        whole = assembler.take(to_frame(event), os.dup(buffer.fileno()))
+        assert isinstance(whole, Deliver) and whole.payload is first.payload
+    assert seen == [3, 5]
+    assert whole.payload.growth is None  # type: ignore[attr-defined]  # as above
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["given up", "the connection ends"])
+def test_what_is_given_up_is_said_once(closed: bool) -> None:
+    assembler, seen = EventAssembler(), list[bool]()
+    with SharedBuffer.create(5) as buffer:
+        event = begun(assembler, Push("p-a", 1, Key(), buffer), buffer)
+        growth = event.payload.growth  # type: ignore[union-attr]  # a Push of a SharedBuffer
+        growth.on_change = lambda: seen.append(growth.failed)
+        if closed:
+            assembler.close()
+        else:
+            assembler.take(end_frame(buffer.memory), None)
+        event.payload.close()  # type: ignore[union-attr]  # as above
+    assert seen == [True]
+
+
+def test_what_is_begun_and_makes_no_sense_is_refused() -> None:
+    assembler = EventAssembler()
+    with SharedBuffer.create(5) as buffer:
+        push = Push("p-a", 1, Key(), buffer)
+        for frame in (
+            {"op": "begin"},
+            {"op": "begin", "event": 5},
+            {"op": "begin", "event": {"op": "Ready"}},
+        ):
+            with pytest.raises(PeerdError, match="needs an event"):
+                assembler.take(frame, os.dup(buffer.fileno()))
+        with pytest.raises(PeerdError, match="needs an event"):
+            assembler.take(begin_frame(push), None)
+        begun(assembler, push, buffer)
+        with pytest.raises(PeerdError, match="begun already"):
+            assembler.take(begin_frame(push), os.dup(buffer.fileno()))
+        assembler.take(progress_frame(buffer.memory, 3), None)
+        for wrong in (2, 6, -1, None):
+            with pytest.raises(PeerdError):
+                assembler.take({"op": "progress", "memory": buffer.memory, "filled": wrong}, None)
+        for memory in (None, "5", 1.0, buffer.memory + 1):
+            with pytest.raises(PeerdError, match="without a 'begin'"):
+                assembler.take({"op": "end", "memory": memory}, None)
+        with pytest.raises(PeerdError, match="no use for one"):
+            assembler.take(end_frame(buffer.memory), os.dup(buffer.fileno()))
+    assembler.close()
 
 
 # --- both ends ---
@@ -341,7 +412,7 @@ def test_receive_ready_returns_what_is_there_and_then_says_that_the_daemon_is_go
 
 def test_connect_exchanges_hellos(daemon: tuple[Path, list[dict[str, object]]]) -> None:
     path, answers = daemon
-    answers.append({"op": "hello", "protocol": 1})
+    answers.append({"op": "hello", "protocol": 2})
     connect(path, timeout_s=10).close()
 
 
@@ -389,7 +460,7 @@ class Hung:
         self.queued.clear()
         with Client(self.listener.accept()[0], self.path) as client:
             client.receive(10)
-            client.send({"op": "hello", "protocol": 1})
+            client.send({"op": "hello", "protocol": 2})
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -119,6 +120,15 @@ def _in_memory(y: Tensor | Lay | None, over: Tensor | None) -> Tensor:
     return y if isinstance(y, Tensor) else y(over)
 
 
+class Folding(Protocol):
+    """What a message is mixed into while it comes: in its own memory. void: that came to nothing."""
+
+    void: bool
+
+    def to(self, stop: int) -> None:
+        """So many of its numbers are there, and finite."""
+
+
 class Algorithm(ABC):
     """The protocol, as `learner.exchange` speaks it. x0: the initial model, as long as there is a use for it.
     takes_models: local steps are better handed over as models, by `step_to`. sends_models: and the model they
@@ -198,6 +208,11 @@ class Algorithm(ABC):
 
     @abstractmethod
     def receive(self, src: PeerId, message: Message, now: float) -> dict[PeerId, Message]: ...
+
+    def coming(self, src: PeerId, message: Message) -> Folding | None:
+        """A vector that is still coming, from `src`: may it be mixed as far as it is there? It is received
+        when it is whole, if it ever is. Asked again as it comes."""
+        return None
 
     @abstractmethod
     def returned(self, dst: PeerId, message: Message) -> None: ...

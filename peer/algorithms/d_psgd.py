@@ -14,15 +14,18 @@ come to rest away from the minimum. From the push to the mix x_i is y_i: nothing
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from peer.algorithms.base import Message
-from peer.algorithms.whole_model import WholeModel
+from peer.algorithms.base import Folding, Message
+from peer.algorithms.whole_model import NOTHING, WholeModel
 from peer.compression.bodies import Body, Dense
 from peer.compression.compressor import Compressor
 from peer.events import PeerId
 
+LANES = 64  # numbers; between two of as many, sums come to the same bits wherever they are begun
 BLOCK = 1 << 16  # numbers that are mixed at once: what that takes stays in a processor's cache
 
 
@@ -31,6 +34,8 @@ class DPSGD(WholeModel):
     MEANING = 16  # body: y of its sender
     MEANINGS = (MEANING,)
     LETS_GO = frozenset({"u", "x", "x0"})
+
+    _begun: _Mean | None = None  # with a message that is still coming
 
     @property
     def sends_models(self) -> bool:
@@ -46,23 +51,72 @@ class DPSGD(WholeModel):
         return messages
 
     def average(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
+        mean, self._begun = self._begun, None
+        if mean is not None and not any(_is_at(mean.mixed, message.body) for message in heard.values()):
+            mean.give_up()  # what it was begun for has not come
+            mean = None
+        mean = mean or self._mean(y, heard)
+        mean.to(self.d)
+        return mean.mixed
+
+    def coming(self, src: PeerId, message: Message) -> Folding | None:
+        """Yes, where it is the last one that the open round can hear: the mean takes its place."""
+        come = {j: mail.now for j, mail in self._mail.items() if mail.now is not None}
+        is_last = self.lockstep and self._begun is None and self.links.out.keys() - come.keys() == {src}
+        y = self._y
+        if y is None or not is_last or (message.key, message.meaning) != (self.key, self.MEANING):
+            return None
+        heard = {j: m for j, m in come.items() if m.meaning != NOTHING} | {src: message}
+        self._begun = begun = self._mean(y, heard, message.body.dense())
+        return begun
+
+    def _mean(self, y: Tensor, heard: dict[PeerId, Message], place: Tensor | None = None) -> _Mean:
+        """place: where it comes to lie; else where a message has come that nobody else has."""
         W = self.links.out
-        own = 1 - sum(W.values())
         models = [(W[j], *_values(message.body)) for j, message in heard.items() if j in W]
         rooms = [values for _, values, is_room in models if is_room and self.lockstep]
-        mixed, part_of_W = rooms[0] if rooms else torch.empty_like(y), own + sum(w for w, _, _ in models)
-        for start in range(0, self.d, BLOCK):
-            block = slice(start, start + BLOCK)
-            place = mixed[block]
-            total = torch.mul(y[block], own, out=None if models else place)
-            for i, (w, values, _) in enumerate(models, 1):
-                total = torch.add(total, values[block], alpha=w, out=total if i < len(models) else place)
-            if part_of_W != 1:
-                total.div_(part_of_W)
-        return mixed
+        if place is None:
+            place = rooms[0] if rooms else torch.empty_like(y)
+        return _Mean(y, 1 - sum(W.values()), [(w, values) for w, values, _ in models], place)
 
     def fault(self, message: Message) -> str:
         return "" if isinstance(message.body, Dense) else f"{self.name} sends whole models"
+
+
+@dataclass(slots=True)
+class _Mean:
+    """Of y, with the weight of its own node, and neighbors' models with theirs, as far as it is made: `at`
+    numbers. mixed: where it comes to lie, one of the models' memory perhaps."""
+
+    y: Tensor
+    own: float
+    models: list[tuple[float, Tensor]]
+    mixed: Tensor
+    at: int = 0
+    void: bool = False
+
+    def to(self, stop: int) -> None:
+        if self.void:
+            return
+        stop = stop if stop == len(self.y) else stop // LANES * LANES
+        part_of_W = self.own + sum(w for w, _ in self.models)
+        for start in range(self.at, stop, BLOCK):
+            block = slice(start, min(start + BLOCK, stop))
+            place = self.mixed[block]
+            total = torch.mul(self.y[block], self.own, out=None if self.models else place)
+            for i, (w, values) in enumerate(self.models, 1):
+                last = i == len(self.models)
+                total = torch.add(total, values[block], alpha=w, out=place if last else total)
+            if part_of_W != 1:
+                total.div_(part_of_W)
+        self.at = max(self.at, stop)
+
+    def give_up(self) -> None:
+        self.void, self.models, self.y = True, [], self.y[:0]
+
+
+def _is_at(place: Tensor, body: Body) -> bool:
+    return isinstance(body, Dense) and body.values.data_ptr() == place.data_ptr()
 
 
 def _values(body: Body) -> tuple[Tensor, bool]:

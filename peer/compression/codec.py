@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from peer.compression.bodies import Body, Layout
+from peer.compression.bodies import Body, Empty, Layout
 from peer.compression.cursor import Cursor
-from peer.compression.packing import KINDS, read_body, write_body
+from peer.compression.packing import KINDS, coming_body, read_body, write_body
 from peer.compression.value_bytes import Piece
 from peer.errors import CodecError
 from peer.events import Delivery, Key
@@ -98,6 +98,25 @@ def decode(
     may keep views of it, where it is writable memory; else it shares none with it.
     """
     cursor = Cursor(memoryview(data).cast("B"), lasting)
+    message, kind = _read_head(cursor, layout, dtype)
+    return replace(message, body=read_body(kind, Cursor(cursor.rest(), lasting), layout, dtype))
+
+
+def coming(data: memoryview, layout: Layout, dtype: torch.dtype = torch.float32) -> Message | None:
+    """The message of which no more than the head is there yet, if it is a whole vector in the session's own
+    type. Its values are read where they lie, and nobody has looked at them. None of any other, and of what is
+    no message: `decode` says what it is when it is whole."""
+    cursor = Cursor(data, lasting=True)
+    try:
+        message, kind = _read_head(cursor, layout, dtype)
+    except CodecError:
+        return None
+    body = None if message.base else coming_body(kind, Cursor(cursor.rest(), lasting=True), layout, dtype)
+    return None if body is None else replace(message, body=body)
+
+
+def _read_head(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> tuple[Message, int]:
+    """The message without its body, and that one's kind."""
     head = _HEAD.unpack(cursor.take(_HEAD.size, "header"))
     magic, version, generation, number, phase, meaning, delivery, weight, base_length = head
     if magic != _MAGIC or version != VERSION:
@@ -112,5 +131,6 @@ def decode(
     kind, d = _BODY.unpack(cursor.take(_BODY.size, "body header"))
     if d != layout.d:
         raise CodecError(f"parameters: expected {layout.d}, found {d}")
-    body = read_body(kind, Cursor(cursor.rest(), lasting), layout, dtype)
-    return Message(Key(generation, number, phase), meaning, body, weight, base, _DELIVERIES[delivery])
+    nothing = Empty(d, dtype)
+    key = Key(generation, number, phase)
+    return Message(key, meaning, nothing, weight, base, _DELIVERIES[delivery]), kind

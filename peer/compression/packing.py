@@ -21,6 +21,7 @@ memory in proportion to d at most.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -51,7 +52,7 @@ from peer.compression.history import longest_sections as longest_recalled
 from peer.compression.indices import read_indices, write_indices
 from peer.compression.low_rank import bound, factors
 from peer.compression.quantize import longest_sections, read_symbols, write_symbols
-from peer.compression.value_bytes import Piece, read_values, write_values
+from peer.compression.value_bytes import Piece, code_of, read_values, write_values
 from peer.compression.values import Coding
 from peer.errors import CodecError
 from peer.grammar import MAX_GROUPS, MAX_RANK
@@ -123,6 +124,19 @@ def read_body(kind: int, cursor: Cursor, layout: Layout, dtype: torch.dtype) -> 
         raise CodecError(f"body kind: expected 0..{PORTION}, found {kind}")
     cursor.finish()
     return body
+
+
+def coming_body(kind: int, cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Dense | None:
+    """A vector as it is, in the session's own type, of which the first bytes are there: its values are still
+    to come. None of any other body, and where they cannot be used where they lie."""
+    if kind != DENSE or sys.byteorder != "little":
+        return None
+    if cursor.left != len(_PADDING) + 1 + layout.d * dtype.itemsize:
+        return None
+    padding, code = bytes(cursor.take(len(_PADDING), "padding")), cursor.byte("value type")
+    if padding != _PADDING or code != code_of(dtype):
+        return None
+    return Dense(torch.frombuffer(cursor.rest(), dtype=dtype), came=True)
 
 
 def _values(

@@ -49,12 +49,16 @@ def write_values(body: Valued) -> list[Piece]:
         raise DivergedError.found(float(numbers.abs().max()))
     coding = body.coding
     if coding is None:
-        code = FP64 if numbers.dtype == torch.float64 else VALUE_TYPES["fp32"].code
-        return [bytes((code,)), _floats_as_bytes(numbers)]
+        return [bytes((code_of(numbers.dtype),)), _floats_as_bytes(numbers)]
     head = bytes((VALUE_TYPES[coding.type].code,)) + _EXPONENT.pack(coding.exponent)
     scales: Piece = b"" if coding.scales is None else _floats_as_bytes(coding.scales)
     pack = _PACK.get(coding.type)
     return [head, scales, _floats_as_bytes(numbers) if pack is None else pack(numbers)]
+
+
+def code_of(dtype: torch.dtype) -> int:
+    """The value type of numbers as they are, float32 or float64."""
+    return FP64 if dtype == torch.float64 else VALUE_TYPES["fp32"].code
 
 
 def read_values(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from typing import Protocol
 
 from peer.errors import DataError, NoDaemonError, PeerdError, by_exit_code
-from peer.event_frames import EventAssembler
-from peer.events import FromLearner, ToLearner
+from peer.event_frames import EventAssembler, begin_frame, end_frame, progress_frame
+from peer.events import Deliver, FromLearner, ToLearner
 from peer.local import Connection, Frame
 from peer.shared_buffer import Reserve, SharedBuffer
 
@@ -39,10 +40,29 @@ class LearnerEnd:
         self._connection = connection
         self._assembler = EventAssembler(reserve.taken)
         self._export: asyncio.Future[SharedBuffer] | None = None
+        self._coming = set[int]()  # memory of parcels that are on their way here, and told of
 
     def send(self, command: ToLearner) -> None:
         """A command of the node, with its payload, which stays the caller's."""
+        if self._coming and isinstance(command, Deliver) and isinstance(command.payload, SharedBuffer):
+            self._coming.discard(command.payload.memory)
         self._connection.send_event(command)
+
+    def coming(self, parcel: Deliver, filled: int) -> None:
+        """So much of what may be delivered is there: to be looked at, and no more than that."""
+        payload = parcel.payload
+        assert isinstance(payload, SharedBuffer)
+        memory = payload.memory
+        if memory not in self._coming:
+            self._coming.add(memory)
+            payload.on_close = partial(self._given_up, memory)
+            self._connection.send(begin_frame(parcel), payload.fileno())
+        self._connection.send(progress_frame(memory, filled))
+
+    def _given_up(self, memory: int) -> None:
+        if memory in self._coming:
+            self._coming.discard(memory)
+            self._connection.send(end_frame(memory))
 
     def ask_to_stop(self) -> None:
         self._connection.send({"op": "stop"})

@@ -34,6 +34,7 @@ from peer.daemon.turns import Turns
 from peer.errors import ConfigError, PeerdError, StateError, UsageError
 from peer.events import (
     Block,
+    Deliver,
     Dispose,
     ForLearner,
     Gone,
@@ -56,13 +57,14 @@ from peer.events import (
 from peer.mesh import transport as mesh
 from peer.mesh.budget import Spending
 from peer.mesh.discovery import Discovery
+from peer.mesh.frames import Begin
 from peer.mesh.greeting import Introduction
 from peer.mesh.identity import SessionIdentity
 from peer.mesh.node import Node, NodeEvent
-from peer.mesh.stream import Intake
+from peer.mesh.stream import Buffer, Intake
 from peer.mesh.terms import Terms
 from peer.placing import Placing
-from peer.shared_buffer import Reserve
+from peer.shared_buffer import Reserve, overlaps
 from peer.status import SessionState, SessionStatus
 
 log = logging.getLogger(__name__)
@@ -101,7 +103,7 @@ class SessionDriver:
         self._control_bytes = 0  # of messages that were no frames, as the spending knows of them
         rng = random.Random(f"{device.key.id} {device.boot}")
         self.reserve = Reserve()  # memory for parcels that come, and of those the learner sends
-        intake = Intake(self._longest_parcel, self.reserve.make)
+        intake = Intake(self._longest_parcel, self.reserve.make, self._coming)
         insecure = self.options.insecure
         self.transport = mesh.Transport(identity, self._introduction, self._on_event, intake, rng, insecure)
         self.finder = Finder(self.transport, self.options.peers, self._knows, self.transport.learn)
@@ -338,6 +340,12 @@ class SessionDriver:
         self.figures.commanded(command)
         if self.learning.end is not None:
             self.learning.end.send(command)
+
+    def _coming(self, src: PeerId, begin: Begin, buffer: Buffer, filled: int) -> None:
+        """So much of a long parcel is here."""
+        if self.learning.end is not None and overlaps():
+            parcel = Deliver(src, begin.epoch, begin.number, begin.key, buffer, begin.delivery)
+            self.learning.end.coming(parcel, filled)
 
     def _note_progress(self, node: Node) -> None:
         """It trains: for one that joined, that counts as a first link; company ends being the founder."""

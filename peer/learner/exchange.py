@@ -54,6 +54,7 @@ from peer.events import (
     Taken,
     ToLearner,
 )
+from peer.learner.early import Early
 from peer.learner.incoming import Incoming
 from peer.learner.look import Look
 from peer.learner.outgoing import Outgoing
@@ -99,6 +100,8 @@ class Exchange:
         self.dtype = first.dtype
         self.outgoing = Outgoing(layout)
         self._sending = Sending(algorithm, self.outgoing, lockstep=lockstep)
+        # a driver may send messages here, before anybody reads the model they are made of; it gives the rest
+        self.emit: Callable[[list[FromLearner]], list[FromLearner]] = lambda sent: sent
         self._incoming = Incoming(layout, self.dtype, lockstep=lockstep)
         self.state: State = "seeking"
         if initial is not None:
@@ -302,6 +305,7 @@ class Exchange:
         else:
             messages = self.algorithm.step(u, lr, links, now)
         sent, held_back = self._sending.send(r, messages, final=self._final)
+        sent = self.emit(sent)
         worked_s, self._worked_s = self._worked_s, 0.0  # rounds without local steps follow, perhaps
         return [
             *sent,
@@ -351,6 +355,8 @@ class Exchange:
 
     def _deliver(self, command: Deliver, now: float, *, late: bool = False) -> Sequence[FromLearner]:
         src, name = command.src, (command.src, command.epoch, command.number)
+        if isinstance(command.payload, Early) and command.payload.lost:
+            return [Taken(*name)]  # its round was closed without it, as late
         if self.state in ("left", "finished"):
             return [Rejected(*name, "this learner is leaving", fault=False)]
         try:

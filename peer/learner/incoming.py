@@ -16,6 +16,7 @@ from peer.compression import codec
 from peer.compression.bodies import Layout
 from peer.errors import CodecError
 from peer.events import Deliver, Key, PeerId
+from peer.learner.early import Early
 
 
 class Incoming:
@@ -28,6 +29,9 @@ class Incoming:
 
     def decoded(self, parcel: Deliver) -> Message:
         """Raises RemoteError for what is no message, or is of another round than its parcel."""
+        early = parcel.payload.message() if isinstance(parcel.payload, Early) else None
+        if early is not None:
+            return early
         message = codec.decode(_bytes(parcel.payload), self.layout, self.dtype, lasting=True)
         if message.key != parcel.key:
             raise CodecError(f"parcel says round {parcel.key}, its message {message.key}")
@@ -48,7 +52,8 @@ class Incoming:
         return last is not None and (not self.lockstep or (last > at and key > at))
 
     def put_off(self, parcel: Deliver) -> None:
-        self._later.append(replace(parcel, payload=_bytes(parcel.payload)))
+        is_read = isinstance(parcel.payload, Early) and parcel.payload.message() is not None
+        self._later.append(parcel if is_read else replace(parcel, payload=_bytes(parcel.payload)))
 
     def due(self, keep: Callable[[PeerId, Key], bool]) -> Iterator[Deliver]:
         """All that was put off but for those to `keep`; asked of each when those before it are taken."""

@@ -31,6 +31,7 @@ from peer.event_frames import EventAssembler
 from peer.events import (
     FINAL,
     Closed,
+    Deliver,
     Direction,
     Found,
     FromLearner,
@@ -41,14 +42,16 @@ from peer.events import (
     ToLearner,
 )
 from peer.learner.dial import Attachment
+from peer.learner.early import Early
 from peer.learner.exchange import Change, Exchange, Resume, State
 from peer.learner.look import Look
-from peer.learner.outbox import Outbox, Rooms
+from peer.learner.outbox import Outbox, Rooms, exhaust
 from peer.local import SharedBuffer, error_of
-from peer.shared_buffer import Reserve
+from peer.shared_buffer import Growth, Reserve, overlaps
 
 log = logging.getLogger("peerd.learner")
 BEAT_S = 10.0  # between two signs of life; the daemon takes two minutes of silence for a fault (guess)
+LONG = 8 << 20  # bytes; to put a shorter message together takes a few milliseconds
 REDIAL_S = 0.5, 30.0  # first and longest wait between two tries; each is twice the one before (guess)
 
 
@@ -94,6 +97,7 @@ class Link:
         self._resume = resume  # until there is a newer one
         self._mixed: Tensor | None = None
         self._last: Resume | None = None  # what was there last, with its round, once it may be handed over
+        self._early: dict[SharedBuffer, Early] = {}  # parcels that are still coming, or are not delivered yet
         self._anew = False  # `_mixed` is the first model of a life: it replaces, whatever came before
         self._handed: tuple[Change, float, float] | None = None
         self._outbox: deque[dict[str, Any]] = deque()
@@ -328,8 +332,25 @@ class Link:
                 raise error_of(frame)
             case _:
                 event = self._assembler.take(frame, fd)
-                if event is not None:
+                payload = getattr(event, "payload", None)
+                if isinstance(event, Deliver) and isinstance(payload, SharedBuffer) and payload.growth:
+                    self._see(event, payload, payload.growth)
+                elif event is not None:
                     self._handle(event)
+
+    def _see(self, parcel: Deliver, payload: SharedBuffer, growth: Growth) -> None:
+        """A parcel is on its way: it is looked at as it comes, and counts when it is delivered."""
+        early = self._early[payload] = Early(parcel, payload, self._exchange.layout, self._exchange.dtype)
+
+        def look() -> None:
+            if growth.failed:
+                if self._early.pop(payload, None) is not None:
+                    early.close()
+                return
+            with self.met:
+                early.advance(growth.filled, self._exchange.algorithm)
+
+        growth.on_change = look
 
     def _handle(self, event: Any) -> None:
         command: ToLearner = event
@@ -337,7 +358,10 @@ class Link:
         try:
             if isinstance(payload, SharedBuffer) and self.sends_models:
                 self.rooms.came(payload)
+            early = self._early.pop(payload, None) if isinstance(payload, SharedBuffer) else None
             with self.met:
+                if early is not None and isinstance(command, Deliver):
+                    command = replace(command, payload=early)
                 seeking = self.state == "seeking"
                 if isinstance(command, HandOver) and self._last is None and (kept := self._kept()):
                     self._last = kept._replace(own={})  # which goes with the mass
@@ -368,15 +392,46 @@ class Link:
         exchange = self._duties.exchange(initial, resume)
         # `_send` copies the parts, before anything else is done with the model
         exchange.outgoing.encode = codec.in_parts
+        exchange.emit = self._emit
         return exchange
+
+    def _emit(self, sent: list[FromLearner]) -> list[FromLearner]:
+        """A model that is still to be laid out is laid while it goes out already."""
+        if not self.rooms.unlaid:
+            return sent
+        try:
+            self._send(sent)
+        finally:
+            self.rooms.finish()  # nobody is sent it, or there is no daemon any more
+        return []
 
     def _send(self, answers: Sequence[FromLearner]) -> None:
         """What is the same for several neighbors lies in one buffer."""
         with Outbox(self.rooms) as outbox:
             for answer in answers:
                 if isinstance(answer, Push) and isinstance(answer.payload, codec.Encoded):
-                    answer = replace(answer, payload=outbox.put(answer.payload))
-                self._attached.client.send_event(answer)
+                    self._push(answer, answer.payload, outbox)
+                else:
+                    self._attached.client.send_event(answer)
+
+    def _push(self, push: Push, message: codec.Encoded, outbox: Outbox) -> None:
+        """Hand it over; what is long and still to be put together before that, with word of how far it is."""
+        client, (buffer, filling) = self._attached.client, outbox.begin(message)
+        push = replace(push, payload=buffer)
+        try:
+            if len(buffer) < LONG or not overlaps() or (filled := next(filling, None)) is None:
+                exhaust(filling)
+                client.send_event(push)
+                return
+            client.begin_event(push, buffer)
+            client.progress(buffer, filled)
+            said = filled
+            for filled in filling:
+                if filled - said >= LONG or filled == len(buffer):
+                    client.progress(buffer, filled)
+                    said = filled
+        finally:
+            exhaust(filling)  # it may be this learner's model
 
     def _export(self, known: dict[str, str]) -> None:
         kept = self.kept()

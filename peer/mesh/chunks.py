@@ -6,6 +6,8 @@ would be copied twice more, into memory that is new each time: 0.4 ms for 256 Ki
 
 from __future__ import annotations
 
+import asyncio
+
 from xxhash import xxh3_128
 
 from peer.events import Payload
@@ -59,6 +61,19 @@ def part_of(payload: Payload, at: int, size: int) -> memoryview:
     data = part(at, size)
     assert isinstance(data, memoryview)
     return data
+
+
+async def is_there(payload: Payload, end: int) -> bool:
+    """Wait until an outgoing payload is filled up to there. False: it never will be."""
+    growth = getattr(payload, "growth", None)
+    if growth is None:
+        return True
+    changed = asyncio.Event()
+    growth.on_change = changed.set
+    while growth.filled < end and not growth.failed:
+        await changed.wait()
+        changed.clear()
+    return bool(growth.filled >= end)
 
 
 def chunk_to_wire(data: bytes | memoryview) -> bytes:

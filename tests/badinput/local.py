@@ -62,7 +62,7 @@ EVENTS: list[FromLearner | ToLearner] = [
 ]
 FRAMES: list[Any] = [to_frame(event) for event in EVENTS]
 OTHERS: list[Any] = [
-    {"op": "hello", "protocol": 1, "role": "cli"},
+    {"op": "hello", "protocol": 2, "role": "cli"},
     {"op": "begin", "fd": True, "event": FRAMES[1]},
     {"op": "progress", "filled": 12},
     {"op": "end", "sha256": hashlib.sha256(b"p" * 24).digest()},

@@ -53,7 +53,7 @@ class FakeDaemon:
             while True:
                 request, _ = await connection.receive()
                 if request["op"] == "hello":
-                    connection.send({"op": "hello", "protocol": 1, "version": "0", "pid": os.getpid()})
+                    connection.send({"op": "hello", "protocol": 2, "version": "0", "pid": os.getpid()})
                     continue
                 self.asked.append(request)
                 self._answer(connection, request)

@@ -17,7 +17,22 @@ from peer.algorithms.d_psgd import DPSGD
 from peer.compression import codec
 from peer.compression.bodies import Dense, Layout
 from peer.compression.codec import Message
-from peer.events import Closed, Deadline, Deliver, Key, LinkUp, OpenRound, Push, Pushed, Sponsor
+from peer.errors import NoDaemonError
+from peer.event_frames import end_frame
+from peer.events import (
+    Closed,
+    Deadline,
+    Deliver,
+    Key,
+    LinkUp,
+    OpenRound,
+    Push,
+    Pushed,
+    Rejected,
+    Sponsor,
+    Taken,
+)
+from peer.learner import link, outbox
 from peer.learner.attach import Swarm, Terms
 from peer.learner.checkpoint import CheckpointKeeper
 from peer.shared_buffer import SharedBuffer
@@ -28,7 +43,8 @@ SESSION = descriptor(algorithm="d-psgd", topology="complete", local_steps=1)
 class Device:
     """A script whose daemon has one neighbor, b, and is told every event by a test."""
 
-    def __init__(self, folder: Path, numbers: int) -> None:
+    def __init__(self, folder: Path, numbers: int, *, early: bool) -> None:
+        self.early = early  # b's model is told of while it comes
         self.daemon = StandIn(SESSION, keep_open=False)
         self.model = nn.ParameterList([torch.zeros(numbers)])
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.125)
@@ -58,13 +74,20 @@ class Device:
             said = Message(key, DPSGD.MEANING, Dense(values), delivery="latest")
             with SharedBuffer.of(codec.encode(said)) as parcel:
                 self.came = os.fstat(parcel.fileno()).st_ino
-                self.tell(Deliver("b", 1, t + 1, key, parcel, "latest"))
+                self.deliver(Deliver("b", 1, t + 1, key, parcel, "latest"), parcel)
 
         answering = threading.Thread(target=answer)
         answering.start()
         self.model[0].data.sub_(steps)
         assert self.swarm.step()
         answering.join()
+
+    def deliver(self, command: Deliver, parcel: SharedBuffer) -> None:
+        if self.early:
+            self.daemon.client.begin_event(command, parcel)
+            for quarter in (1, 2, 3):
+                self.daemon.client.progress(parcel, quarter * len(parcel) // 4)
+        self.tell(command)
 
     @property
     def x(self) -> float:
@@ -75,16 +98,29 @@ class Device:
     def sent(self, i: int = -1) -> tuple[int, float]:
         """Of a model that went out: in which memory it lies, and its value."""
         event = self.events(Push)[i]
-        assert isinstance(event, Push) and isinstance(event.payload, SharedBuffer)
-        values = codec.decode(event.payload.view(), Layout((self.model[0].numel(),))).body.dense()
+        assert isinstance(event, Push)
+        payload = event.payload
+        assert isinstance(payload, SharedBuffer)
+        self.daemon.wait_for(lambda: payload.growth is None)
+        values = codec.decode(payload.view(), Layout((self.model[0].numel(),))).body.dense()
         assert values.min() == values.max()
-        return os.fstat(event.payload.fileno()).st_ino, float(values[0])
+        return payload.memory, float(values[0])
 
 
-@pytest.fixture(params=[5, 1 << 19], ids=["mapped by each buffer", "mapped by the reserve"])
-def device(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Device]:
+@pytest.fixture(
+    params=[(5, False), (1 << 19, False), (1 << 19, True)],
+    ids=["mapped by each buffer", "mapped by the reserve", "handed over before they are whole"],
+)
+def device(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Device]:
     torch.set_num_threads(1)
-    device = Device(tmp_path, request.param)
+    numbers, early = request.param
+    if early:
+        monkeypatch.setattr(link, "LONG", 1 << 18)
+        monkeypatch.setattr(link, "overlaps", lambda: True)
+        monkeypatch.setattr(outbox, "STRETCH", 1 << 18)
+    device = Device(tmp_path, numbers, early=early)
     yield device
     device.swarm.close()
     device.daemon.close()
@@ -140,16 +176,16 @@ def test_a_script_that_is_told_to_stop_waits_until_its_model_is_laid_out(
     """Else it would go on and change the model that is being laid out."""
     device.round(0, theirs=3.0)
     device.tell(OpenRound(Key(round=1), {"b": 0.5}, ("b",), 2, 1.0))
-    link, order = device.swarm._link, list[str]()
-    with link.met:
-        link.wait(link.is_open, 60)
-    answer, lay = link._answer_training_thread, device.swarm._lay
+    meeting, order = device.swarm._link, list[str]()
+    with meeting.met:
+        meeting.wait(meeting.is_open, 60)
+    answer, lay = meeting._answer_training_thread, device.swarm._lay
 
     def late() -> None:
-        if link.handing_over and not order:
-            link.stop()
-            with link.met:
-                link.met.notify_all()
+        if meeting.handing_over and not order:
+            meeting.stop()
+            with meeting.met:
+                meeting.met.notify_all()
             order.append("stopped")
             threading.Event().wait(0.2)
         answer()
@@ -158,7 +194,7 @@ def test_a_script_that_is_told_to_stop_waits_until_its_model_is_laid_out(
         order.append("laid")
         return lay(over)
 
-    monkeypatch.setattr(link, "_answer_training_thread", late)
+    monkeypatch.setattr(meeting, "_answer_training_thread", late)
     monkeypatch.setattr(device.swarm, "_lay", laying)
     device.model[0].data.sub_(1.0)
     assert not device.swarm.step()
@@ -173,9 +209,9 @@ def test_a_script_that_is_told_to_stop_waits_until_its_model_is_laid_out(
 def ready_for(device: Device, t: int) -> None:
     """Round t is open, and its local step done."""
     device.tell(OpenRound(Key(round=t), {"b": 0.5}, ("b",), 2, 1.0))
-    link = device.swarm._link
-    with link.met:
-        link.wait(link.is_open, 60)
+    meeting = device.swarm._link
+    with meeting.met:
+        meeting.wait(meeting.is_open, 60)
     device.model[0].data.sub_(1.0)
 
 
@@ -184,18 +220,18 @@ def test_a_daemon_that_goes_while_a_model_is_looked_at_is_not_waited_for(
 ) -> None:
     device.round(0, theirs=3.0)
     ready_for(device, 1)
-    link, flat = device.swarm._link, device.swarm._flat
+    meeting, flat = device.swarm._link, device.swarm._flat
     bound = flat.bound
 
     def late() -> float:
         device.daemon.close()
-        with link.met:
-            link.wait(lambda: not link.connected, 60)
+        with meeting.met:
+            meeting.wait(lambda: not meeting.connected, 60)
         return bound()
 
     monkeypatch.setattr(flat, "bound", late)
     assert not device.swarm.step()
-    assert not link.handing_over
+    assert not meeting.handing_over
     device.model[0].data.sub_(1.0)
     assert not device.swarm.step()
     assert device.x == -1.0, "trained alone since"
@@ -206,22 +242,22 @@ def test_a_handler_that_raises_takes_back_what_is_handed_over(
 ) -> None:
     device.round(0, theirs=3.0)
     ready_for(device, 1)
-    link = device.swarm._link
-    hand_over, nudge = link.hand_over, link._nudge
+    meeting = device.swarm._link
+    hand_over, nudge = meeting.hand_over, meeting._nudge
 
     def interrupted(*given: Any) -> None:
-        monkeypatch.setattr(link, "_nudge", lambda: None)  # the link thread has something else to do
+        monkeypatch.setattr(meeting, "_nudge", lambda: None)  # the meeting thread has something else to do
         hand_over(*given)
-        assert link.handing_over
+        assert meeting.handing_over
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(link, "hand_over", interrupted)
+    monkeypatch.setattr(meeting, "hand_over", interrupted)
     with pytest.raises(KeyboardInterrupt):
         device.swarm.step()
-    assert not link.handing_over
+    assert not meeting.handing_over
     device.model[0].data.fill_(7.0)
-    monkeypatch.setattr(link, "_nudge", nudge)
-    link.post({"op": "report", "beat_s": 1.0})
+    monkeypatch.setattr(meeting, "_nudge", nudge)
+    meeting.post({"op": "report", "beat_s": 1.0})
     device.daemon.wait_for(lambda: device.daemon.reports()[-1] == {"op": "report", "beat_s": 1.0})
     assert len(device.events(Pushed)) == 1
 
@@ -244,3 +280,119 @@ def test_a_model_that_is_half_laid_over_another_is_kept_nowhere(
     found = CheckpointKeeper(tmp_path, SESSION.id, device.swarm._flat.signature).found
     assert found is not None
     assert (found.model.min(), found.model.max()) == (1.0, 1.0)
+
+
+def held() -> set[int]:
+    """Memory of messages that this process has, by descriptor or mapped."""
+    files = [file for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "peerd-payload" in line]
+    named = {os.stat(file).st_ino for file in files if "peerd-payload" in os.readlink(file)}
+    return named | {int(line.split()[4]) for line in maps}
+
+
+def test_a_daemon_that_goes_while_a_model_is_laid_leaves_it_whole(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.round(0, theirs=3.0)
+    ready_for(device, 1)
+    client, meeting = device.swarm._link._attached.client, device.swarm._link
+
+    def gone(*_: object) -> None:
+        raise NoDaemonError("gone")
+
+    monkeypatch.setattr(client, "progress", gone)
+    monkeypatch.setattr(client, "send_event", gone)
+    assert not device.swarm.step()
+    assert not meeting.rooms.torn
+    kept = meeting.kept()
+    assert kept is not None
+    assert (kept.model.min(), kept.model.max()) == (0.0, 0.0)
+
+
+def early(device: Device, t: int, value: float, *, last: float | None = None) -> tuple[Deliver, SharedBuffer]:
+    """Three quarters of b's model for round t have come. last: its last number, if another one."""
+    values = torch.full((device.model[0].numel(),), value)
+    values[-1] = value if last is None else last
+    key = Key(round=t)
+    head = codec.in_parts(Message(key, DPSGD.MEANING, Dense(values, peak=1.0), delivery="latest"))
+    parcel = SharedBuffer.of(*head.parts)
+    command = Deliver("b", 1, t + 1, key, parcel, "latest")
+    device.daemon.client.begin_event(command, parcel)
+    device.daemon.client.progress(parcel, 3 * len(parcel) // 4)
+    return command, parcel
+
+
+def stepped(device: Device) -> threading.Thread:
+    """A step that waits for b."""
+    stepping = threading.Thread(target=device.swarm.step)
+    pushed = len(device.events(Pushed))
+    stepping.start()
+    device.daemon.wait_for(lambda: len(device.events(Pushed)) > pushed)
+    return stepping
+
+
+def test_what_never_becomes_whole_counts_for_nothing(device: Device) -> None:
+    """Three quarters of it have been mixed already, in its own memory."""
+    device.round(0, theirs=3.0)
+    ready_for(device, 1)
+    stepping = stepped(device)
+    _, parcel = early(device, 1, 8.0)
+    memory = parcel.memory
+    device.daemon.client.send(end_frame(memory))
+    parcel.close()
+    device.tell(Deadline(Key(round=1)))
+    stepping.join()
+    assert device.x == 0.0
+    assert memory not in held()
+    device.round(2, theirs=1.0)
+    assert device.x == 0.0
+
+
+def test_what_is_whole_after_its_round_counts_for_nothing(device: Device) -> None:
+    device.round(0, theirs=3.0)
+    ready_for(device, 1)
+    stepping = stepped(device)
+    command, parcel = early(device, 1, 8.0)
+    device.tell(Deadline(Key(round=1)))
+    stepping.join()
+    device.tell(command)
+    device.daemon.wait_for(lambda: len(device.events(Taken)) == 2)
+    parcel.close()
+    assert device.x == 0.0
+    device.round(2, theirs=1.0)
+    assert device.x == 0.0
+
+
+def test_what_is_not_finite_at_its_end_is_refused_whole(device: Device) -> None:
+    device.round(0, theirs=3.0)
+    ready_for(device, 1)
+    stepping = stepped(device)
+    command, parcel = early(device, 1, 8.0, last=float("inf"))
+    device.tell(command)
+    device.daemon.wait_for(lambda: bool(device.events(Rejected)))
+    (refused,) = device.events(Rejected)
+    assert isinstance(refused, Rejected)
+    assert f"found inf at {device.model[0].numel() - 1}" in refused.reason
+    parcel.close()
+    device.tell(Deadline(Key(round=1)))
+    stepping.join()
+    assert device.x == 0.0
+
+
+def test_two_that_come_at_a_time_are_one_after_the_other(device: Device) -> None:
+    """The next round's message is on its way before this one's has been delivered."""
+    device.round(0, theirs=3.0)
+    ready_for(device, 1)
+    stepping = stepped(device)
+    this, first = early(device, 1, 8.0)
+    following, second = early(device, 2, 5.0)
+    device.tell(this)
+    stepping.join()
+    assert device.x == 4.0
+    ready_for(device, 2)
+    stepping = stepped(device)
+    device.tell(following)
+    stepping.join()
+    assert device.x == 4.0
+    first.close()
+    second.close()

@@ -121,6 +121,9 @@ def test_a_model_is_laid_over_one_that_was_given_to_nobody() -> None:
     first = rooms.lay([torch.arange(4.0)], 4, torch.float32)
     second = rooms.lay([torch.zeros(1), torch.ones(3)], 4, torch.float32, over=first)
     assert second is first
+    assert rooms.torn, "neither model is there before it is laid"
+    rooms.finish()
+    assert not rooms.torn
     assert second.tolist() == [0, 1, 1, 1]
     assert payloads() == before + 1
     with Outbox(rooms) as outbox:

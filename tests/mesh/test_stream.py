@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 import pytest
 
@@ -11,10 +12,10 @@ from peer.events import FrameHeard, Key, Parcel, Progress
 from peer.mesh import chunks, stream
 from peer.mesh.chunks import CHUNK_BYTES, LONG_CHUNK_BYTES, QUICK_RUN, chunk_from_wire
 from peer.mesh.contacts import Contact
-from peer.mesh.frames import frame_from_wire, parse
+from peer.mesh.frames import Begin, frame_from_wire, parse
 from peer.mesh.heap import LONG
 from peer.mesh.stream import Intake, LinkStream
-from peer.shared_buffer import SharedBuffer
+from peer.shared_buffer import Growth, SharedBuffer
 from peer.wire import peer_pb2 as pb
 
 PEER = "p-" + "a" * 26
@@ -90,3 +91,64 @@ async def test_memory_of_chunks_is_kept_once_a_long_parcel_passes(
     into._take(frame_from_wire(parse(pb.LinkFrame, begin)))
     assert len(told) == kept
     into.close("over")
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    for _ in range(60_000):
+        if seen():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("not within a minute")
+
+
+async def test_a_parcel_is_sent_as_far_as_it_is_filled() -> None:
+    content = bytes(range(256)) * (3 * CHUNK_BYTES // 256) + b"end"
+    pipe, buffer = Pipe(), SharedBuffer.create(len(content))
+    buffer.growth = growth = Growth()
+    out = LinkStream(Contact(PEER), "out", pipe, Intake(lambda: 0, SharedBuffer.create), dialed=True)
+    writing = asyncio.create_task(out._write_parcel(Parcel(1, 1, Key(), buffer, "latest")))
+    await until(lambda: len(pipe.written) == 1)
+    for filled, there in ((CHUNK_BYTES - 1, 0), (2 * CHUNK_BYTES + 1, 2), (len(content), 4)):
+        buffer.write(growth.filled, content[growth.filled : filled])
+        growth.reach(filled, last=filled == len(content))
+        await until(lambda there=there: len(chunks_in(pipe.written)) == there)  # type: ignore[misc]  # a default
+        await asyncio.sleep(0.01)
+        assert len(chunks_in(pipe.written)) == there
+    await writing
+    sent_bytes = [chunk for chunk in map(chunk_from_wire, pipe.written) if chunk is not None]
+    assert b"".join(sent_bytes) == content
+    assert not out.closed
+    buffer.close()
+
+
+async def test_a_parcel_that_is_given_up_before_it_is_filled_ends_the_stream() -> None:
+    pipe, buffer = Pipe(), SharedBuffer.create(2 * CHUNK_BYTES)
+    buffer.growth = growth = Growth()
+    out = LinkStream(Contact(PEER), "out", pipe, Intake(lambda: 0, SharedBuffer.create), dialed=True)
+    writing = asyncio.create_task(out._write_parcel(Parcel(1, 1, Key(), buffer, "latest")))
+    growth.reach(CHUNK_BYTES)
+    await until(lambda: len(chunks_in(pipe.written)) == 1)
+    buffer.close()  # its learner is gone
+    await writing
+    assert out.closed and "taken away" in out.reason
+    assert len(chunks_in(pipe.written)) == 1
+
+
+async def test_how_far_a_long_parcel_has_come_is_told_but_not_that_it_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "TELL_BYTES", 2 * CHUNK_BYTES)
+    told, content = list[tuple[str, int, int, bytes]](), bytes(range(256)) * (6 * CHUNK_BYTES // 256)
+
+    def coming(src: str, begin: Begin, buffer: stream.Buffer, filled: int) -> None:
+        assert isinstance(buffer, SharedBuffer)
+        told.append((src, begin.number, filled, buffer.read(0, filled)))
+
+    intake = Intake(lambda: len(content), SharedBuffer.create, coming)
+    into = LinkStream(Contact(PEER), "in", Pipe(), intake, dialed=True)
+    for frame in await sent(content, content[: 2 * CHUNK_BYTES]):
+        chunk = chunk_from_wire(frame)
+        into._take(
+            frame_from_wire(parse(pb.LinkFrame, frame)) if chunk is None else stream.Chunk(bytes(chunk))
+        )
+    assert told == [(PEER, 1, filled, content[:filled]) for filled in (2 * CHUNK_BYTES, 4 * CHUNK_BYTES)]

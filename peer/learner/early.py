@@ -1,0 +1,83 @@
+"""A long parcel, looked at while it comes: whether its numbers are finite, and the mean with them.
+
+The daemon knows whether a parcel is what was sent when all of it has come. What is done before is of use
+then, and else goes with the parcel: nothing but its own memory is written to. So a mean may take its place
+there as far as it has come, and a message whose place is taken counts in that mean or nowhere (`lost`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from peer.algorithms.base import Algorithm, Folding, Message
+from peer.compression import codec
+from peer.compression.bodies import Dense
+from peer.compression.layout import Layout, bound_of
+from peer.events import Deliver
+
+
+class Buffer(Protocol):
+    """Where it comes to lie (peer.shared_buffer.SharedBuffer is one)."""
+
+    def __len__(self) -> int: ...
+    def view(self) -> memoryview: ...
+    def close(self) -> None: ...
+
+
+class Early:
+    """Its message is looked at if it is a vector as it is, which is as long as a message can be; any other is
+    decoded when it is whole. Takes the parcel's payload over."""
+
+    def __init__(self, parcel: Deliver, payload: Buffer, layout: Layout, dtype: torch.dtype) -> None:
+        self.payload = payload
+        self._parcel, self._layout, self._dtype = parcel, layout, dtype
+        self._message: Message | None = None
+        self._is_other = False  # nothing is known of it before it is whole
+        self._checked = 0  # numbers
+        self._peak = 0.0  # of those, or a bound of it
+        self._folding: Folding | None = None
+
+    def __len__(self) -> int:
+        return len(self.payload)
+
+    def advance(self, filled: int, algorithm: Algorithm) -> None:
+        """Look at what is there: `filled` bytes."""
+        if self._message is None and not self._is_other and filled >= codec.DENSE_HEAD_BYTES:
+            self._message = codec.coming(self.payload.view(), self._layout, self._dtype)
+            self._is_other = self._message is None or self._message.key != self._parcel.key
+        if self._message is None or self._is_other:
+            return
+        values = self._message.body.dense()
+        upto = (filled - codec.DENSE_HEAD_BYTES) // self._dtype.itemsize
+        peak = bound_of(values[self._checked : upto]) if upto > self._checked else 0.0
+        if not math.isfinite(peak):
+            self._is_other = True  # decoding it says where: nothing is folded that was not looked at
+            return
+        self._checked, self._peak = upto, max(self._peak, peak)
+        if self._folding is None:
+            self._folding = algorithm.coming(self._parcel.src, self._message)
+        if self._folding is not None:
+            self._folding.to(upto)
+
+    @property
+    def lost(self) -> bool:
+        """Has its memory been used for a mean that has come to nothing?"""
+        return self._folding is not None and self._folding.void
+
+    def message(self) -> Message | None:
+        """Of the whole parcel, once `advance` has seen all of it. None: it is yet to be decoded."""
+        if self._message is None or self._is_other:
+            return None
+        body = self._message.body
+        assert isinstance(body, Dense) and self._checked == body.size, "a part has not been looked at"
+        return replace(self._message, body=replace(body, peak=self._peak))
+
+    def view(self) -> memoryview:
+        return self.payload.view()
+
+    def close(self) -> None:
+        self.payload.close()
