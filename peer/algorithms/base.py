@@ -32,11 +32,16 @@ SNAPSHOT, SHARE, ESTATE = 0, 1, 2  # meanings every algorithm knows; an algorith
 MAX_WEIGHT = 1e6  # in one message; the weights of a whole session sum up to its founders' (guess)
 
 
+def most_of(dtype: torch.dtype) -> float:
+    """The largest value that is taken, after weighing."""
+    return math.sqrt(torch.finfo(dtype).max)
+
+
 def refuse_overflow(src: PeerId, message: Message, dtype: torch.dtype) -> None:
     """Raises RemoteError for numbers that are finite, and in products and sums soon would not be."""
     if message.weight > MAX_WEIGHT:
         raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
-    body, most = message.body, math.sqrt(torch.finfo(dtype).max)
+    body, most = message.body, most_of(dtype)
     known, weight = body.peak if isinstance(body, Dense) else None, max(1.0, message.weight)
     if known is not None and known * weight <= most:
         return

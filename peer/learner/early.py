@@ -13,10 +13,10 @@ from typing import Protocol
 
 import torch
 
-from peer.algorithms.base import Algorithm, Folding, Message
+from peer.algorithms.base import Algorithm, Folding, Message, most_of
 from peer.compression import codec
 from peer.compression.bodies import Dense
-from peer.compression.layout import Layout, bound_of
+from peer.compression.layout import Layout, bound_of, peak_of
 from peer.events import Deliver
 
 
@@ -39,6 +39,7 @@ class Early:
         self._is_other = False  # nothing is known of it before it is whole
         self._checked = 0  # numbers
         self._peak = 0.0  # of those, or a bound of it
+        self._most = most_of(dtype)
         self._folding: Folding | None = None
 
     def __len__(self) -> int:
@@ -53,11 +54,16 @@ class Early:
             return
         values = self._message.body.dense()
         upto = (filled - codec.DENSE_HEAD_BYTES) // self._dtype.itemsize
-        peak = bound_of(values[self._checked : upto]) if upto > self._checked else 0.0
+        new = values[self._checked : upto]
+        peak = bound_of(new) if len(new) else 0.0
+        if peak > self._most:
+            peak = peak_of(new)
         if not math.isfinite(peak):
             self._is_other = True  # decoding it says where: nothing is folded that was not looked at
             return
         self._checked, self._peak = upto, max(self._peak, peak)
+        if self._peak > self._most:
+            return  # it will be refused, for what is left as it is from there on
         if self._folding is None:
             self._folding = algorithm.coming(self._parcel.src, self._message)
         if self._folding is not None:

@@ -363,16 +363,19 @@ def test_what_is_whole_after_its_round_counts_for_nothing(device: Device) -> Non
     assert device.x == 0.0
 
 
-def test_what_is_not_finite_at_its_end_is_refused_whole(device: Device) -> None:
+@pytest.mark.parametrize(
+    ("last", "why"), [(float("inf"), "found inf at "), (3e19, "values of at most 2e+19, not 3e+19")]
+)
+def test_what_is_wrong_at_its_end_is_refused_whole(device: Device, last: float, why: str) -> None:
     device.round(0, theirs=3.0)
     ready_for(device, 1)
     stepping = stepped(device)
-    command, parcel = early(device, 1, 8.0, last=float("inf"))
+    command, parcel = early(device, 1, 8.0, last=last)
     device.tell(command)
     device.daemon.wait_for(lambda: bool(device.events(Rejected)))
     (refused,) = device.events(Rejected)
     assert isinstance(refused, Rejected)
-    assert f"found inf at {device.model[0].numel() - 1}" in refused.reason
+    assert why in refused.reason
     parcel.close()
     device.tell(Deadline(Key(round=1)))
     stepping.join()
