@@ -37,7 +37,7 @@ EVENTS: dict[str, type[Any]] = {k.__name__: k for k in (*get_args(FromLearner), 
 MAX_TEXT = 4096  # characters of any text field: reasons are the longest (guess)
 MAX_BYTES = 64  # bytes of any digest field; SHA-512 is the longest in use anywhere
 MAX_INT = (1 << 63) - 1
-MAX_BEGUN = 256  # payloads under way on one connection; one for each neighbor are (guess)
+MAX_BEGUN = 1024  # payloads under way on one connection; a session has 256 members
 
 
 def to_frame(event: Event) -> Frame:

@@ -68,9 +68,11 @@ class Growth:
         self._tell(last=True)
 
     def _tell(self, *, last: bool) -> None:
-        self.on_change()
-        if last:
-            self.on_change = lambda: None  # what it was for may have the buffer
+        try:
+            self.on_change()
+        finally:
+            if last:
+                self.on_change = lambda: None  # what it was for may have the buffer
 
 
 class SharedBuffer:

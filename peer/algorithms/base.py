@@ -133,6 +133,9 @@ class Folding(Protocol):
     def to(self, stop: int) -> None:
         """So many of its numbers are there, and finite."""
 
+    def give_up(self) -> None:
+        """It will never be whole."""
+
 
 class Algorithm(ABC):
     """The protocol, as `learner.exchange` speaks it. x0: the initial model, as long as there is a use for it.

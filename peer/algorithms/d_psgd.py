@@ -52,6 +52,8 @@ class DPSGD(WholeModel):
 
     def average(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         mean, self._begun = self._begun, None
+        if mean is not None and mean.void:
+            mean = None
         if mean is not None and not any(_is_at(mean.mixed, message.body) for message in heard.values()):
             mean.give_up()  # what it was begun for has not come
             mean = None
@@ -62,7 +64,8 @@ class DPSGD(WholeModel):
     def coming(self, src: PeerId, message: Message) -> Folding | None:
         """Yes, where it is the last one that the open round can hear: the mean takes its place."""
         come = {j: mail.now for j, mail in self._mail.items() if mail.now is not None}
-        is_last = self.lockstep and self._begun is None and self.links.out.keys() - come.keys() == {src}
+        is_free = self._begun is None or self._begun.void
+        is_last = self.lockstep and is_free and self.links.out.keys() - come.keys() == {src}
         y = self._y
         if y is None or not is_last or (message.key, message.meaning) != (self.key, self.MEANING):
             return None
@@ -112,7 +115,8 @@ class _Mean:
         self.at = max(self.at, stop)
 
     def give_up(self) -> None:
-        self.void, self.models, self.y = True, [], self.y[:0]
+        nothing = self.y.new_empty(0)  # a view of y would keep its memory
+        self.void, self.models, self.y, self.mixed = True, [], nothing, nothing
 
 
 def _is_at(place: Tensor, body: Body) -> bool:

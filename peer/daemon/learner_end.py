@@ -49,15 +49,20 @@ class LearnerEnd:
         self._connection.send_event(command)
 
     def coming(self, parcel: Deliver, filled: int) -> None:
-        """So much of what may be delivered is there: to be looked at, and no more than that."""
+        """So much of what may be delivered is there: to be looked at, and no more than that. An earlier
+        learner may have mixed a part of it in its place already: then the link's epoch has ended with that
+        one, and it will not be delivered (mesh/inlink.py)."""
         payload = parcel.payload
         assert isinstance(payload, SharedBuffer)
-        memory = payload.memory
-        if memory not in self._coming:
-            self._coming.add(memory)
-            payload.on_close = partial(self._given_up, memory)
-            self._connection.send(begin_frame(parcel), payload.fileno())
-        self._connection.send(progress_frame(memory, filled))
+        try:
+            memory = payload.memory
+            if memory not in self._coming:
+                self._connection.send(begin_frame(parcel), payload.fileno())
+                self._coming.add(memory)
+                payload.on_close = partial(self._given_up, memory)
+            self._connection.send(progress_frame(memory, filled))
+        except OSError as error:  # no descriptor left, say
+            log.info("a parcel is not looked at while it comes: %s", error, extra={"peer": parcel.src})
 
     def _given_up(self, memory: int) -> None:
         if memory in self._coming:

@@ -30,7 +30,7 @@ class Buffer(Protocol):
 
 class Early:
     """Its message is looked at if it is a vector as it is, which is as long as a message can be; any other is
-    decoded when it is whole. Takes the parcel's payload over."""
+    decoded when it is whole."""
 
     def __init__(self, parcel: Deliver, payload: Buffer, layout: Layout, dtype: torch.dtype) -> None:
         self.payload = payload
@@ -62,7 +62,7 @@ class Early:
             self._is_other = True  # decoding it says where: nothing is folded that was not looked at
             return
         self._checked, self._peak = upto, max(self._peak, peak)
-        if self._peak > self._most:
+        if self._is_too_large:
             return  # it will be refused, for what is left as it is from there on
         if self._folding is None:
             self._folding = algorithm.coming(self._parcel.src, self._message)
@@ -70,9 +70,16 @@ class Early:
             self._folding.to(upto)
 
     @property
+    def _is_too_large(self) -> bool:
+        """Will it be refused, as base.refuse_overflow does?"""
+        weight = max(1.0, self._message.weight) if self._message is not None else 1.0
+        return self._peak * weight > self._most
+
+    @property
     def lost(self) -> bool:
-        """Has its memory been used for a mean that has come to nothing?"""
-        return self._folding is not None and self._folding.void
+        """Is nothing wrong with it, and has its memory been used for a mean that has come to nothing?"""
+        is_void = self._folding is not None and self._folding.void
+        return is_void and not self._is_other and not self._is_too_large
 
     def message(self) -> Message | None:
         """Of the whole parcel, once `advance` has seen all of it. None: it is yet to be decoded."""
@@ -85,5 +92,8 @@ class Early:
     def view(self) -> memoryview:
         return self.payload.view()
 
-    def close(self) -> None:
+    def give_up(self) -> None:
+        """It will never be whole."""
+        if self._folding is not None:
+            self._folding.give_up()
         self.payload.close()

@@ -355,10 +355,10 @@ class Exchange:
 
     def _deliver(self, command: Deliver, now: float, *, late: bool = False) -> Sequence[FromLearner]:
         src, name = command.src, (command.src, command.epoch, command.number)
-        if isinstance(command.payload, Early) and command.payload.lost:
-            return [Taken(*name)]  # its round was closed without it, as late
         if self.state in ("left", "finished"):
             return [Rejected(*name, "this learner is leaving", fault=False)]
+        if isinstance(command.payload, Early) and command.payload.lost:
+            return [Taken(*name)]  # its round was closed without it, as late
         try:
             message = self._incoming.decoded(command)
             if message.meaning == SNAPSHOT and message.weight == 0:

@@ -279,8 +279,7 @@ class Link:
         client.send_event(Ready(self._attached.life, round_, algorithm.bases))
         beat_at = time.monotonic()  # at once: from then on silence is a fault
         while True:
-            for frame, fd in client.receive_ready():
-                self._on_frame(frame, fd)
+            self._on_frames(deque(client.receive_ready()))
             closing = self._closing
             self._answer_training_thread()
             if closing:
@@ -310,6 +309,15 @@ class Link:
         self._send(answers)
         for frame in frames:
             self._attached.client.send(frame)
+
+    def _on_frames(self, frames: deque[tuple[dict[str, Any], int | None]]) -> None:
+        try:
+            while frames:
+                self._on_frame(*frames.popleft())
+        finally:
+            for _, fd in frames:  # behind one that ends this life
+                if fd is not None:
+                    os.close(fd)
 
     def _on_frame(self, frame: dict[str, Any], fd: int | None) -> None:
         match frame["op"]:
@@ -345,7 +353,8 @@ class Link:
         def look() -> None:
             if growth.failed:
                 if self._early.pop(payload, None) is not None:
-                    early.close()
+                    with self.met:
+                        early.give_up()
                 return
             with self.met:
                 early.advance(growth.filled, self._exchange.algorithm)

@@ -54,6 +54,8 @@ class Rooms:
         assert self._unlaid is None, "a model is still to be laid"
         if over is not None and self._is_free(over, size, dtype):
             self.torn, self._unlaid = True, (over, pieces)
+            if sys.byteorder != "little":
+                self.finish()  # what is sent there is a copy, made before it could be laid
             return over
         buffer, at = self.reserve.make(DENSE_HEAD_BYTES + size * dtype.itemsize), DENSE_HEAD_BYTES
         try:
@@ -167,6 +169,7 @@ class Outbox:
             return lies_there, self._rooms.filling(lies_there)
         if self._last is not None and message.is_like(self._last[0]):
             return self._last[1], iter(())
+        self._rooms.finish()  # which this may be made of
         self.close()
         self._last = message, self._rooms.reserve.make(len(message))
         return self._last[1], _written(self._last[1], message.parts)

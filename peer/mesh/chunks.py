@@ -66,7 +66,7 @@ def part_of(payload: Payload, at: int, size: int) -> memoryview:
 async def is_there(payload: Payload, end: int) -> bool:
     """Wait until an outgoing payload is filled up to there. False: it never will be."""
     growth = getattr(payload, "growth", None)
-    if growth is None:
+    if growth is None or growth.filled >= end:
         return True
     changed = asyncio.Event()
     growth.on_change = changed.set

@@ -182,6 +182,8 @@ class LinkStream:
         await self._put(begin_of(parcel))
         digest, at, clock = Digest(), 0, asyncio.get_running_loop().time
         while at < length:
+            if self.closed:
+                return  # another stream sends it now, perhaps
             size = self._chunk_size.now
             if not await is_there(parcel.payload, min(at + size, length)):
                 self.close(f"parcel {parcel.number} was taken away while it was sent: its learner is gone")

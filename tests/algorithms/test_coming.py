@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peer.algorithms.base import Links
-from peer.algorithms.d_psgd import BLOCK, DPSGD
+from peer.algorithms.d_psgd import BLOCK, DPSGD, _Mean
 from peer.compression.bodies import Dense, Layout
 from peer.compression.codec import Message
 from peer.events import Key
@@ -92,7 +92,26 @@ def test_what_does_not_become_whole_in_time_is_as_if_it_had_not_come() -> None:
     assert folding is not None
     folding.to(D // 2)
     mixed = node.mix()
-    assert folding.void
+    assert isinstance(folding, _Mean) and folding.void
+    assert folding.y.untyped_storage().nbytes() == 0, "else it would keep the model of a round that is over"
     folding.to(D)  # it goes on coming
     assert torch.equal(mixed, without.mix())
     assert torch.equal(node.estimate(), mixed)
+
+
+def test_what_is_given_up_makes_room_for_what_is_sent_again() -> None:
+    node, plain = pushed(), pushed()
+    for one in (node, plain):
+        one.receive("b", said(1, Key()), 0.0)
+        one.receive("c", said(2, Key()), 0.0)
+    broken = node.coming("d", said(3, Key()))
+    assert broken is not None
+    broken.to(D // 2)
+    broken.give_up()
+    again = said(3, Key())
+    folding = node.coming("d", again)
+    assert folding is not None
+    folding.to(D // 2)
+    node.receive("d", again, 0.0)
+    plain.receive("d", said(3, Key()), 0.0)
+    assert torch.equal(node.mix(), plain.mix())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,7 @@ def test_a_handler_that_raises_takes_back_what_is_handed_over(
     hand_over, nudge = meeting.hand_over, meeting._nudge
 
     def interrupted(*given: Any) -> None:
-        monkeypatch.setattr(meeting, "_nudge", lambda: None)  # the meeting thread has something else to do
+        monkeypatch.setattr(meeting, "_nudge", lambda: None)  # the link thread has something else to do
         hand_over(*given)
         assert meeting.handing_over
         raise KeyboardInterrupt
@@ -284,10 +285,13 @@ def test_a_model_that_is_half_laid_over_another_is_kept_nowhere(
 
 def held() -> set[int]:
     """Memory of messages that this process has, by descriptor or mapped."""
-    files = [file for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
-    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "peerd-payload" in line]
-    named = {os.stat(file).st_ino for file in files if "peerd-payload" in os.readlink(file)}
-    return named | {int(line.split()[4]) for line in maps}
+    found = set[int]()
+    for file in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # another thread has closed it
+            if "peerd-payload" in os.readlink(file):
+                found.add(os.stat(file).st_ino)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return found | {int(line.split()[4]) for line in maps if "peerd-payload" in line}
 
 
 def test_a_daemon_that_goes_while_a_model_is_laid_leaves_it_whole(
@@ -346,6 +350,23 @@ def test_what_never_becomes_whole_counts_for_nothing(device: Device) -> None:
     assert memory not in held()
     device.round(2, theirs=1.0)
     assert device.x == 0.0
+
+
+def test_what_is_sent_again_is_mixed_as_it_comes(device: Device) -> None:
+    device.round(0, theirs=3.0)
+    ready_for(device, 1)
+    stepping = stepped(device)
+    for _ in range(2):
+        _, parcel = early(device, 1, 8.0)
+        memory = parcel.memory
+        device.daemon.client.send(end_frame(memory))
+        parcel.close()
+    command, parcel = early(device, 1, 6.0)
+    device.tell(command)
+    stepping.join()
+    assert memory not in held() - {parcel.memory}
+    parcel.close()
+    assert device.x == 3.0
 
 
 def test_what_is_whole_after_its_round_counts_for_nothing(device: Device) -> None:
