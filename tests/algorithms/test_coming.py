@@ -31,13 +31,17 @@ def pushed(dtype: torch.dtype = torch.float32, *, lockstep: bool = True) -> DPSG
     return node
 
 
+def hear_b_and_c(*nodes: DPSGD) -> None:
+    for node in nodes:
+        for seed, src in enumerate("bc", 1):
+            node.receive(src, said(seed, node.key, node.dtype), 0.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("stops", [(D,), (1, 63, 64, 65, 1000, BLOCK, BLOCK + 7, 2 * BLOCK + 1), (0, D - 1)])
 def test_by_parts_the_mean_has_the_same_bits(dtype: torch.dtype, stops: tuple[int, ...]) -> None:
     at_once, by_parts = pushed(dtype), pushed(dtype)
-    for seed, src in enumerate("bc", 1):
-        at_once.receive(src, said(seed, Key(), dtype), 0.0)
-        by_parts.receive(src, said(seed, Key(), dtype), 0.0)
+    hear_b_and_c(at_once, by_parts)
     last = said(3, Key(), dtype)
     folding = by_parts.coming("d", last)
     assert folding is not None
@@ -85,9 +89,7 @@ def test_who_says_that_nothing_comes_is_left_out() -> None:
 
 def test_what_does_not_become_whole_in_time_is_as_if_it_had_not_come() -> None:
     node, without = pushed(), pushed()
-    for one in (node, without):
-        one.receive("b", said(1, Key()), 0.0)
-        one.receive("c", said(2, Key()), 0.0)
+    hear_b_and_c(node, without)
     folding = node.coming("d", said(3, Key()))
     assert folding is not None
     folding.to(D // 2)
@@ -101,9 +103,7 @@ def test_what_does_not_become_whole_in_time_is_as_if_it_had_not_come() -> None:
 
 def test_what_is_given_up_makes_room_for_what_is_sent_again() -> None:
     node, plain = pushed(), pushed()
-    for one in (node, plain):
-        one.receive("b", said(1, Key()), 0.0)
-        one.receive("c", said(2, Key()), 0.0)
+    hear_b_and_c(node, plain)
     broken = node.coming("d", said(3, Key()))
     assert broken is not None
     broken.to(D // 2)

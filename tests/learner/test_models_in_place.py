@@ -335,11 +335,16 @@ def stepped(device: Device) -> threading.Thread:
     return stepping
 
 
-def test_what_never_becomes_whole_counts_for_nothing(device: Device) -> None:
-    """Three quarters of it have been mixed already, in its own memory."""
+def waiting(device: Device) -> threading.Thread:
+    """The step of round 1, which waits for b, with 0 in every number; b was heard in round 0."""
     device.round(0, theirs=3.0)
     ready_for(device, 1)
-    stepping = stepped(device)
+    return stepped(device)
+
+
+def test_what_never_becomes_whole_counts_for_nothing(device: Device) -> None:
+    """Three quarters of it have been mixed already, in its own memory."""
+    stepping = waiting(device)
     _, parcel = early(device, 1, 8.0)
     memory = parcel.memory
     device.daemon.client.send(end_frame(memory))
@@ -353,9 +358,7 @@ def test_what_never_becomes_whole_counts_for_nothing(device: Device) -> None:
 
 
 def test_what_is_sent_again_is_mixed_as_it_comes(device: Device) -> None:
-    device.round(0, theirs=3.0)
-    ready_for(device, 1)
-    stepping = stepped(device)
+    stepping = waiting(device)
     for _ in range(2):
         _, parcel = early(device, 1, 8.0)
         memory = parcel.memory
@@ -370,9 +373,7 @@ def test_what_is_sent_again_is_mixed_as_it_comes(device: Device) -> None:
 
 
 def test_what_is_whole_after_its_round_counts_for_nothing(device: Device) -> None:
-    device.round(0, theirs=3.0)
-    ready_for(device, 1)
-    stepping = stepped(device)
+    stepping = waiting(device)
     command, parcel = early(device, 1, 8.0)
     device.tell(Deadline(Key(round=1)))
     stepping.join()
@@ -388,9 +389,7 @@ def test_what_is_whole_after_its_round_counts_for_nothing(device: Device) -> Non
     ("last", "why"), [(float("inf"), "found inf at "), (3e19, "values of at most 2e+19, not 3e+19")]
 )
 def test_what_is_wrong_at_its_end_is_refused_whole(device: Device, last: float, why: str) -> None:
-    device.round(0, theirs=3.0)
-    ready_for(device, 1)
-    stepping = stepped(device)
+    stepping = waiting(device)
     command, parcel = early(device, 1, 8.0, last=last)
     device.tell(command)
     device.daemon.wait_for(lambda: bool(device.events(Rejected)))
@@ -405,9 +404,7 @@ def test_what_is_wrong_at_its_end_is_refused_whole(device: Device, last: float, 
 
 def test_two_that_come_at_a_time_are_one_after_the_other(device: Device) -> None:
     """The next round's message is on its way before this one's has been delivered."""
-    device.round(0, theirs=3.0)
-    ready_for(device, 1)
-    stepping = stepped(device)
+    stepping = waiting(device)
     this, first = early(device, 1, 8.0)
     following, second = early(device, 2, 5.0)
     device.tell(this)
