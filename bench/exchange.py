@@ -3,13 +3,14 @@ hivemind where it can be had. `make bench`; alone: `python bench/exchange.py --p
 
 Real daemons in a namespace that has a loopback and nothing else, each with an attached script whose local
 step costs nothing; d-psgd on the complete graph, uncompressed, so that every model is the exact mean after
-one round, which is checked. A round is timed from the moment all scripts are ready until `swarm.step()` is
-back, which includes reading the module, mixing, and writing it. Bytes are those of the interface, so TLS,
-HTTP/2, TCP, acknowledgements and probes count. Memory is the peak of what a device's daemon and script have
-of their own, and of the payloads between them, over what both had when there was a model with its optimizer
-and no round of it yet: not pages of libraries, which others on this machine use too. Beside it the peaks of
-script, daemon, and payloads. The raw copy: as many processes, blocking sockets, no TLS, into memory that is
-there already. hivemind: its DecentralizedAverager as its own documentation has it, if the interpreter
+one round, which is checked; between four also all-reduce, which comes to the same mean in parts, as hivemind
+does. A round is timed from the moment all scripts are ready until `swarm.step()` is back, which includes
+reading the module, mixing, and writing it. Bytes are those of the interface, so TLS, HTTP/2, TCP,
+acknowledgements and probes count. Memory is the peak of what a device's daemon and script have of their own,
+and of the payloads between them, over what both had when there was a model with its optimizer and no round of
+it yet: not pages of libraries, which others on this machine use too. Beside it the peaks of script, daemon,
+and payloads. The raw copy: as many processes and bytes, blocking sockets, no TLS, into memory that is there
+already. hivemind: its DecentralizedAverager as its own documentation has it, if the interpreter
 $HIVEMIND_PYTHON can import it. CPU seconds and bytes of both are those of all their processes and of the
 interface, as ours are. hivemind's memory is the peak of all its processes in one more round, shared memory
 too, over what those that it was imported in had with a model, by peer.
@@ -56,10 +57,11 @@ def loss(model, batch):
     return model[0][0] * 0.0
 """
 SESSION = (
-    *("--algorithm", "d-psgd", "--topology", "complete", "--compression", "none", "--local-steps", "1"),
+    *("--topology", "complete", "--compression", "none", "--local-steps", "1"),
     *("--pace", "lockstep", "--lr", "0.1", "--option", "schedule=constant", "--interface", "lo"),
     *("--momentum", "0"),  # as in the script, which else would be given the built-in learner's buffers
 )
+ALGORITHMS = {2: ("d-psgd",), 4: ("d-psgd", "all-reduce")}  # by peers; between two parts save nothing
 WARM = 2  # rounds before the clock counts: connections, buffers, patience
 TOGETHER = 6  # rounds from when all have heard all to the first of them: those without meeting points
 WEIGHED = 2  # rounds in which memory is looked at, and not the clock
@@ -254,7 +256,7 @@ def meet(swarm: Any, values: Any, meeting: Meeting) -> None:
         last = None if named is None else named + TOGETHER
 
 
-def ours(params: int, peers: int, rounds: int) -> dict[str, Any]:
+def ours(params: int, peers: int, rounds: int, algorithm: str = "d-psgd") -> dict[str, Any]:
     from lan.device import Network
 
     network = Network()
@@ -263,7 +265,7 @@ def ours(params: int, peers: int, rounds: int) -> dict[str, Any]:
         task.write_text(TASK.format(params=params))
         devices = [network.add(f"d{i}") for i in range(peers)]
         network.start(*devices)
-        devices[0].ok("create", "bench", "--task", str(task), *SESSION)
+        devices[0].ok("create", "bench", "--task", str(task), "--algorithm", algorithm, *SESSION)
         key = devices[0].ok("key", "bench").out.split()[-1]
         for device in devices[1:]:
             device.ok("join", "bench", "--key", key, "--task", str(task), "--interface", "lo")
@@ -502,15 +504,18 @@ def others(params: int, peers: int, rounds: int) -> dict[str, Any]:
 # --- the table ------------------------------------------------------------------------------------------
 
 
-def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
+def measure(params: int, peers: int, cores: int, rounds: int, algorithm: str) -> dict[str, Any]:
     os.sched_setaffinity(0, set(range(cores)))
-    peerd = ours(params, peers, rounds)
-    plain = raw(params, peers, rounds)
+    peerd = ours(params, peers, rounds, algorithm)
+    in_parts = algorithm == "all-reduce"
+    to_each = 2 * params // peers if in_parts else params  # numbers from each device, in a round
+    plain = raw(to_each, peers, rounds)
     theirs = others(params, peers, max(1, rounds // 2))
     model = 4 * params
     return {
         "params": params,
         "peers": peers,
+        "algorithm": algorithm,
         "cores": cores,
         "seconds": statistics.median(peerd["seconds"]),
         "all_seconds": peerd["seconds"],
@@ -524,7 +529,7 @@ def measure(params: int, peers: int, cores: int, rounds: int) -> dict[str, Any]:
         "hivemind_version": theirs.get("version"),
         "cpu_seconds": peerd["cpu"],
         "bytes": peerd["bytes"],
-        "bytes_per_model": peerd["bytes"] / (model * peers * (peers - 1)),
+        "bytes_per_model": peerd["bytes"] / (4 * to_each * peers * (peers - 1)),
         "memory_mb": peerd["memory"][0] / 1e6,
         "memory_of_script_mb": peerd["memory"][1] / 1e6,
         "memory_of_daemon_mb": peerd["memory"][2] / 1e6,
@@ -540,16 +545,27 @@ def goal_s(row: dict[str, Any]) -> float | None:
     return SECONDS_GOAL.get(row["params"], None if theirs is None else theirs / 2)
 
 
-def bound_mb(row: dict[str, Any]) -> float:
-    """MB of a message that goes out, one that comes from each neighbor, and 64 MB."""
-    return 4 * row["params"] * row["peers"] / 1e6 + 64
+def bound_mb(row: dict[str, Any]) -> float | None:
+    """MB of a message that goes out, one that comes from each neighbor, and 64 MB; where these are models."""
+    return 4 * row["params"] * row["peers"] / 1e6 + 64 if row["algorithm"] == "d-psgd" else None
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    heads = ("parameters", "peers", "cores", "s", "goal", "raw s", "x raw", "hivemind s", "CPU s")
+    heads = (
+        "parameters",
+        "peers",
+        "algorithm",
+        "cores",
+        "s",
+        "goal",
+        "raw s",
+        "x raw",
+        "hivemind s",
+        "CPU s",
+    )
     table = Table(
         *heads, "bytes / models", "goal", "memory MB", "its parts", "goal", "bound",
         title="one exchange of a whole model; what misses its goal is marked",
@@ -557,7 +573,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         theirs, goal = row["hivemind_seconds"], goal_s(row)
         table.add_row(
-            f"{row['params'] / 1e6:g}M", str(row["peers"]), str(row["cores"]),
+            f"{row['params'] / 1e6:g}M", str(row["peers"]), row["algorithm"], str(row["cores"]),
             f"{row['seconds']:.3f}{_missed(row['seconds'], goal)}", "-" if goal is None else f"{goal:.3f}",
             f"{row['raw_seconds']:.3f}", f"{row['seconds'] / row['raw_seconds']:.1f}",
             "-" if theirs is None else f"{theirs:.2f} ({theirs / row['seconds']:.1f}x)",
@@ -565,9 +581,14 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['bytes_per_model']:.4f}{_missed(row['bytes_per_model'], BYTES_GOAL)}", f"{BYTES_GOAL:g}",
             f"{row['memory_mb']:.0f}{_missed(row['memory_mb'], row['memory_goal_mb'])}",
             ", ".join(f"{row[f'memory_of_{part}_mb']:.0f}" for part in ("script", "daemon", "payloads")),
-            f"{row['memory_goal_mb']:.0f}", f"{bound_mb(row):.0f}{_missed(row['memory_mb'], bound_mb(row))}",
+            f"{row['memory_goal_mb']:.0f}", _bound(row),
         )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    Console(width=None if sys.stdout.isatty() else 165).print(table)
+
+
+def _bound(row: dict[str, Any]) -> str:
+    bound = bound_mb(row)
+    return "-" if bound is None else f"{bound:.0f}{_missed(row['memory_mb'], bound)}"
 
 
 def _missed(found: float, goal: float | None) -> str:
@@ -580,6 +601,7 @@ def main() -> None:
     )
     parser.add_argument("--params", type=int, action="append", help="parameters; again for more rows")
     parser.add_argument("--peers", type=int, default=0, help="2 and 4 unless given")
+    parser.add_argument("--algorithm", choices=("d-psgd", "all-reduce"), help="between two d-psgd, four both")
     parser.add_argument("--cores", type=int, default=0, help="1 and 2 unless given")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--json", type=Path)
@@ -601,9 +623,10 @@ def main() -> None:
             hivemind(asked)
         return
     rows = [
-        measure(params, peers, cores, asked.rounds)
+        measure(params, peers, cores, asked.rounds, algorithm)
         for params in asked.params or (1_000_000, 25_000_000)
         for peers in ((asked.peers,) if asked.peers else (2, 4))
+        for algorithm in ((asked.algorithm,) if asked.algorithm else ALGORITHMS.get(peers, ("d-psgd",)))
         for cores in ((asked.cores,) if asked.cores else (1, 2))
     ]
     show(rows)

@@ -81,10 +81,11 @@ def _of_exchange(rows: list[dict[str, Any]]) -> Iterator[Verdict]:
         "bytes of an exchange between 2 daemons, of those of the models",
         f"{max(pairs):.3f}", f"{exchange.BYTES_GOAL:g}", max(pairs) <= exchange.BYTES_GOAL,
     )  # fmt: skip
-    for (params, peers), group in groupby(rows, key=lambda row: (row["params"], row["peers"])):
+    for case, group in groupby(rows, key=lambda row: (row["params"], row["peers"], row["algorithm"])):
         both = list(group)
         cores = " and ".join(str(row["cores"]) for row in both)
-        what = f"exchange of {_millions(params)} between {peers} daemons, {cores} cores"
+        how = f", {case[2]}" if case[1] > 2 else ""  # between two there is one way
+        what = f"exchange of {_millions(case[0])} between {case[1]} daemons{how}, {cores} cores"
         goals = [exchange.goal_s(row) for row in both]
         if None not in goals:
             theirs = _and(row["hivemind_seconds"] for row in both)
@@ -101,6 +102,8 @@ def _of_exchange(rows: list[dict[str, Any]]) -> Iterator[Verdict]:
             all(row["memory_mb"] <= row["memory_goal_mb"] for row in both),
         )
         bound = exchange.bound_mb(both[0])
+        if bound is None:
+            continue
         yield Verdict(
             f"{what}, MB of memory, by a message out, one from each neighbor and 64 MB",
             " and ".join(f"{row['memory_mb']:.0f}" for row in both),
@@ -171,7 +174,7 @@ def short(found: Results, met: bool) -> Table:
 
 
 def seconds(found: Results) -> Table:
-    heads = ("parameters", "daemons", "cores", "s", "goal", "", "hivemind s", "raw copy s")
+    heads = ("parameters", "daemons", "algorithm", "cores", "s", "goal", "", "hivemind s", "raw copy s")
     return [
         (*heads, "CPU s", "hivemind CPU s", "raw copy CPU s"),
         *(
@@ -190,6 +193,7 @@ def memory(found: Results) -> Table:
     heads = (
         "parameters",
         "daemons",
+        "algorithm",
         "cores",
         "bytes / models",
         "MB sent",
@@ -205,7 +209,7 @@ def memory(found: Results) -> Table:
                 *(_whole(row[f"{whose}bytes"], 1e6) for whose in ("", "hivemind_", "raw_")),
                 f"{row['memory_mb']:.0f}", f"{row['memory_goal_mb']:.0f}",
                 word_for(row["memory_mb"], row["memory_goal_mb"]),
-                f"{exchange.bound_mb(row):.0f}", word_for(row["memory_mb"], exchange.bound_mb(row)),
+                _whole(exchange.bound_mb(row)), word_for(row["memory_mb"], exchange.bound_mb(row)),
                 *(f"{row[f'memory_of_{part}_mb']:.0f}" for part in parts), _whole(row["hivemind_memory_mb"]),
             )
             for row in found["exchange"]
@@ -400,8 +404,8 @@ TABLES: dict[str, Callable[[Results], Table]] = {
 # --- words ------------------------------------------------------------------------------------------------
 
 
-def _case(row: dict[str, Any]) -> tuple[str, str, str]:
-    return _millions(row["params"]), str(row["peers"]), str(row["cores"])
+def _case(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    return _millions(row["params"]), str(row["peers"]), row["algorithm"], str(row["cores"])
 
 
 def _millions(params: int) -> str:

@@ -278,13 +278,21 @@ ALGORITHMS: dict[str, AlgorithmEntry] = {
         ),
         AlgorithmEntry(
             "all-reduce",
-            "d-psgd with everybody: the mean of all models in every round, for reference",
+            "the mean of all models in every round, each device averaging a part of them",
             compression="none",
             compressions=DENSE,
-            options={},
+            options={
+                "parts": Option(
+                    "auto",
+                    "each device averages a part of the model, not all of it: on; auto from 1 MB",
+                    choices=("auto", "on", "off"),
+                )
+            },
             topologies=("complete",),
             presets={},
             graph="undirected",
+            paces=("lockstep", "overlap"),
+            budget=False,
         ),
         AlgorithmEntry(
             "d2",

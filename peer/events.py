@@ -384,12 +384,14 @@ class Held:
 class Pushed:
     """Everything this round sends is out; the learner waits for its in-neighbors. held_back: out-neighbors
     that nothing is sent to, or only word that nothing comes, because the round may not take so many bytes.
-    still: it had no local steps. worked_s: how long they took; 0 where nobody has looked."""
+    still: it had no local steps. worked_s: how long they took; 0 where nobody has looked. half: this is
+    what the round's second half sends."""
 
     key: Key
     held_back: tuple[PeerId, ...] = ()
     still: bool = False
     worked_s: float = 0.0
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,11 +405,13 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The learner has taken this parcel over: it may be acknowledged."""
+    """The learner has taken this parcel over: it may be acknowledged. half: of its round another one follows,
+    in the second half."""
 
     src: PeerId
     epoch: int
     number: int
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)

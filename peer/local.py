@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # the daemon's end is handed its loop: importing asyncio woul
 
     from peer.event_frames import Event, EventAssembler, from_frame, to_frame
 
-PROTOCOL = 2
+PROTOCOL = 3
 READY, STAYS = b"ready\n", b"stays\n"  # of a daemon to the script that has started it (daemon/owner.py)
 MAX_UNSENT = 1 << 23  # bytes waiting for a client that does not read, then it is dropped (guess)
 MAX_UNREAD = 64  # frames read ahead of the daemon before the socket is left alone (guess)

@@ -130,14 +130,14 @@ def test_the_exchanges_table_has_its_figures_and_verdicts(
 ) -> None:
     for cells, row in zip(measured.seconds(found)[1:], found["exchange"], strict=True):
         goal = 0.05 if row["params"] == 1_000_000 else row["hivemind_seconds"] / 2
-        assert [float(cell) for cell in cells[3:5]] == pytest.approx([row["seconds"], goal], abs=0.005)
-        assert cells[5] == ("met" if row["seconds"] <= goal else "missed")
+        assert [float(cell) for cell in cells[4:6]] == pytest.approx([row["seconds"], goal], abs=0.005)
+        assert cells[6] == ("met" if row["seconds"] <= goal else "missed")
     for cells, row in zip(measured.memory(found)[1:], found["exchange"], strict=True):
         most = 3 * 4 * row["params"] / 1e6 + 64
-        assert [float(cell) for cell in cells[7:9]] == pytest.approx([row["memory_mb"], most], abs=0.5)
-        assert cells[9] == ("met" if row["memory_mb"] <= most else "missed")
+        assert [float(cell) for cell in cells[8:10]] == pytest.approx([row["memory_mb"], most], abs=0.5)
+        assert cells[10] == ("met" if row["memory_mb"] <= most else "missed")
         sent = [row[f"{whose}bytes"] / 1e6 for whose in ("", "hivemind_", "raw_")]
-        assert [float(cell) for cell in cells[4:7]] == pytest.approx(sent, abs=0.5)
+        assert [float(cell) for cell in cells[5:8]] == pytest.approx(sent, abs=0.5)
 
 
 def test_the_tables_of_a_gpu_have_their_figures(measured: ModuleType, found: dict[str, Any]) -> None:

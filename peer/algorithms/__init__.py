@@ -15,10 +15,11 @@ import torch
 from peer import catalogue
 from peer.algorithms.a2cid2 import A2CiD2
 from peer.algorithms.ad_psgd import ADPSGD
+from peer.algorithms.all_reduce import AllReduce
 from peer.algorithms.base import Algorithm
 from peer.algorithms.choco import ChocoSGD
 from peer.algorithms.d2 import D2
-from peer.algorithms.d_psgd import DPSGD, AllReduce
+from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.detag import DeTAG
 from peer.algorithms.difference_push import Budget, DifferencePush
 from peer.algorithms.gradient_tracking import DSGT
@@ -56,7 +57,7 @@ _KNOWN = {
     "a2cid2": ("rate",),
     "ad-psgd": ("rate",),
     "power-gossip": ("rank", "iterations", "diffusion", "warm-start"),
-    "all-reduce": (),
+    "all-reduce": ("parts",),
     "qg-d-psgd": ("beta",),
     "choco-sgd": ("gamma",),
     "d2": ("lazy",),
@@ -261,7 +262,9 @@ def _power_gossip(asked: _Request) -> Algorithm:
 
 
 def _all_reduce(asked: _Request) -> Algorithm:
-    return AllReduce(asked.layout, asked.dtype, asked.Q, lockstep=asked.lockstep)
+    asked_for = asked.word("parts", "auto", "on", "off")
+    parts = None if asked_for == "auto" else asked_for == "on"
+    return AllReduce(asked.layout, asked.dtype, asked.Q, parts=parts)
 
 
 def _quasi_global(asked: _Request) -> Algorithm:

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Dense, largest, numbers_in, peak_of
+from peer.compression.bodies import Dense, Portion, largest, numbers_in, peak_of
 from peer.compression.codec import Message as Message
 from peer.errors import RemoteError
 from peer.events import Direction, Key, LinkDown, LinkUp, PeerId
@@ -42,7 +42,7 @@ def refuse_overflow(src: PeerId, message: Message, dtype: torch.dtype) -> None:
     if message.weight > MAX_WEIGHT:
         raise RemoteError(f"message from {src}: weight of at most {MAX_WEIGHT:g}, not {message.weight:g}")
     body, most = message.body, most_of(dtype)
-    known, weight = body.peak if isinstance(body, Dense) else None, max(1.0, message.weight)
+    known, weight = body.peak if isinstance(body, Dense | Portion) else None, max(1.0, message.weight)
     if known is not None and known * weight <= most:
         return
     peak = largest(map(peak_of, numbers_in(body)))
@@ -235,6 +235,15 @@ class Algorithm(ABC):
     @abstractmethod
     def mass(self) -> tuple[Tensor, float]:
         """(x, w) this node holds, mail that waits for its round included: what the invariants sum up."""
+
+    def has_second(self, message: Message) -> bool:
+        """Is this message of a round followed by one of its second half?"""
+        return False
+
+    def second(self, *, late: bool) -> dict[PeerId, Message] | None:
+        """What a round in two halves sends in its second one, once that is due; None: nothing, now. late:
+        whoever is not heard in the first half by now is left out of it."""
+        return None
 
     @abstractmethod
     def ready(self) -> bool: ...

@@ -32,10 +32,10 @@ BLOCK = 1 << 16  # numbers that are mixed at once: what that takes stays in a pr
 class DPSGD(WholeModel):
     name = "d-psgd"
     MEANING = 16  # body: y of its sender
-    MEANINGS = (MEANING,)
+    MEANINGS: tuple[int, ...] = (MEANING,)
     LETS_GO = frozenset({"u", "x", "x0"})
 
-    _begun: _Mean | None = None  # with a message that is still coming
+    _begun: Mean | None = None  # with a message that is still coming
 
     @property
     def sends_models(self) -> bool:
@@ -73,21 +73,21 @@ class DPSGD(WholeModel):
         self._begun = begun = self._mean(y, heard, message.body.dense())
         return begun
 
-    def _mean(self, y: Tensor, heard: dict[PeerId, Message], place: Tensor | None = None) -> _Mean:
+    def _mean(self, y: Tensor, heard: dict[PeerId, Message], place: Tensor | None = None) -> Mean:
         """place: where it comes to lie; else where a message has come that nobody else has."""
         W = self.links.out
         models = [(W[j], *_values(message.body)) for j, message in heard.items() if j in W]
         rooms = [values for _, values, is_room in models if is_room and self.lockstep]
         if place is None:
             place = rooms[0] if rooms else torch.empty_like(y)
-        return _Mean(y, 1 - sum(W.values()), [(w, values) for w, values, _ in models], place)
+        return Mean(y, 1 - sum(W.values()), [(w, values) for w, values, _ in models], place)
 
-    def fault(self, message: Message) -> str:
+    def fault(self, src: PeerId, message: Message) -> str:
         return "" if isinstance(message.body, Dense) else f"{self.name} sends whole models"
 
 
 @dataclass(slots=True)
-class _Mean:
+class Mean:
     """Of y, with the weight of its own node, and neighbors' models with theirs, as far as it is made: `at`
     numbers. mixed: where it comes to lie, one of the models' memory perhaps."""
 
@@ -128,10 +128,3 @@ def _values(body: Body) -> tuple[Tensor, bool]:
     nobody else's."""
     values = body.dense()
     return values, isinstance(body, Dense) and (body.came or values is not body.values)
-
-
-class AllReduce(DPSGD):
-    """D-PSGD on the complete graph alone, where Metropolis weights are 1/n: synchronous SGD on all data, as
-    an all-reduce makes it. For reference."""
-
-    name = "all-reduce"

@@ -146,13 +146,13 @@ class RelaySum(WholeModel):
         fill = "prev" if self.is_final else self.fill
         return {"prev": x, "x0": self.x0, "half": y, "counts": None}[fill]
 
-    def fault(self, message: Message) -> str:
+    def fault(self, src: PeerId, message: Message) -> str:
         late = alignment.fault(message, self.links) if message.meaning == alignment.MEANING else ""
         return relay.fault(message, self.links) or late
 
     def _keep(self, src: PeerId, message: Message) -> None:
         counts_now = message.key == self.key or (not self.lockstep and self._is_of_this_generation(message))
-        if counts_now and message.meaning in self.MEANINGS and not self.fault(message):
+        if counts_now and message.meaning in self.MEANINGS and not self.fault(src, message):
             self._refuse_excess(src, message)
         super()._keep(src, message)
         self._notice_beginning(message)

@@ -169,7 +169,7 @@ class WholeModel(Algorithm):
         """The next x, from what this round pushed and what has been heard."""
 
     @abstractmethod
-    def fault(self, message: Message) -> str:
+    def fault(self, src: PeerId, message: Message) -> str:
         """Why nobody who follows the rules sends this message in this generation; "" if somebody does."""
 
     @property
@@ -228,19 +228,22 @@ class WholeModel(Algorithm):
 
     def _keep(self, src: PeerId, message: Message) -> None:
         here = self._is_of_this_generation(message)
-        if here and (fault := self._fault(message)):
+        if here and (fault := self._fault(src, message)):
             raise RemoteError(f"message from {src}: {fault}")
         if here and self.lockstep and message.key < self.key:
             return  # late is lost
-        mail = self._mail.setdefault(src, Mail())
+        mail = self._box(message).setdefault(src, Mail())
         if message.key == self.key or (here and not self.lockstep):
             mail.now = message
         else:
             mail.ahead = message
         self._news.add(src)
 
-    def _fault(self, message: Message) -> str:
-        return "" if message.meaning == NOTHING else self.fault(message)
+    def _box(self, message: Message) -> dict[PeerId, Mail]:
+        return self._mail
+
+    def _fault(self, src: PeerId, message: Message) -> str:
+        return "" if message.meaning == NOTHING else self.fault(src, message)
 
     def _is_of_this_generation(self, message: Message) -> bool:
         return message.key.generation == self.key.generation
@@ -248,17 +251,21 @@ class WholeModel(Algorithm):
     def _sort_mail(self) -> None:
         """Another round is open: what is ahead may be of it, and what is of another generation goes, as does
         what turns out to be faulty; it was taken over before its generation was known here."""
-        before, self._mail = self._mail, {}
-        for src, mail in before.items():
-            kept = [m for m in (mail.now, mail.ahead) if m is not None and self._still_counts(m)]
-            if kept and (kept[-1].key == self.key or not self.lockstep):
-                self._mail[src] = Mail(now=kept[-1])
-            elif kept:
-                self._mail[src] = Mail(ahead=kept[-1])
+        self._mail = self._sorted(self._mail)
 
-    def _still_counts(self, message: Message) -> bool:
+    def _sorted(self, before: dict[PeerId, Mail]) -> dict[PeerId, Mail]:
+        after = {}
+        for src, mail in before.items():
+            kept = [m for m in (mail.now, mail.ahead) if m is not None and self._still_counts(src, m)]
+            if kept and (kept[-1].key == self.key or not self.lockstep):
+                after[src] = Mail(now=kept[-1])
+            elif kept:
+                after[src] = Mail(ahead=kept[-1])
+        return after
+
+    def _still_counts(self, src: PeerId, message: Message) -> bool:
         late = self.lockstep and message.key < self.key
-        return self._is_of_this_generation(message) and not late and not self._fault(message)
+        return self._is_of_this_generation(message) and not late and not self._fault(src, message)
 
     def _take_mail(self) -> dict[PeerId, Message]:
         """What counts in the round that is mixed now; with pace "free" it will count again."""

@@ -258,13 +258,14 @@ class Pair(Comparable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Portion(Comparable):
-    """1 to d numbers, of which only the algorithm knows what they say of d parameters. Values as in `Dense`,
-    in blocks of their own."""
+    """1 to d numbers, of which only the algorithm knows what they say of d parameters. Values and peak as in
+    `Dense`, in blocks of their own."""
 
     size: int
     values: Tensor
     dtype: torch.dtype = torch.float32
     coding: Coding | None = None
+    peak: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.values.dtype == torch.float64:

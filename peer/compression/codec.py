@@ -22,7 +22,7 @@ from peer.compression.value_bytes import Piece
 from peer.errors import CodecError
 from peer.events import Delivery, Key
 
-VERSION = 5
+VERSION = 6
 MAX_BASE_BYTES = 32  # SHA-256
 _MAGIC = b"pd"
 _HEAD = struct.Struct("<2sBQIBBBdB")

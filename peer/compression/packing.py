@@ -10,7 +10,7 @@
     Quantized  blocks u8, step f64, symbol section
     Recalled   blocks u8, step f64, check u32, symbol section (read with its link's history)
     Pair       two of Dense
-    Portion    count u32, values
+    Portion    count u32, 3 zeros, values: where no base comes before, they begin as Dense's do
 
 Values are `value_bytes`' matter, indices `indices`'. blocks: 0 the whole vector is coded as one, 1 each
 tensor of the model is. Sections are `golomb`'s three streams; of a long model's symbols, those of each chunk
@@ -70,7 +70,7 @@ KINDS: dict[type[Body], int] = {
     Pair: PAIR,
     Portion: PORTION,
 }
-_PADDING = bytes(7)
+_PADDING, _FILLER = bytes(7), bytes(3)
 _STEP = struct.Struct("<d")
 _RECALLED = struct.Struct("<dI")
 _STRIDED = struct.Struct("<HH")
@@ -95,7 +95,7 @@ def write_body(body: Body, layout: Layout | None = None) -> list[Piece]:
         case Pair():
             return [*write_body(body.first), *write_body(body.second)]
         case Portion():
-            return [_COUNT.pack(body.values.numel()), *write_values(body)]
+            return [_COUNT.pack(body.values.numel()), _FILLER, *write_values(body)]
         case Sparse():
             writer = BitWriter()
             write_indices(writer, body.indices.cpu().numpy(), layout or Layout((body.size,)))
@@ -146,10 +146,14 @@ def _values(
 
 
 def _read_dense(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Dense:
-    if bytes(cursor.take(len(_PADDING), "padding")) != _PADDING:
-        raise CodecError("padding: expected zeros before the values")
+    _take_zeros(cursor, _PADDING)
     read = read_values(cursor, layout.d, layout, lambda: layout.sizes, dtype)
     return Dense(*_values(read, dtype), came=True, peak=read[2])
+
+
+def _take_zeros(cursor: Cursor, padding: bytes) -> None:
+    if bytes(cursor.take(len(padding), "padding")) != padding:
+        raise CodecError("padding: expected zeros before the values")
 
 
 def _read_pair(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Pair:
@@ -160,8 +164,9 @@ def _read_portion(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Portion
     (count,) = _COUNT.unpack(cursor.take(_COUNT.size, "count"))
     if not 1 <= count <= layout.d:
         raise CodecError(f"count: expected 1 to {layout.d}, found {count}")
+    _take_zeros(cursor, _FILLER)
     read = read_values(cursor, count, Layout((count,)), lambda: (count,), dtype)
-    return Portion(layout.d, *_values(read, dtype))
+    return Portion(layout.d, *_values(read, dtype), peak=read[2])
 
 
 def _read_strided(cursor: Cursor, layout: Layout, dtype: torch.dtype) -> Strided:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from peer.compression.bodies import Dense, Valued
+from peer.compression.bodies import Dense, Portion, Valued
 from peer.compression.cursor import Cursor
 from peer.compression.layout import Layout, bound_of, is_finite
 from peer.compression.values import (
@@ -44,7 +44,7 @@ def write_values(body: Valued) -> list[Piece]:
     """In pieces, which may be views of the body's own memory. Raises DivergedError for values that are not
     finite."""
     numbers = body.values.detach().cpu()
-    known = isinstance(body, Dense) and body.peak is not None
+    known = isinstance(body, Dense | Portion) and body.peak is not None
     if numbers.is_floating_point() and not known and not is_finite(numbers):
         raise DivergedError.found(float(numbers.abs().max()))
     coding = body.coding

@@ -226,7 +226,10 @@ class Exchange:
     def _give_up(self, now: float) -> Sequence[FromLearner]:
         if self._held is not None:
             return self._push_all(*self._held, now)
-        return self._close(now) if self._pushed else []
+        if not self._pushed:
+            return []
+        second = self._second_half(late=True)
+        return [*second, *self._try_close(now)] if second else self._close(now)
 
     def _finish(self, now: float) -> Sequence[FromLearner]:
         answers = [*self._take_later(now), *self._sponsor_all()]
@@ -324,11 +327,23 @@ class Exchange:
         return [Renew(dst) for dst in self.algorithm.evicted()]
 
     def _try_close(self, now: float) -> Sequence[FromLearner]:
+        second = self._second_half()
+        if second:
+            return [*second, *self._try_close(now)]
         if self._final and self.outgoing.unsent:
             return []  # the next round's message would take the place of this one's, and no sum be whole
         if self._pushed and (not self.lockstep or self.algorithm.ready()):
             return self._close(now)
         return []
+
+    def _second_half(self, *, late: bool = False) -> list[FromLearner]:
+        """What the algorithm sends in the middle of the open round, if it does and that is due."""
+        messages = self.algorithm.second(late=late) if self._pushed else None
+        if messages is None:
+            return []
+        ready = self.outgoing.ready(messages, too=True)
+        sent = [push for dst, message in ready.items() for push in self.outgoing.send(dst, message)]
+        return [*sent, Pushed(self.key, half=True)]
 
     def _close(self, now: float) -> Sequence[FromLearner]:
         self._pushed, self._closed = False, self.key
@@ -377,7 +392,7 @@ class Exchange:
         except RemoteError as error:
             return [Rejected(*name, str(error))]
         self._incoming.took(src, message)
-        answers: list[FromLearner] = [Taken(*name), *self._renewed()]
+        answers: list[FromLearner] = [Taken(*name, self.algorithm.has_second(message)), *self._renewed()]
         answers += [push for dst, reply in replies.items() for push in self.outgoing.send(dst, reply)]
         if self.state == "seeking" and self.algorithm.weight > 0:
             self.key = replace(message.key, generation=0)  # the first round here may be of any
@@ -418,9 +433,9 @@ class Exchange:
             if isinstance(change, LinkDown) or self.outgoing.link(change.peer) is not None:
                 self._take_back(change.peer)
             if isinstance(change, LinkUp):
-                unsent = self.outgoing.link_up(change)
-                if unsent is not None and unsent.key == self.key:
-                    answers = [*answers, self.outgoing.push(change.peer, unsent), *self._try_close(now)]
+                unsent = [one for one in self.outgoing.link_up(change) if one.key == self.key]
+                answers = [*answers, *(self.outgoing.push(change.peer, message) for message in unsent)]
+                answers += self._try_close(now) if unsent else []
             else:
                 self.outgoing.link_down(change.peer)
         self.algorithm.on_links(change)

@@ -26,7 +26,8 @@ class Outgoing:
         # a driver that copies what it is given at once needs no copy made here: codec.in_parts
         self.encode: Callable[[Message, Layout], Payload] = codec.encode
         self.unacknowledged: dict[PeerId, Message] = {}  # mass sent, by destination
-        self.unsent: dict[PeerId, Message] = {}  # whole models of this round for links that are not up yet
+        # whole models of this round for links that are not up yet; of its second half, one more
+        self.unsent: dict[PeerId, tuple[Message, ...]] = {}
         self._up: dict[PeerId, LinkUp] = {}
         self._waiting: dict[PeerId, deque[Message]] = {}  # mass, until that before it is settled
         self._encodings: dict[PeerId, Payload] = {}  # while it is seen which of them have room
@@ -37,10 +38,10 @@ class Outgoing:
         """The link to `dst`, if it is up."""
         return self._up.get(dst)
 
-    def link_up(self, link: LinkUp) -> Message | None:
-        """The message that has waited for it."""
+    def link_up(self, link: LinkUp) -> tuple[Message, ...]:
+        """What has waited for it."""
         self._up[link.peer] = link
-        return self.unsent.pop(link.peer, None)
+        return self.unsent.pop(link.peer, ())
 
     def link_down(self, dst: PeerId) -> None:
         self._up.pop(dst, None)
@@ -59,14 +60,17 @@ class Outgoing:
 
     # --- messages ------------------------------------------------------------------------------------
 
-    def ready(self, messages: Mapping[PeerId, Message]) -> dict[PeerId, Message]:
-        """Those of a round's messages that can go; whole models for links that are not up are kept."""
-        self.unsent = {
-            dst: message
+    def ready(self, messages: Mapping[PeerId, Message], *, too: bool = False) -> dict[PeerId, Message]:
+        """Those of a round's messages that can go; whole models for links that are not up are kept. too: what
+        was kept is of the same round."""
+        before = self.unsent if too else {}
+        kept = {
+            dst: (*before.get(dst, ()), message)
             for dst, message in messages.items()
             if message.delivery == "latest" and dst not in self._up
         }
-        return {dst: message for dst, message in messages.items() if dst not in self.unsent}
+        self.unsent = {**before, **kept}
+        return {dst: message for dst, message in messages.items() if dst not in kept}
 
     def sizes(self, ready: Mapping[PeerId, Message]) -> dict[PeerId, int]:
         """In bytes. What they are encoded to is kept for `push`, until `forget_encodings`."""

@@ -16,7 +16,7 @@ from peer.wire import peer_pb2 as pb
 
 MAGIC = 0x70656572  # "peer"
 # 1 had unsigned records, 2 messages of the codec's version 4, 3 another digest of a parcel, 4 shorter chunks
-PROTOCOL_MIN = PROTOCOL_MAX = 5
+PROTOCOL_MIN = PROTOCOL_MAX = 6
 MAX_LEAF = 4096  # bytes; ours have about 500
 MAX_DESCRIPTOR = 64 * 1024
 MAX_SIGNATURE = 256 * 1024  # bytes of canonical JSON, about 3000 tensors

@@ -219,7 +219,7 @@ class Node:
             case Progress(peer, direction):
                 self._alive(peer, now)
                 if direction == "in":
-                    self.rounds.pace.patience.moving(peer, now)
+                    self.rounds.pace.moving(peer, now)
             case StreamUp() | StreamDown():
                 self._stream(event, now)
             case Met(record):
@@ -256,9 +256,9 @@ class Node:
                 self._effects += self.rounds.pushed(event, now)
             case Closed():
                 self._closed(event, now)
-            case Taken(src, epoch, number):
+            case Taken(src, epoch, number, half):
                 if (taken := self._unanswered.answered(src, epoch, number)) is not None:
-                    self._took(src, taken, now)
+                    self._took(src, taken, now, half=half)
                 self._absorb(self.links.taken(src, epoch, number), now)
             case Rejected(src, epoch, number, reason, fault):
                 self._unanswered.answered(src, epoch, number)
@@ -645,13 +645,13 @@ class Node:
                 case Returned(dst) | LinkDown(dst, "out") if self._leaving is not None:
                     self._leaving.came_back(dst)
 
-    def _took(self, src: PeerId, key: Key, now: float) -> None:
+    def _took(self, src: PeerId, key: Key, now: float, *, half: bool) -> None:
         """The learner has accepted a message of this round from `src`."""
         unplaced = self.generations is not None and self.generations.current is None
         if self.terms.rounds and unplaced and key.phase == FINAL and self.phase == "training":
             self._came_late(now)
             return
-        self.rounds.took(src, key, now)
+        self.rounds.took(src, key, now, half=half)
 
     # --- time ------------------------------------------------------------------------------------
 

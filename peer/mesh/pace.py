@@ -1,10 +1,12 @@
 """How far the neighbors are, and how long the open round waits for whom.
 
-    opened --local steps--> [held: what was sent before is unacknowledged] --> pushed --> closed
+    opened --local steps--> [held: what was sent before is unacknowledged] --> pushed --> [halfway] --> closed
 
 A round is held until the links it sends on are free, and stays open after its push until all who are to send
 have been heard, either for no longer than is worth it: as long as the link has taught (patience.py), not at
-all for one that gives no sign of life, and in final rounds once much longer. Times are of the node's `now`.
+all for one that gives no sign of life, and in final rounds once much longer. A round may have two halves,
+with a message of each neighbor in either, and each half is waited for by itself. Times are of the node's
+`now`.
 """
 
 from __future__ import annotations
@@ -33,10 +35,11 @@ Absent = Callable[[PeerId, bool, float], bool]
 
 
 class Pace:
-    """Of one node. Read-only from outside: `patience`, `held`, `pushed_at`, `stood_s`."""
+    """Of one node. Read-only from outside: `patience`, `held`, `pushed_at` (of the open half), `stood_s`."""
 
     def __init__(self, *, late_is_lost: bool) -> None:
         self.patience = Patience(late_is_lost=late_is_lost)
+        self._second = Patience(late_is_lost=late_is_lost)  # of second halves
         self._unsettled_s = UNSETTLED_IF_LATE_IS_LOST_S if late_is_lost else UNSETTLED_S
         self.held: Held | None = None
         self.pushed_at: float | None = None
@@ -46,9 +49,13 @@ class Pace:
         self._key = Key()
         self._opened_at = self._held_at = 0.0
         self._openings: list[float] = []  # of the last rounds, s
+        self._halfway = False  # the second half of the open round is pushed
         self._pushes: dict[Key, float] = {}
+        self._second_pushes: dict[Key, float] = {}
         self._teaches = True  # the open round: not if it turns out to have no local steps
         self._heard: dict[PeerId, Key] = {}  # the newest round of each
+        self._half_heard: dict[PeerId, Key] = {}  # the newest that had two halves
+        self._whole: dict[PeerId, Key] = {}  # the newest of which nothing more is to come
         self._heard_at: dict[PeerId, float] = {}
         self._changed_at = -math.inf  # the view
         self._final_spent = False  # a final round has waited that much longer
@@ -58,7 +65,7 @@ class Pace:
     def open(self, key: Key, now: float) -> None:
         self._key, self._opened_at, self.stood_s = key, now, 0.0
         self._teaches = True
-        self.pushed_at, self.held, self.overdue = None, None, False
+        self.pushed_at, self.held, self.overdue, self._halfway = None, None, False, False
         self._openings = [*self._openings[-OPENINGS + 1 :], now]
 
     def close(self) -> None:
@@ -98,10 +105,15 @@ class Pace:
                 if not unacked(dst):
                     self._acks.came(dst, now - self._held_at)
         self.held = None
-        for patience in (self.patience, self._acks):
+        for patience in (self.patience, self._second, self._acks):
             patience.worked(max(done_at - self._opened_at - self.stood_s, worked_s))
-        self.pushed_at = self._pushes[key] = now
-        self._pushes = dict(list(self._pushes.items())[-PUSHES:])
+        self.pushed_at = now
+        self._pushes = _remembered(self._pushes, key, now)
+
+    def push_second(self, key: Key, now: float) -> None:
+        """The second half of the open round: who has not been heard in the first is not waited for there."""
+        self._halfway, self.overdue, self.pushed_at = True, False, now
+        self._second_pushes = _remembered(self._second_pushes, key, now)
 
     def gives_up_acks(
         self, late: Collection[PeerId], alive: Collection[PeerId], absent: Absent, now: float
@@ -139,16 +151,16 @@ class Pace:
         if waits_on and now < self.pushed_at + (0.0 if going else CLOSE_S):
             return None
         late = self.lacks(expected)
-        here = [src for src in late if not self._is_absent(src, self.patience, self.pushed_at, absent, now)]
+        here = [src for src in late if not self._is_absent(src, self._patience, self.pushed_at, absent, now)]
         waits = [self._extra_s() + self._until(src, self.pushed_at, now) for src in here]
         if going and not self._is_final:
-            usual = [GOING_S + self.patience.late(src, self.pushed_at) for src in here]
+            usual = [GOING_S + self._patience.late(src, self.pushed_at) for src in here]
             waits = [min(wait, late) for wait, late in zip(waits, usual, strict=True)]
         complete = self._complete_at(expected) + (GOING_S if going else CLOSE_S)
         if now < max(waits, default=now if late else complete):
             return None
         for src in late:
-            self.patience.missed(src)
+            self._patience.missed(src)
         self.overdue = True
         self._final_spent = self._final_spent or self._is_final
         return late
@@ -159,23 +171,37 @@ class Pace:
             self.pushed_at = now
 
     def lacks(self, expected: Iterable[PeerId]) -> list[PeerId]:
-        """Those who have not been heard in the open round, nor in a later one."""
-        return sorted(src for src in expected if self._heard.get(src, Key(-1)) < self._key)
+        """Those who have not been heard in the open half of the open round, nor in a later round."""
+        heard = self._whole if self._halfway else self._heard
+        return sorted(src for src in expected if heard.get(src, Key(-1)) < self._key)
 
     # --- the neighbors -------------------------------------------------------------------------------
 
-    def took(self, src: PeerId, key: Key, at: Key, now: float, *, behind: int) -> None:
+    def took(self, src: PeerId, key: Key, at: Key, now: float, *, behind: int, half: bool = False) -> None:
         """The learner has accepted a message of round `key` from `src`, while this node is at `at`. One that
-        is more than so many rounds behind is not worth so long a wait: it teaches nothing."""
+        is more than so many rounds behind is not worth so long a wait: it teaches nothing. half: of that
+        round another one is to come, of its second half."""
         self._heard[src] = max(key, self._heard.get(src, Key(-1)))
         self._heard_at[src] = now
+        is_second = not half and self._half_heard.get(src) == key
+        if half:
+            self._half_heard[src] = key
+        else:
+            self._whole[src] = max(key, self._whole.get(src, Key(-1)))
+        patience = self._second if is_second else self.patience
+        pushes = self._second_pushes if is_second else self._pushes
         if key > at or (key == at and not self._teaches):
-            self.patience.early(src)
-        elif (pushed := self._pushes.get(key)) is not None:
+            patience.early(src)
+        elif (pushed := pushes.get(key)) is not None:
             if key.round >= at.round - behind:
-                self.patience.came(src, now - pushed)
+                patience.came(src, now - pushed)
         elif key == at:
-            self.patience.came(src, 0.0)
+            patience.came(src, 0.0)
+
+    def moving(self, src: PeerId, now: float) -> None:
+        """Bytes from this neighbor are on their way."""
+        self.patience.moving(src, now)
+        self._second.moving(src, now)
 
     def reached(self, src: PeerId) -> int | None:
         """The newest round that a message of this neighbor has come of; None: of none yet."""
@@ -185,14 +211,15 @@ class Pace:
     def forget_rounds(self, src: PeerId | None = None) -> None:
         """Rounds may go backwards: of one whose link begins anew, or of everybody."""
         for peer in [src] if src is not None else list(self._heard):
-            self._heard.pop(peer, None)
+            for known in (self._heard, self._half_heard, self._whole):
+                known.pop(peer, None)
             self._heard_at.pop(peer, None)
 
     def view_changed(self, gone: Iterable[PeerId], now: float) -> None:
         self._changed_at = now
         for peer in gone:
-            self.patience.forget(peer)
-            self._acks.forget(peer)
+            for patience in (self.patience, self._second, self._acks):
+                patience.forget(peer)
 
     def furthest(self, generation: int) -> int:
         """The round of the neighbor that is furthest on in this generation; 0 without one."""
@@ -221,17 +248,26 @@ class Pace:
     def _is_final(self) -> bool:
         return self._key.phase == FINAL
 
+    @property
+    def _patience(self) -> Patience:
+        return self._second if self._halfway else self.patience
+
     def _extra_s(self) -> float:
         return FINAL_S if self._is_final and not self._final_spent else 0.0
 
     def _until(self, src: PeerId, since: float, now: float) -> float:
         """Until when this neighbor is waited for. While members still learn who is there, it may send this
         round's message to somebody else: then for no longer than it is usually late."""
-        until = self.patience.until(src, since)
-        if self._is_final or now - self._changed_at > self._unsettled_s or not self.patience.is_brief(src):
+        patience = self._patience
+        until = patience.until(src, since)
+        if self._is_final or now - self._changed_at > self._unsettled_s or not patience.is_brief(src):
             return until
-        return min(until, self.patience.late(src, since))
+        return min(until, patience.late(src, since))
 
     def _is_absent(self, peer: PeerId, patience: Patience, since: float, absent: Absent, now: float) -> bool:
         """One later than usual is asked for a sign of life. In final rounds everybody is worth the wait."""
         return not self._is_final and absent(peer, now >= patience.late(peer, since), patience.quiet_s())
+
+
+def _remembered(pushes: Mapping[Key, float], key: Key, now: float) -> dict[Key, float]:
+    return dict(list({**pushes, key: now}.items())[-PUSHES:])

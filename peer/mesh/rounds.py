@@ -230,6 +230,9 @@ class Rounds:
             self.throughput.worked(event.worked_s)
         if event.key != self.key or not self.is_open:
             return []
+        if event.half:
+            self.pace.push_second(event.key, now)
+            return [ForLearner(Expect(event.key, self._expected))]
         sent = self._sending.difference(event.held_back)
         self._links.spending.close_round(len(event.held_back), len(sent))
         still, worked_s = event.still, event.worked_s
@@ -237,10 +240,10 @@ class Rounds:
         # it may have pushed by an older view
         return [ForLearner(Expect(event.key, self._expected))]
 
-    def took(self, src: PeerId, key: Key, now: float) -> None:
-        """The learner has accepted a message of round `key` from `src`."""
+    def took(self, src: PeerId, key: Key, now: float, *, half: bool = False) -> None:
+        """The learner has accepted a message of round `key` from `src`. half: and waits for a second one."""
         behind = self._beside.cycle() if self.generations is None else LATE_ROUNDS
-        self.pace.took(src, key, self.key, now, behind=behind)
+        self.pace.took(src, key, self.key, now, behind=behind, half=half)
 
     def check(self, now: float) -> list[Effect]:
         """A round that waits for acknowledgements is pushed without those that take too long, and closed

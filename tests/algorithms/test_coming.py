@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peer.algorithms.base import Links
-from peer.algorithms.d_psgd import BLOCK, DPSGD, _Mean
+from peer.algorithms.d_psgd import BLOCK, DPSGD, Mean
 from peer.compression.bodies import Dense, Layout
 from peer.compression.codec import Message
 from peer.events import Key
@@ -94,7 +94,7 @@ def test_what_does_not_become_whole_in_time_is_as_if_it_had_not_come() -> None:
     assert folding is not None
     folding.to(D // 2)
     mixed = node.mix()
-    assert isinstance(folding, _Mean) and folding.void
+    assert isinstance(folding, Mean) and folding.void
     assert folding.y.untyped_storage().nbytes() == 0, "else it would keep the model of a round that is over"
     folding.to(D)  # it goes on coming
     assert torch.equal(mixed, without.mix())

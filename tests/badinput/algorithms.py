@@ -46,7 +46,8 @@ ALGORITHMS: dict[str, tuple[str, dict[str, str], str, torch.dtype]] = {
     "a2cid2": ("a2cid2", {"rate": "2"}, "", torch.float32),
     "ad-psgd": ("ad-psgd", {"rate": "2"}, "int8", torch.float64),
     "power-gossip": ("power-gossip", {"iterations": "2"}, "", torch.float32),
-    "all-reduce": ("all-reduce", {}, "", torch.float32),
+    "all-reduce": ("all-reduce", {"parts": "off"}, "", torch.float32),
+    "all-reduce in parts": ("all-reduce", {"parts": "on"}, "", torch.float32),
     "qg-d-psgd": ("qg-d-psgd", {}, "int8", torch.float32),
     "d2": ("d2", {}, "", torch.float32),
     "dsgt": ("dsgt", {}, "", torch.float64),
@@ -107,7 +108,7 @@ class Live:
             for i, node in enumerate(self.nodes)
         ]
         line = deque((i, j, message) for i, messages in enumerate(pushed) for j, message in messages.items())
-        while line:
+        while line or line.extend(self._second_halves(upto)) or line:
             i, j, message = line.popleft()
             if j == "0":
                 self.sent.append((NAMES[i], message))
@@ -119,6 +120,11 @@ class Live:
         if upto == len(NAMES):
             for node in self.nodes:
                 node.mix()
+
+    def _second_halves(self, upto: int) -> list[tuple[int, str, Message]]:
+        """What is due in the middle of the round; for the first node that is so as it is, if it hears few."""
+        due = ((i, node.second(late=i == 0 and upto < len(NAMES))) for i, node in enumerate(self.nodes))
+        return [(i, j, message) for i, messages in due for j, message in (messages or {}).items()]
 
     def amid(self, key: Key) -> Iterator[Algorithm]:
         """The first node in a round that has pushed and heard one message; and before that."""
@@ -171,7 +177,7 @@ class Receiving(Decoder):
                     message, key=random.choice((*self.keys, replace(key, generation=(1 << 63) - 1)))
                 )
             case 2:
-                meanings = (0, 1, 2, *range(15, 22), *range(31, 54), 255)
+                meanings = (0, 1, 2, *range(15, 22), *range(31, 57), 255)
                 return replace(message, meaning=random.choice(meanings))
             case 3:
                 weights = (0.0, 5e-324, 1e-300, 1e-40, 1e-9, 0.5, 1.0, 3.0, 1e6, 1.1e6, 1e30, 1e300)

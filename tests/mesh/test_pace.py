@@ -23,7 +23,7 @@ def opened(pace: Pace, round_: int, now: float, **pushed: float | bool) -> Key:
 def test_a_learner_that_has_heard_everybody_is_given_time_from_the_last_one_on() -> None:
     pace = Pace(late_is_lost=False)
     key = opened(pace, 3, 0.0)
-    pace.patience.moving("b", 1000.0)
+    pace.moving("b", 1000.0)
     assert pace.gives_up(["b"], nobody_is_absent, 500.0) is None, "its bytes are on their way"
     pace.took("b", key, key, 500.0, behind=1)
     assert pace.gives_up(["b"], nobody_is_absent, 500.0) is None
@@ -79,3 +79,74 @@ def test_an_exchange_that_waits_for_an_absent_neighbor_is_not_closed_again_and_a
         opened(pace, 0, 0.0, still=still)
         assert (pace.gives_up(["b"], gone, 9.9, going=going, whole=whole) is not None) == closes
         assert closes or pace.gives_up(["b"], gone, 2.0 + CLOSE_S, whole=whole) == ["b"]
+
+
+def halves(pace: Pace, round_: int, now: float, first_s: float, second_s: float) -> Key:
+    """A round in two halves, in which both of b's messages come so late."""
+    key = opened(pace, round_, now)
+    pace.took("b", key, key, now + 2.0 + first_s, behind=1, half=True)
+    pace.push_second(key, now + 10.0)
+    pace.took("b", key, key, now + 10.0 + second_s, behind=1)
+    return key
+
+
+def test_a_message_of_the_first_half_is_not_one_of_the_second() -> None:
+    pace = Pace(late_is_lost=True)
+    key = opened(pace, 3, 0.0)
+    assert pace.lacks(["b"]) == ["b"]
+    pace.took("b", key, key, 3.0, behind=1, half=True)
+    assert pace.lacks(["b"]) == []
+    pace.push_second(key, 4.0)
+    assert pace.lacks(["b"]) == ["b"]
+    pace.took("b", key, key, 5.0, behind=1)
+    assert pace.lacks(["b"]) == []
+    opened(pace, 4, 10.0)
+    assert pace.lacks(["b"]) == ["b"]
+
+
+def test_each_half_is_given_up_by_itself() -> None:
+    pace = Pace(late_is_lost=True)
+    key = opened(pace, 3, 0.0)
+    assert pace.gives_up(["b"], nobody_is_absent, 2.5) is None
+    assert pace.gives_up(["b"], nobody_is_absent, 100.0) == ["b"]
+    assert pace.gives_up(["b"], nobody_is_absent, 200.0) is None, "the learner has been told"
+    pace.push_second(key, 201.0)
+    assert pace.gives_up(["b"], nobody_is_absent, 201.5) is None
+    assert pace.gives_up(["b"], nobody_is_absent, 300.0) == ["b"]
+
+
+def test_each_half_teaches_how_long_it_takes() -> None:
+    pace = Pace(late_is_lost=True)
+    for round_ in range(40):
+        halves(pace, round_, 100.0 * round_, 6.0, 20.0)
+
+    def waits_s(key: Key, pushed_at: float) -> float:
+        for tenths in range(1000):
+            if pace.gives_up(["b"], nobody_is_absent, pushed_at + tenths / 10) is not None:
+                return tenths / 10
+        raise AssertionError(f"{key} is never given up")
+
+    key = opened(pace, 40, 5000.0)
+    first_s = waits_s(key, 5002.0)
+    pace.push_second(key, 5200.0)
+    second_s = waits_s(key, 5200.0)
+    assert 6.0 <= first_s < 8.0
+    assert 20.0 <= second_s < 22.0
+
+
+def test_who_hangs_costs_less_from_round_to_round_in_both_halves() -> None:
+    pace = Pace(late_is_lost=True)
+    for round_ in range(20):
+        halves(pace, round_, 100.0 * round_, 1.0, 1.0)
+    waited = []
+    for round_ in range(20, 28):
+        now = 100.0 * round_
+        key = opened(pace, round_, now)
+        for pushed_at in (now + 2.0, now + 50.0):
+            if pushed_at > now + 2.0:
+                pace.push_second(key, pushed_at)
+            tenths = range(400)
+            given_up = (t / 10 for t in tenths if pace.gives_up(["b"], nobody_is_absent, pushed_at + t / 10))
+            waited.append(next(given_up))
+    assert waited[0] >= 2.0 and waited[1] >= 2.0
+    assert max(waited[-2:]) < 0.2

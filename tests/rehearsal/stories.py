@@ -81,7 +81,7 @@ OTHERS = [  # nor of these; with all of QG's momentum, models swing about a mini
         ("choco-sgd", {}, UNDIRECTED, LONG_S),
         ("qg-d-psgd", {"beta": "0.3"}, UNDIRECTED, MIXED_S),
         ("power-gossip", {}, UNDIRECTED, LONG_S),
-        ("all-reduce", {}, ("complete",), MIXED_S),
+        ("all-reduce", {"parts": "on"}, ("complete",), MIXED_S),
     )
 ]
 # of 27 stories 12 have books of mass, and 4 are of RelaySum, which an agreed tree carries
