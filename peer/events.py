@@ -508,9 +508,11 @@ class Expect:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """Waiting is not worth it any more: push a held round as it is, close a pushed one with what has come."""
+    """Waiting is not worth it any more: push a held round as it is, close a pushed one with what has come, or
+    its first half. half: it is said of the second one."""
 
     key: Key
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)

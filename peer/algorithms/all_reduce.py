@@ -1,9 +1,9 @@
 """All-reduce: the exact mean of all models in every round, in parts.
 
-On the complete graph of n members a model has n parts, and member i owns the i-th.
+On the complete graph of n members a model has n parts, and each member owns one:
 
-    first half     y_i = x_i + u_i; its j-th part goes to member j
-    second half    member j has the j-th part of all, and sends its mean to everybody
+    first half     y_i = x_i + u_i; of it the part of member j goes to j
+    second half    each has its own part of all members, and sends their mean to everybody
     mix            x_i <- the means of all parts
 
 So a device sends 2 (n - 1) / n models in a round, however many members there are, where D-PSGD on this graph
@@ -12,7 +12,8 @@ nothing takes fewer bytes), between peers as Ryabinin et al. have it (Moshpit SG
 
 Ours is what becomes of messages that do not come. Each half is waited for as any round is. The mean of a part
 is that of those which have come and of its owner's; where no mean comes, a member keeps what it has. So for
-a round members may differ; the next one that is whole makes them equal again.
+a round members may differ; the next one that is whole makes them equal again. Who owns which part goes round
+with the rounds: two that never hear each other, or one that hangs, leave no part without a mean for long.
 
 Whole models go to everybody, as D-PSGD has it: in final rounds; where a compression rounds values, as a mean
 that is rounded would lose small steps; between two members, to whom parts save nothing; and of small models,
@@ -65,23 +66,22 @@ class AllReduce(DPSGD):
         n = self.links.n
         return self._has_parts and key.phase != FINAL and LEAST_MEMBERS <= n <= self.d
 
-    def _part(self, owner: PeerId | None = None) -> slice:
-        """Of that neighbor, or of this member itself."""
+    def _part(self, key: Key, owner: PeerId | None = None) -> slice:
+        """Of that neighbor in that round, or of this member itself."""
         n, graph = self.links.n, self.links.graph
         assert graph is not None, "parts have owners on the graph that all agree on"
         place = graph.place
         if owner is not None:
             place = graph.adjacency[place][list(self.links.out).index(owner)]
-        return slice(self.d * place // n, self.d * (place + 1) // n)
+        part = (place + key.round) % n
+        return slice(self.d * part // n, self.d * (part + 1) // n)
 
     def push(self, y: Tensor) -> dict[PeerId, Message]:
         if not self._is_in_parts(self.key):
             return super().push(y)
         messages = {}
         for j in self.links.out:
-            part = y[self._part(j)]
-            if j not in self.links.clear:
-                part = part.clone()  # it waits for its link, and y becomes the mean meanwhile
+            part = y[self._part(self.key, j)]  # to be laid out yet, perhaps: nobody reads it here
             body = Portion(self.d, part, self.dtype, peak=self._peak)
             messages[j] = Message(self.key, self.PART, body, delivery="latest")
         return messages
@@ -95,7 +95,7 @@ class AllReduce(DPSGD):
         out = self.links.out
         come = {j: mail.now for j, mail in self._parts.items() if mail.now is not None and j in out}
         self._halfway = True
-        mean, share = y[self._part()], 1 / (len(come) + 1)
+        mean, share = y[self._part(self.key)], 1 / (len(come) + 1)
         Mean(mean, share, [(share, _numbers(message)) for message in come.values()], mean).to(len(mean))
         for j in come:
             self._parts[j].now = None
@@ -127,9 +127,11 @@ class AllReduce(DPSGD):
     def average(self, x: Tensor, y: Tensor, heard: dict[PeerId, Message]) -> Tensor:
         if not self._is_in_parts(self.key):
             return super().average(x, y, heard)
+        if not self.links.out.keys() <= self.links.clear:
+            y = y.clone()  # a part may still wait for its link
         for j, message in heard.items():
             if j in self.links.out:
-                y[self._part(j)] = _numbers(message)
+                y[self._part(self.key, j)] = _numbers(message)
         return y
 
     def show(self, key: Key) -> Message:
@@ -157,7 +159,7 @@ class AllReduce(DPSGD):
             return "models go whole in this round, and not in parts"
         if src not in self.links.out:
             return "it has no place on this graph"
-        part = self._part(None if message.meaning == self.PART else src)
+        part = self._part(message.key, None if message.meaning == self.PART else src)
         body, size = message.body, part.stop - part.start
         fits = isinstance(body, Portion) and body.coding is None and body.values.numel() == size
         return "" if fits else f"that part has {size} numbers, as they are"

@@ -109,7 +109,7 @@ class Exchange:
         self.key = Key()  # the round being worked on, or the last one
         self.open = False  # a round is open: submit() is allowed
         self._final = False
-        self._pushed = False
+        self._pushed = self._halfway = False
         self._closed: Key | None = None
         self._held: tuple[Change, float] | None = None  # a change to be pushed when its links are clear
         self._weight = 0.0  # before the open round's push
@@ -202,8 +202,8 @@ class Exchange:
                 if key == self.key and self._pushed:
                     self.algorithm.expect(frozenset(expected))
                 return self._try_close(now)
-            case Deadline(key) if key == self.key:
-                return self._give_up(now)
+            case Deadline(key, half) if key == self.key:
+                return self._give_up(now, half=half)
             case Deliver():
                 return self._deliver(command, now)
             case Acked(dst):
@@ -223,11 +223,11 @@ class Exchange:
                 return self._finish(now)
         return []
 
-    def _give_up(self, now: float) -> Sequence[FromLearner]:
+    def _give_up(self, now: float, *, half: bool) -> Sequence[FromLearner]:
         if self._held is not None:
             return self._push_all(*self._held, now)
-        if not self._pushed:
-            return []
+        if not self._pushed or (self._halfway and not half):
+            return []  # what was waited for has come since, and the second half has begun
         second = self._second_half(late=True)
         return [*second, *self._try_close(now)] if second else self._close(now)
 
@@ -299,7 +299,7 @@ class Exchange:
         return self._push_all(u, lr, now)
 
     def _push_all(self, u: Change, lr: float, now: float) -> Sequence[FromLearner]:
-        self._held, self.open, self._pushed = None, False, True
+        self._held, self.open, self._pushed, self._halfway = None, False, True, False
         self._weight, r = self.algorithm.weight, self._round
         assert r is not None
         links, still = self._sending.affordable(r), self.algorithm.still
@@ -341,6 +341,7 @@ class Exchange:
         messages = self.algorithm.second(late=late) if self._pushed else None
         if messages is None:
             return []
+        self._halfway = True
         ready = self.outgoing.ready(messages, too=True)
         sent = [push for dst, message in ready.items() for push in self.outgoing.send(dst, message)]
         return [*sent, Pushed(self.key, half=True)]

@@ -35,21 +35,21 @@ Absent = Callable[[PeerId, bool, float], bool]
 
 
 class Pace:
-    """Of one node. Read-only from outside: `patience`, `held`, `pushed_at` (of the open half), `stood_s`."""
+    """Of one node. Read-only from outside: `patience`, `held`, `pushed_at`, `halfway`, `stood_s`."""
 
     def __init__(self, *, late_is_lost: bool) -> None:
         self.patience = Patience(late_is_lost=late_is_lost)
         self._second = Patience(late_is_lost=late_is_lost)  # of second halves
         self._unsettled_s = UNSETTLED_IF_LATE_IS_LOST_S if late_is_lost else UNSETTLED_S
         self.held: Held | None = None
-        self.pushed_at: float | None = None
+        self.pushed_at: float | None = None  # the open half
         self.stood_s = 0.0  # of the open round, for which this device stood still
         self.overdue = False  # the learner has been told to close this round as it is
         self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
         self._key = Key()
         self._opened_at = self._held_at = 0.0
         self._openings: list[float] = []  # of the last rounds, s
-        self._halfway = False  # the second half of the open round is pushed
+        self.halfway = False  # the second half of the open round is pushed
         self._pushes: dict[Key, float] = {}
         self._second_pushes: dict[Key, float] = {}
         self._teaches = True  # the open round: not if it turns out to have no local steps
@@ -65,7 +65,7 @@ class Pace:
     def open(self, key: Key, now: float) -> None:
         self._key, self._opened_at, self.stood_s = key, now, 0.0
         self._teaches = True
-        self.pushed_at, self.held, self.overdue, self._halfway = None, None, False, False
+        self.pushed_at, self.held, self.overdue, self.halfway = None, None, False, False
         self._openings = [*self._openings[-OPENINGS + 1 :], now]
 
     def close(self) -> None:
@@ -111,8 +111,8 @@ class Pace:
         self._pushes = _remembered(self._pushes, key, now)
 
     def push_second(self, key: Key, now: float) -> None:
-        """The second half of the open round: who has not been heard in the first is not waited for there."""
-        self._halfway, self.overdue, self.pushed_at = True, False, now
+        """The second half of the open round: its messages are waited for from now on."""
+        self.halfway, self.overdue, self.pushed_at = True, False, now
         self._second_pushes = _remembered(self._second_pushes, key, now)
 
     def gives_up_acks(
@@ -172,8 +172,9 @@ class Pace:
 
     def lacks(self, expected: Iterable[PeerId]) -> list[PeerId]:
         """Those who have not been heard in the open half of the open round, nor in a later round."""
-        heard = self._whole if self._halfway else self._heard
-        return sorted(src for src in expected if heard.get(src, Key(-1)) < self._key)
+        heard, key = self._whole if self.halfway else self._heard, self._key
+        here = [src for src in expected if heard.get(src, Key(-1)) < key]
+        return sorted(src for src in here if self._heard.get(src, Key(-1)) <= key)
 
     # --- the neighbors -------------------------------------------------------------------------------
 
@@ -184,6 +185,8 @@ class Pace:
         self._heard[src] = max(key, self._heard.get(src, Key(-1)))
         self._heard_at[src] = now
         is_second = not half and self._half_heard.get(src) == key
+        for patience in (self.patience, self._second):
+            patience.landed(src)
         if half:
             self._half_heard[src] = key
         else:
@@ -250,7 +253,7 @@ class Pace:
 
     @property
     def _patience(self) -> Patience:
-        return self._second if self._halfway else self.patience
+        return self._second if self.halfway else self.patience
 
     def _extra_s(self) -> float:
         return FINAL_S if self._is_final and not self._final_spent else 0.0

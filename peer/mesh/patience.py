@@ -90,6 +90,11 @@ class Patience:
         """Bytes from this neighbor are on their way."""
         self._links[src] = replace(self._links.get(src, _Link()), progress_at=now)
 
+    def landed(self, src: PeerId) -> None:
+        """What was on its way is here."""
+        if (link := self._links.get(src)) is not None:
+            self._links[src] = replace(link, progress_at=NEVER)
+
     def until(self, src: PeerId, pushed_at: float) -> float:
         """When to stop waiting for this neighbor's message of the round pushed at `pushed_at`."""
         link = self._links.get(src, _Link())

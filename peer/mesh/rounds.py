@@ -267,7 +267,8 @@ class Rounds:
                 self._be_given_final()
             elif without is not None:
                 fields: dict[str, object] = {"peers": ",".join(without), "round": self.key.round}
-                self._effects += [Note("closes without", fields, "debug"), ForLearner(Deadline(self.key))]
+                deadline = Deadline(self.key, self.pace.halfway)
+                self._effects += [Note("closes without", fields, "debug"), ForLearner(deadline)]
         return self._take()
 
     def _is_absent(self, now: float, peer: PeerId, ask: bool, quiet_s: float) -> bool:
@@ -298,7 +299,7 @@ class Rounds:
         going = self.generations is not None and self.generations.pending
         if self._end is not None and going and not self.pace.overdue:
             self.pace.overdue = True
-            self._effects.append(ForLearner(Deadline(self.key)))
+            self._effects.append(ForLearner(Deadline(self.key, self.pace.halfway)))
         return self._take()
 
     def give_up_end(self, now: float) -> list[Effect]:

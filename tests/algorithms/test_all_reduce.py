@@ -45,8 +45,9 @@ def links(i: int, n: int, key: Key, clear: Collection[str] | None = None) -> Lin
     return Links(key, out, frozenset(out), n, clear=reached, graph=Graph("complete", n, i))
 
 
-def part(place: int, n: int) -> slice:
-    return slice(D * place // n, D * (place + 1) // n)
+def part(place: int, n: int, t: int = 0) -> slice:
+    owned = (place + t) % n
+    return slice(D * owned // n, D * (owned + 1) // n)
 
 
 def came(message: Message) -> Message:
@@ -185,6 +186,17 @@ def test_a_round_has_two_halves_for_its_readers_where_it_has_parts() -> None:
     assert not swarm[0].has_second(swarm[0].sponsor("1", Key(1, 0), ()))
 
 
+def test_two_that_never_hear_each_other_stay_near_since_parts_change_owners() -> None:
+    n, zeros = 4, torch.zeros(4, D, dtype=F64)
+    swarm, lost = members(n), [(0, 1), (1, 0)]
+    found = models_of(n)
+    for t in range(2 * n):
+        deliver(swarm, [*push(swarm, t, zeros)], lost)
+        deliver(swarm, second(swarm, late=True), lost)
+        found = mixed(swarm)
+    assert float((found - found.mean(0)).abs().max()) < 0.05 * float((models_of(n)).abs().max())
+
+
 @pytest.mark.parametrize(
     ("n", "compression", "parts", "phase"),
     [(4, "", "on", FINAL), (2, "", "on", TRAIN), (4, "fp16", "on", TRAIN), (4, "", "off", TRAIN)],
@@ -226,7 +238,7 @@ def test_parts_of_a_graph_that_is_not_open_yet_wait_for_it() -> None:
     theirs = torch.stack([m.body.numbers() for m in early if isinstance(m.body, Portion)]).sum(0)
     body = means["3"].body
     assert isinstance(body, Portion)
-    torch.testing.assert_close(body.numbers(), ((before + u[0])[part(0, n)] + theirs) / n)
+    torch.testing.assert_close(body.numbers(), ((before + u[0])[part(0, n, 1)] + theirs) / n)
 
 
 def test_what_waits_for_its_link_stays_what_it_was() -> None:

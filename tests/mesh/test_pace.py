@@ -100,8 +100,11 @@ def test_a_message_of_the_first_half_is_not_one_of_the_second() -> None:
     assert pace.lacks(["b"]) == ["b"]
     pace.took("b", key, key, 5.0, behind=1)
     assert pace.lacks(["b"]) == []
-    opened(pace, 4, 10.0)
+    key = opened(pace, 4, 10.0)
     assert pace.lacks(["b"]) == ["b"]
+    pace.push_second(key, 13.0)
+    pace.took("b", Key(1, 5), key, 14.0, behind=1, half=True)
+    assert pace.lacks(["b"]) == [], "it is in a later round"
 
 
 def test_each_half_is_given_up_by_itself() -> None:

@@ -95,6 +95,15 @@ def test_the_others_go_on_when_one_is_gone(silent: bool) -> None:
     assert error(r, [0, 1, 3, 4, 5]) < 1.0
 
 
+def test_two_that_do_not_hear_each_other_train_on_with_the_others() -> None:
+    r = together()
+    r.block("p0", "p1")
+    r.run(200.0)
+    assert min(d.node.key.round for d in r.alive()) > 100
+    assert spread(r) < 1.0
+    assert error(r, list(range(N))) < 1.0
+
+
 def test_one_that_stands_still_does_not_keep_the_others_from_their_rounds() -> None:
     r = together()
     r.run(30.0)
