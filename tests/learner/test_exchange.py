@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from algorithms.swarm import randoms
 from algorithms.trees import F64, around, chain, delays
+from learner.by_hand import ByHand
 from peer.algorithms import make
 from peer.compression.bodies import Layout
 from peer.events import (
@@ -19,22 +19,17 @@ from peer.events import (
     Acked,
     Closed,
     Deadline,
-    Deliver,
     Finish,
     Found,
     FromLearner,
     HandOver,
-    Held,
     Holds,
     Key,
     LinkUp,
     OpenRound,
-    Push,
     Pushed,
-    Rejected,
     Sponsor,
     Taken,
-    ToLearner,
 )
 from peer.learner.exchange import Exchange, Resume
 from peer.learner.look import mixes
@@ -45,38 +40,20 @@ ZEROS, ONES = torch.zeros(LAYOUT.d, dtype=F64), torch.ones(LAYOUT.d, dtype=F64)
 GENERATION = 1 << 62
 
 
-class Home:
-    """n devices on a chain, "0" to "n-1", and what their nodes do: number parcels and take them across."""
+class Home(ByHand):
+    """n devices on a chain."""
 
     def __init__(
         self, n: int, algorithm: str = "relay-sum", *, links: bool = True, free: bool = False
     ) -> None:
         self.n, self.near = n, around(n, chain(n))
         built = [make(algorithm, {}, LAYOUT, F64, lockstep=not free) for _ in range(n)]
-        self.devices = [Exchange(one, LAYOUT, ZEROS, lockstep=not free) for one in built]
-        self.said: list[list[FromLearner]] = [[] for _ in range(n)]
-        self.waiting: deque[tuple[int, Deliver]] = deque()
-        self.number = 0
+        super().__init__([Exchange(one, LAYOUT, ZEROS, lockstep=not free) for one in built])
         for i in range(n):
             self.tell(i, Found(resume=False))
             for j in self.near[i] if links else ():
                 self.tell(i, LinkUp(str(j), "out", 1))
                 self.tell(i, LinkUp(str(j), "in", 1))
-
-    def tell(self, i: int, *commands: ToLearner) -> None:
-        for command in commands:
-            self.hear(i, self.devices[i].handle(command, 0.0))
-
-    def hear(self, i: int, answers: Sequence[FromLearner]) -> None:
-        self.said[i] += answers
-        for answer in answers:
-            assert not isinstance(answer, Rejected | Held), answer
-            if isinstance(answer, Push):
-                self.number += 1
-                parcel = Deliver(
-                    str(i), answer.epoch, self.number, answer.key, answer.payload, answer.delivery
-                )
-                self.waiting.append((int(answer.dst), parcel))
 
     def deliver(self) -> None:
         while self.waiting:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from learner.by_hand import ByHand
 from peer.algorithms import make
 from peer.compression.bodies import Layout
 from peer.events import (
     Closed,
     Deadline,
-    Deliver,
     Expect,
     Found,
-    FromLearner,
     Key,
     LinkUp,
     OpenRound,
-    Push,
     Pushed,
-    Rejected,
     Taken,
-    ToLearner,
 )
 from peer.learner.exchange import Exchange
 
@@ -34,16 +29,12 @@ N, KEY = 3, Key(1, 0)
 PART = [slice(0, 3), slice(3, 6), slice(6, 9)]
 
 
-class Three:
+class Three(ByHand):
     """Devices "0" to "2" that average in parts; device i hands over a model of i + 1."""
 
     def __init__(self, down: Sequence[tuple[int, int]] = ()) -> None:
-        self.devices = [
-            Exchange(make("all-reduce", {"parts": "on"}, LAYOUT, F64), LAYOUT, torch.zeros(9, dtype=F64))
-            for _ in range(N)
-        ]
-        self.said: list[list[FromLearner]] = [[] for _ in range(N)]
-        self.waiting: deque[tuple[int, Deliver]] = deque()
+        made = (make("all-reduce", {"parts": "on"}, LAYOUT, F64) for _ in range(N))
+        super().__init__([Exchange(one, LAYOUT, torch.zeros(9, dtype=F64)) for one in made])
         for i in range(N):
             near = tuple(str(j) for j in range(N) if j != i)
             up = (LinkUp(j, "out", 1) for j in near if (i, int(j)) not in down)
@@ -54,18 +45,6 @@ class Three:
     def submit(self) -> None:
         for i, device in enumerate(self.devices):
             self.hear(i, device.submit(torch.full((9,), i + 1.0, dtype=F64), 0.1, 0.0))
-
-    def tell(self, i: int, *commands: ToLearner) -> None:
-        for command in commands:
-            self.hear(i, self.devices[i].handle(command, 0.0))
-
-    def hear(self, i: int, answers: Sequence[FromLearner]) -> None:
-        self.said[i] += answers
-        for answer in answers:
-            assert not isinstance(answer, Rejected), answer
-            if isinstance(answer, Push):
-                message = (answer.epoch, len(self.said[i]), answer.key, answer.payload, answer.delivery)
-                self.waiting.append((int(answer.dst), Deliver(str(i), *message)))
 
     def deliver(self, lost: Sequence[tuple[int, int]] = ()) -> None:
         """What is on its way now."""
