@@ -24,7 +24,8 @@ from rehearsals import COSTS, RESULTS, costs, read
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs/measured.md", ROOT / "README.md"
 FIGURES = (
-    "exchange", "coding", "cuda", "liveness", "wire", "point", "frontier", "heterogeneity", "rehearsal",
+    "exchange", "bare_grpc", "coding", "cuda", "liveness", "wire", "point", "frontier", "heterogeneity",
+    "rehearsal",
 )  # fmt: skip
 BLOCK = re.compile(r"(?s)(<!-- figures: (\S+) -->\n).*?(<!-- end -->)")
 
@@ -217,6 +218,19 @@ def memory(found: Results) -> Table:
     ]  # fmt: skip
 
 
+def bare_grpc(found: Results) -> Table:
+    """Beside what the same exchange took."""
+    ours = {_case(row): row for row in found["exchange"]}
+    made: Table = [
+        ("parameters", "daemons", "algorithm", "cores", "s", "CPU s", "of an exchange's s", "CPU s")
+    ]
+    for row in found["bare_grpc"]:
+        whole = ours[_case(row)]
+        both = [_seconds(one[what]) for one in (row, whole) for what in ("seconds", "cpu_seconds")]
+        made.append((*_case(row), *both))
+    return made
+
+
 def speed(found: Results) -> Table:
     heads = ("model", "copy ms", "encode ms", "decode ms", "copies", "goal", "", "torch.topk takes", "goal")
     made: Table = [(*heads, "")]
@@ -385,6 +399,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "missed": lambda found: short(found, False),
     "seconds": seconds,
     "memory": memory,
+    "bare-grpc": bare_grpc,
     "speed": speed,
     "dense": dense,
     "indices": indices,
