@@ -8,7 +8,7 @@ On the complete graph of n members a model has n parts, and each member owns one
 
 So a device sends 2 (n - 1) / n models in a round, however many members there are, where D-PSGD on this graph
 sends n - 1 for the same mean. It is the reduce-scatter and all-gather of Patarasuk and Yuan (JPDC 69, 2009:
-nothing takes fewer bytes), between peers as Ryabinin et al. have it (Moshpit SGD, NeurIPS 2021, section 2.2).
+nothing takes fewer bytes), each part by its owner as hivemind has it (Ryabinin et al., NeurIPS 2021).
 
 Ours is what becomes of messages that do not come. Each half is waited for as any round is. The mean of a part
 is that of those which have come and of its owner's; where no mean comes, a member keeps what it has. So for
@@ -136,8 +136,9 @@ class AllReduce(DPSGD):
 
     def show(self, key: Key) -> Message:
         shown = super().show(key)
-        body = Dense(shown.body.dense().clone())  # y is mixed where it lies
-        return shown if self._y is None else replace(shown, body=body)
+        if self._y is None:
+            return shown
+        return replace(shown, body=Dense(shown.body.dense().clone()))  # y is mixed where it lies
 
     # --- mail ------------------------------------------------------------------------------------
 

@@ -153,3 +153,19 @@ def test_who_hangs_costs_less_from_round_to_round_in_both_halves() -> None:
             waited.append(next(given_up))
     assert waited[0] >= 2.0 and waited[1] >= 2.0
     assert max(waited[-2:]) < 0.2
+
+
+def test_bytes_of_one_half_are_no_sign_of_life_in_the_next() -> None:
+    """What moved is here: whoever hangs after it is waited for as usual."""
+    pace = Pace(late_is_lost=True)
+    for round_ in range(21):
+        key, now = Key(1, round_), 100.0 * round_
+        pace.open(key, now)
+        pace.push(key, clear, now + 0.1)
+        pace.moving("b", now + 0.2)
+        pace.took("b", key, key, now + 0.2, behind=1, half=True)
+        pace.push_second(key, now + 0.2)
+        if round_ < 20:
+            pace.took("b", key, key, now + 0.3, behind=1)
+    assert pace.gives_up(["b"], nobody_is_absent, 2000.3) is None
+    assert pace.gives_up(["b"], nobody_is_absent, 2001.2) == ["b"]
