@@ -178,10 +178,21 @@ class Pace:
 
     # --- the neighbors -------------------------------------------------------------------------------
 
-    def took(self, src: PeerId, key: Key, at: Key, now: float, *, behind: int, half: bool = False) -> None:
+    def took(
+        self,
+        src: PeerId,
+        key: Key,
+        at: Key,
+        now: float,
+        *,
+        behind: int,
+        leads: bool = False,
+        half: bool = False,
+    ) -> None:
         """The learner has accepted a message of round `key` from `src`, while this node is at `at`. One that
-        is more than so many rounds behind is not worth so long a wait: it teaches nothing. half: of that
-        round another one is to come, of its second half."""
+        is more than so many rounds behind is not worth so long a wait: it teaches nothing. leads: unless most
+        are. half: of that round another one is to come, of its second half."""
+        every_s = now - self._heard_at.get(src, now)
         self._heard[src] = max(key, self._heard.get(src, Key(-1)))
         self._heard_at[src] = now
         is_second = not half and self._half_heard.get(src) == key
@@ -200,6 +211,8 @@ class Pace:
                 patience.came(src, now - pushed)
         elif key == at:
             patience.came(src, 0.0)
+        if leads and key.round < at.round - behind:
+            patience.follows(src, now, every_s)
 
     def moving(self, src: PeerId, now: float) -> None:
         """Bytes from this neighbor are on their way."""
@@ -227,6 +240,11 @@ class Pace:
     def furthest(self, generation: int) -> int:
         """The round of the neighbor that is furthest on in this generation; 0 without one."""
         return max((key.round for key in self._heard.values() if key.generation == generation), default=0)
+
+    def leads(self, view: Iterable[PeerId], at: int) -> bool:
+        """Is a node at this round ahead of most neighbors that have been heard?"""
+        known = [self._heard[peer].round for peer in view if peer in self._heard]
+        return sum(round_ < at for round_ in known) > len(known) / 2
 
     def median(self, view: Iterable[PeerId], cycle: int, waiting: Mapping[PeerId, int]) -> int:
         """The round that half of the neighbors heard in the last `cycle` rounds have reached; 0 without any.

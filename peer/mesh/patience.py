@@ -9,7 +9,9 @@ others; what they learn from that must not feed on itself. Where all go to the r
 and a late message is lost, the wait may be longer, and is long at first: who closes the first rounds without
 messages that take many times as long as local steps hears none in time, and learns nothing. Each round closed
 without a neighbor halves the wait for it until it is heard again, so that one that hangs costs the others a
-vanishing share of their time.
+vanishing share of their time. But who has come rounds ahead of most of its neighbors, alone or while they
+stood still, waits for them from message to message until they are there: it would hear none of theirs in time
+again, and be alone for good.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class _Link:
     deviation_s: float = 0.0
     misses: int = 0
     progress_at: float = NEVER
+    follows_until: float = NEVER
 
 
 class Patience:
@@ -74,12 +77,19 @@ class Patience:
         else:
             deviation = 0.75 * link.deviation_s + 0.25 * abs(link.mean_s - lateness_s)
             mean = 0.875 * link.mean_s + 0.125 * lateness_s
-        moved = replace(link, progress_at=NEVER)  # what was on its way is here
+        moved = replace(link, progress_at=NEVER, follows_until=NEVER)  # what was on its way is here
         self._links[src] = replace(moved, mean_s=mean, deviation_s=deviation, misses=0)
 
     def early(self, src: PeerId) -> None:
         """A message of a round this node has not reached yet: it lives, and says nothing about lateness."""
-        self._links[src] = replace(self._links.get(src, _Link()), misses=0, progress_at=NEVER)
+        link = self._links.get(src, _Link())
+        self._links[src] = replace(link, misses=0, progress_at=NEVER, follows_until=NEVER)
+
+    def follows(self, src: PeerId, now: float, every_s: float) -> None:
+        """This node is rounds ahead, and here is the next message of one that comes after it; the one before
+        was so much earlier."""
+        until = now + min(CAP_S, PROGRESS_S + LEAST * every_s)
+        self._links[src] = replace(self._links.get(src, _Link()), misses=0, follows_until=until)
 
     def missed(self, src: PeerId) -> None:
         """A round closed without this neighbor."""
@@ -104,7 +114,8 @@ class Patience:
             wait = max(LEAST * self._round_s, link.mean_s + 4 * link.deviation_s)
             wait = min(wait, max(LONG_S, self._most * self._round_s) if self._round_s else CAP_S)
         wait = max(FLOOR_S, wait)
-        return max(pushed_at + min(CAP_S, wait) * 0.5**link.misses, link.progress_at + PROGRESS_S)
+        learnt = pushed_at + min(CAP_S, wait) * 0.5**link.misses
+        return max(learnt, link.progress_at + PROGRESS_S, link.follows_until)
 
     def forget(self, src: PeerId) -> None:
         self._links.pop(src, None)

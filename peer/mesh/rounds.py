@@ -243,7 +243,8 @@ class Rounds:
     def took(self, src: PeerId, key: Key, now: float, *, half: bool = False) -> None:
         """The learner has accepted a message of round `key` from `src`. half: and waits for a second one."""
         behind = self._beside.cycle() if self.generations is None else LATE_ROUNDS
-        self.pace.took(src, key, self.key, now, behind=behind, half=half)
+        leads = self.pace.leads(self.view, self.key.round - behind)
+        self.pace.took(src, key, self.key, now, behind=behind, leads=leads, half=half)
 
     def check(self, now: float) -> list[Effect]:
         """A round that waits for acknowledgements is pushed without those that take too long, and closed

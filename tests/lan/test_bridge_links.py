@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.lan]
 COUNT = 4
 TREE = "tree"
 SLOW_S, SLOW_ROUNDS = 30.0, {NAME: 10, TREE: 3}  # on a tree they are whole models, 80 kB to each neighbor
+AHEAD = 10  # rounds
 SESSIONS = {
     NAME: ("--topology", "complete"),
     TREE: ("--algorithm", "relay-sum", "--topology", "spanning-tree"),
@@ -53,6 +54,23 @@ def on_one_tree(lan: Switch, devices: list[Wired], *, after: int = 0) -> None:
     on_one_graph(lan, devices, TREE, after=after)
     finite(devices)
     clean_logs(lan)
+
+
+def test_one_that_went_on_while_the_others_stood_still_is_in_step_again(
+    lan: Switch, devices: list[Wired]
+) -> None:
+    *others, ahead = devices
+    before = max(rounds(devices).values())
+    for other in others:
+        other.freeze()
+    lan.wait("it is rounds ahead", lambda: rounds([ahead])[f"{ahead.name} {NAME}"] >= before + AHEAD)
+    for other in others:
+        other.thaw()
+    lan.wait("all train", lambda: everyone_trains(devices))
+    rounds_later(lan, 2 * AHEAD, devices)
+    assert everyone_trains(devices), "one that hears nobody is alone"
+    lan.wait("no weight is lost", lambda: comes_to(devices, 1.0, NAME))
+    on_one_tree(lan, devices)
 
 
 def test_another_address_is_noticed_by_everybody(lan: Switch, devices: list[Wired]) -> None:

@@ -2,6 +2,7 @@
 
 from peer.events import Key
 from peer.mesh.pace import CLOSE_S, Pace
+from peer.mesh.patience import LEAST, PROGRESS_S
 
 
 def nobody_is_absent(peer: str, ask: bool, quiet_s: float) -> bool:
@@ -28,6 +29,31 @@ def test_a_learner_that_has_heard_everybody_is_given_time_from_the_last_one_on()
     pace.took("b", key, key, 500.0, behind=1)
     assert pace.gives_up(["b"], nobody_is_absent, 500.0) is None
     assert pace.gives_up(["b"], nobody_is_absent, 500.0 + CLOSE_S) == []
+
+
+def test_who_is_ahead_of_most_waits_for_them_and_not_for_one_that_is_behind() -> None:
+    for behind, waits in ((("b", "c"), True), (("b",), False)):
+        pace = Pace(late_is_lost=False)
+        key = opened(pace, 30, 100.0)
+        for src in ("b", "c", "d"):
+            pace.took(src, Key(1, 5 if src in behind else 30), key, 102.0, behind=1)
+        leads = pace.leads(["a", "b", "c", "d"], 29)
+        assert leads == waits
+        for _ in range(10):
+            pace.patience.missed("b")
+        pace.took("b", Key(1, 6), key, 112.0, behind=1, leads=leads)
+        until = 112.0 + PROGRESS_S + LEAST * 10.0 if waits else 112.0
+        assert pace.gives_up(["b"], nobody_is_absent, until - 0.1) == (None if waits else ["b"])
+        assert waits != (pace.gives_up(["b"], nobody_is_absent, until) is None)
+
+
+def test_a_link_that_begins_anew_says_nothing_of_who_is_ahead() -> None:
+    pace = Pace(late_is_lost=False)
+    key = opened(pace, 30, 0.0)
+    pace.took("b", Key(1, 5), key, 2.0, behind=1)
+    assert pace.leads(["a", "b"], 29)
+    pace.forget_rounds("b")
+    assert not pace.leads(["a", "b"], 29)
 
 
 def test_steps_that_were_done_before_the_round_opened_count_for_what_they_took() -> None:

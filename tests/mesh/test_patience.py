@@ -74,6 +74,26 @@ def test_what_has_arrived_is_on_its_way_no_more() -> None:
         assert patience.until("a", 50.0) == 50.0 + FLOOR_S
 
 
+def test_one_that_comes_after_is_waited_for_from_message_to_message_until_it_is_here() -> None:
+    patience = Patience()
+    patience.came("a", 0.0)
+    for _ in range(10):
+        patience.missed("a")
+    patience.follows("a", 100.0, every_s=20.0)
+    assert patience.until("a", 100.0) == 100.0 + PROGRESS_S + LEAST * 20.0
+    patience.came("a", 0.0)
+    assert patience.until("a", 130.0) == 130.0 + FLOOR_S, "no longer than usual"
+
+
+def test_one_that_comes_after_and_falls_silent_is_not_waited_for_again_and_again() -> None:
+    patience = Patience()
+    patience.follows("a", 100.0, every_s=1e6)
+    assert patience.until("a", 100.0) == 100.0 + CAP_S
+    for _ in range(6):
+        patience.missed("a")
+    assert patience.until("a", 1000.0) == 1000.0 + FIRST_S / 64
+
+
 def test_nothing_is_waited_for_longer_than_the_cap() -> None:
     patience = Patience()
     patience.came("a", 1e6)

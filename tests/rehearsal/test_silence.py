@@ -73,6 +73,48 @@ def test_one_that_stands_still_and_goes_on_costs_the_others_no_more_than_a_few_r
     assert all(len(device.node.members.view()) == 8 for device in session.r.alive())
 
 
+@pytest.mark.parametrize(
+    ("kind", "topology"),
+    [(KINDS[0], "complete"), (KINDS[0], "exponential"), (KINDS[2], "random-2"), (WHOLE[1], "ring")],
+    ids=lambda part: getattr(part, "algorithm", part),
+)
+def test_one_that_went_on_while_the_others_stood_still_is_in_step_again_soon(
+    kind: Kind, topology: str
+) -> None:
+    """All hear each other, and it is rounds ahead: it waits for them, or would close each round alone."""
+    session = Eight.at_work(kind, topology, seed=1)
+    for device in session.others:
+        session.r.pause(device.peer, 8.0)
+    session.r.run(25.0)
+    devices = [d.node.rounds for d in session.r.alive()]
+    first = [rounds.key.round for rounds in devices]
+    alone = [rounds.alone_total for rounds in devices]
+    session.r.run(30.0)
+    keys = [rounds.key.round for rounds in devices]
+    assert max(keys) - min(keys) <= 3
+    assert [rounds.alone_total for rounds in devices] == alone
+    assert min(now - before for now, before in zip(keys, first, strict=True)) > 60
+
+
+@pytest.mark.parametrize("slow", [6.0, 12.0])
+def test_on_an_agreed_graph_one_much_faster_than_the_others_hears_them_again_after_a_cut(slow: float) -> None:
+    """All go to the round of whoever is furthest on: else it would hear nothing of that in time, and be the
+    one that they go after for good."""
+    r, _ = home(WHOLE[1], "complete", 4, weather=Weather(latency_s=(0.002, 0.02), local_s=0.005))
+    r._step_s = lambda peer: STEP_S * (1.0 if peer == name(3) else slow)
+    together(r, 4)
+    r.run(20.0)
+    r.partition([{name(i) for i in range(3)}, {name(3)}])
+    r.run(8.0)
+    r.heal()
+    r.run(30.0)
+    fast = r.devices[name(3)].node.rounds
+    first, alone = fast.key.round, fast.alone_total
+    r.run(60.0)
+    assert fast.alone_total == alone
+    assert 50.0 < (fast.key.round - first) * slow * STEP_S < 70.0
+
+
 @EACH
 def test_one_that_returns_costs_the_others_no_more_than_a_few_rounds(kind: Kind, topology: str) -> None:
     session = Eight.at_work(kind, topology, seed=1)
