@@ -54,7 +54,7 @@ def of_session(session: SessionDriver, now: float) -> Iterator[str]:
         *_stuck(session, now),
         *_memory(session),
         *_budget(session),
-        *_rounds(session),
+        *_rounds(session, now),
     ):
         yield f"{session.name}: {sentence}"
 
@@ -251,12 +251,13 @@ def _kb(size: int) -> str:
     return f"{size / 1e6:.3g} MB" if size >= 1e6 else f"{size / 1e3:.3g} kB"
 
 
-def _rounds(session: SessionDriver) -> Iterator[str]:
+def _rounds(session: SessionDriver, now: float) -> Iterator[str]:
     node = session.node
     if node is None or node.phase != "training" or node.rounds.alone < ALONE_ROUNDS:
         return
-    why = _why_alone(session, node)
-    if why:
+    if lead := node.rounds.pace.lead(now):
+        yield f"it is {lead} round(s) ahead of the others, and waits until they are there"
+    elif why := _why_alone(session, node):
         yield f"the last {node.rounds.alone} rounds were closed alone: {why}"
 
 

@@ -456,14 +456,17 @@ class Node:
                 self._effects.append(Tell(record.peer, verdict))
         self._reunite(verdict, now)
 
-    def _reunite(self, verdict: Reunion, now: float) -> None:
-        """Train with all again; or start over, when the two halves' models do not mix."""
+    def _reunite(self, verdict: Reunion, now: float, of: PeerId | None = None) -> None:
+        """Train with all again; or start over, when the two halves' models do not mix. of: whose verdict that
+        is, if not this node's."""
         if self.phase == "training" and self.reunions.obeys(verdict, now):
             self._note("starts over with the model of the other half", "warning", members=len(verdict.yields))
             self.seats.give_up({r.peer: r.life for r in self.members.alive() if r.peer in verdict.yields})
             self._effects.append(StartOver())
         elif not verdict.yields:
             self._note("trains with those again that it was parted from")
+            if self.agreement is None and self.reunions.was_parted(now):
+                self.rounds.rejoin(self.reunions.estranged | ({of} if of is not None else set()))
             self.reunions.settle()
             self._seen = -1
         else:
@@ -584,7 +587,7 @@ class Node:
             case ShowMe():
                 self._show(peer, now)
             case Reunion():
-                self._reunite(message, now)
+                self._reunite(message, now, peer)
             case Goodbye(record, last):
                 if record.peer == peer:
                     self._absorb(self.links.goodbye(peer, last), now)

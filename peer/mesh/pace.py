@@ -246,6 +246,11 @@ class Pace:
         known = [self._heard[peer].round for peer in view if peer in self._heard]
         return sum(round_ < at for round_ in known) > len(known) / 2
 
+    def lead(self, now: float) -> int:
+        """How far those are behind that this node waits for until they are there, in rounds; 0: for none."""
+        rounds = [self._heard[src].round for src in self.patience.following(now) if src in self._heard]
+        return max(0, self._key.round - max(rounds, default=self._key.round))
+
     def median(self, view: Iterable[PeerId], cycle: int, waiting: Mapping[PeerId, int]) -> int:
         """The round that half of the neighbors heard in the last `cycle` rounds have reached; 0 without any.
         What is older says where they were, not where they are. waiting: rounds of messages that the learner

@@ -96,6 +96,10 @@ class Patience:
         link = self._links.get(src, _Link())
         self._links[src] = replace(link, misses=link.misses + 1)
 
+    def following(self, now: float) -> list[PeerId]:
+        """Those that come after this node, and are waited for now."""
+        return [src for src, link in self._links.items() if link.follows_until >= now]
+
     def moving(self, src: PeerId, now: float) -> None:
         """Bytes from this neighbor are on their way."""
         self._links[src] = replace(self._links.get(src, _Link()), progress_at=now)

@@ -128,12 +128,15 @@ class Reunions:
         """Is this node to start over? Only if it was parted, and not again and again, whoever says so. The
         others may have missed it for longer than it has missed them; or for a shorter time, so that they do
         not name it with its half."""
-        parted = bool(self.estranged) or now - self._back_at <= REUNION_S
         named = self.me in verdict.yields or self._is_of_the_half(verdict.yields)
-        if not parted or not named or now - self._obeyed_at < OBEY_S:
+        if not self.was_parted(now) or not named or now - self._obeyed_at < OBEY_S:
             return False
         self._obeyed_at = now
         return True
+
+    def was_parted(self, now: float) -> bool:
+        """From others, until now or a moment ago, as this node has seen it?"""
+        return bool(self.estranged) or now - self._back_at <= REUNION_S
 
     def _is_of_the_half(self, peers: tuple[PeerId, ...]) -> bool:
         """Do these train with this node, and is it parted from others?"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -301,6 +302,25 @@ async def test_rounds_closed_alone_are_counted_and_said_after_three(
         assert said(a) == []
         assert driver.state == "training"
     check_counted(closed, before, "none of 1 other device(s) was heard in time; are they on,")
+
+
+async def test_one_that_is_ahead_of_the_others_says_that_it_waits_for_them(
+    home: Callable[[str], Home],
+) -> None:
+    """And not that they are gone."""
+    async with asyncio.timeout(PATIENCE_S):
+        a, _, _, second = found = await pair(home)
+        driver, node = await in_company(found)
+        second.freeze()
+        await until(driver, lambda: node.rounds.alone >= 3)
+        other = next(record.peer for record in node.members.members() if record.peer != node.me)
+        node.rounds.pace.patience.follows(other, asyncio.get_running_loop().time(), 60.0)
+        [sentence] = said(a)
+        second.thaw()
+    lead = re.fullmatch(
+        r"home: it is (\d+) round\(s\) ahead of the others, and waits until they .*", sentence
+    )
+    assert lead and int(lead[1]) >= 3
 
 
 async def test_rounds_that_an_earlier_node_of_the_session_closed_alone_stay_counted(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -72,6 +74,52 @@ def test_halves_whose_models_are_near_mix_and_no_mass_is_lost(algorithm: str) ->
     assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
     models = torch.stack([d.exchange.estimate() for d in r.alive()])
     assert float(models.min()) > 1.05 and float(models.max()) < 1.25
+
+
+@pytest.mark.parametrize("topology", ["exponential", "complete", "ring"])
+@pytest.mark.parametrize("ends", [False, True], ids=["without an end", "with an end"])
+def test_one_that_came_much_further_by_itself_is_where_the_others_go_or_waits_for_them(
+    topology: str, ends: bool
+) -> None:
+    """In a session that ends, they take every step that they are to take."""
+    r = home(dict.fromkeys(PEERS, 1.0), topology=topology)
+    r._step_s = lambda peer: 0.3 if peer == "p7" else 1.0
+    if ends:
+        for device in r.alive():
+            device.node.rounds.terms = replace(r.terms, rounds=10_000)
+    part(r, 120.0, {"p7"})
+    behind, ahead = r.devices["p0"].node.key.round, r.devices["p7"].node.key.round
+    assert ahead > behind + 200
+    r.run(25.0)
+    assert said(r, TOGETHER) == set(PEERS) and said(r, STARTS_OVER) == set()
+    rounds = {d.peer: d.node.key.round for d in r.alive()}
+    alone = r.devices["p7"].node.rounds.alone_total
+    r.run(20.0)
+    now = {d.peer: d.node.key.round for d in r.alive()}
+    assert r.devices["p7"].node.rounds.alone_total == alone
+    if ends:
+        assert now["p7"] == rounds["p7"]
+        assert all(rounds[p] + 10 <= now[p] <= behind + 50 for p in PEERS[:7])
+        assert r.devices["p7"].node.rounds.pace.lead(r.now) > 150
+    else:
+        assert max(now.values()) - min(now.values()) <= 2
+        assert all(now[p] >= max(ahead, rounds[p]) + 10 for p in PEERS)
+        assert r.devices["p7"].node.rounds.pace.lead(r.now) == 0
+    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+
+
+def test_sleepers_go_to_the_round_of_the_only_one_that_was_awake() -> None:
+    """They have missed nobody: it says that they were parted."""
+    r = home(dict.fromkeys(PEERS, 1.0))
+    for peer in PEERS[:7]:
+        r.pause(peer, 90.0)
+    r.run(90.0)
+    ahead = r.devices["p7"].node.key.round
+    assert ahead > r.devices["p0"].node.key.round + 50
+    r.run(40.0)
+    assert said(r, STARTS_OVER) == set()
+    assert min(d.node.key.round for d in r.alive()) > ahead
+    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
 
 
 def test_a_half_whose_model_does_not_mix_takes_the_other_ones_and_injects_nothing() -> None:
