@@ -171,11 +171,11 @@ class Rounds:
 
     def _of_rejoined(self, cycle: int) -> int:
         """The round of one that was parted from this node and has come further: else it would wait there for
-        as long as they were apart. In a session that ends, rounds that are skipped would be missed."""
+        as long as they were apart, and gather the others' mass meanwhile."""
         reached = {peer: self.pace.reached(peer) or 0 for peer in self._rejoined}
         nearest, furthest = self.key.round - cycle, self.key.round + MAX_JUMP
         self._rejoined -= {peer for peer, round_ in reached.items() if nearest <= round_ <= furthest}
-        return 0 if self.terms.rounds else min(max(reached.values(), default=0), furthest)
+        return min(max(reached.values(), default=0), furthest)
 
     # --- with whom -----------------------------------------------------------------------------------
 

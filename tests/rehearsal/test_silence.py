@@ -85,7 +85,11 @@ def test_one_that_went_on_while_the_others_stood_still_is_in_step_again_soon(
     session = Eight.at_work(kind, topology, seed=1)
     for device in session.others:
         session.r.pause(device.peer, 8.0)
-    session.r.run(25.0)
+    session.r.run(10.0)
+    ahead = session.r.devices[session.victim].node.rounds.pace
+    assert (ahead.lead(session.r.now) > 5) == kind.conserves, "on an agreed graph they go to its round"
+    session.r.run(15.0)
+    assert ahead.lead(session.r.now) == 0
     devices = [d.node.rounds for d in session.r.alive()]
     first = [rounds.key.round for rounds in devices]
     alone = [rounds.alone_total for rounds in devices]
