@@ -643,8 +643,10 @@ class Node:
                     self._unanswered.begins_anew(peer)
                 case Deliver():
                     self._unanswered.given(command)
-                case Acked(dst) if self._leaving is not None and dst == self._leaving.heir:
-                    self._check_handed()
+                case Acked(dst):
+                    self.rounds.pace.acked(dst, now)
+                    if self._leaving is not None and dst == self._leaving.heir:
+                        self._check_handed()
                 case Returned(dst) | LinkDown(dst, "out") if self._leaving is not None:
                     self._leaving.came_back(dst)
 

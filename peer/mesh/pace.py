@@ -26,6 +26,7 @@ FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, on
 # rate (least .83), with 3 s at .90 (.77).
 UNSETTLED_S = 12.0
 UNSETTLED_IF_LATE_IS_LOST_S = 3.0  # neighbors are agreed on, and all that is late is missed; guess
+NEARLY = 2  # rounds more behind: it is waited for as before, so that it can come into step (guess)
 GOING_S = 1.0  # how much later than usual a message of a graph that is about to go may come; guess
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
 PUSHES = 32  # rounds whose push is remembered: later than that a message teaches nothing
@@ -46,6 +47,7 @@ class Pace:
         self.stood_s = 0.0  # of the open round, for which this device stood still
         self.overdue = False  # the learner has been told to close this round as it is
         self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
+        self._given_up: dict[PeerId, float] = {}  # of these, since when they were needed, s
         self._key = Key()
         self._opened_at = self._held_at = 0.0
         self._openings: list[float] = []  # of the last rounds, s
@@ -130,8 +132,15 @@ class Pace:
             return False
         for dst in late:
             self._acks.missed(dst)
+            self._given_up.setdefault(dst, self._held_at)
         self.held = None
         return True
+
+    def acked(self, dst: PeerId, now: float) -> None:
+        """The link there is clear."""
+        since = self._given_up.pop(dst, None)
+        if since is not None:
+            self._acks.came_after_all(dst, now - since)
 
     def gives_up(
         self,
@@ -209,6 +218,8 @@ class Pace:
         elif (pushed := pushes.get(key)) is not None:
             if key.round >= at.round - behind:
                 patience.came(src, now - pushed)
+            elif key.round >= at.round - behind - NEARLY:
+                patience.early(src)
         elif key == at:
             patience.came(src, 0.0)
         if leads and key.round < at.round - behind:
@@ -234,6 +245,7 @@ class Pace:
     def view_changed(self, gone: Iterable[PeerId], now: float) -> None:
         self._changed_at = now
         for peer in gone:
+            self._given_up.pop(peer, None)
             for patience in (self.patience, self._second, self._acks):
                 patience.forget(peer)
 

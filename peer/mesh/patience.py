@@ -91,6 +91,12 @@ class Patience:
         until = now + min(CAP_S, PROGRESS_S + LEAST * every_s)
         self._links[src] = replace(self._links.get(src, _Link()), misses=0, follows_until=until)
 
+    def came_after_all(self, src: PeerId, lateness_s: float) -> None:
+        """What was given up came so much later than it was needed. It counts if one would ever wait so long:
+        then there is no trouble any more."""
+        if lateness_s <= self._most_s:
+            self.came(src, lateness_s)
+
     def missed(self, src: PeerId) -> None:
         """A round closed without this neighbor."""
         link = self._links.get(src, _Link())
@@ -116,10 +122,14 @@ class Patience:
             wait = min(FIRST_S, max(self._first_s, LEAST * self._round_s)) if self._round_s else FIRST_S
         else:
             wait = max(LEAST * self._round_s, link.mean_s + 4 * link.deviation_s)
-            wait = min(wait, max(LONG_S, self._most * self._round_s) if self._round_s else CAP_S)
+            wait = min(wait, self._most_s)
         wait = max(FLOOR_S, wait)
         learnt = pushed_at + min(CAP_S, wait) * 0.5**link.misses
         return max(learnt, link.progress_at + PROGRESS_S, link.follows_until)
+
+    @property
+    def _most_s(self) -> float:
+        return max(LONG_S, self._most * self._round_s) if self._round_s else CAP_S
 
     def forget(self, src: PeerId) -> None:
         self._links.pop(src, None)

@@ -1,6 +1,6 @@
 """How long the open round waits, and what it teaches."""
 
-from peer.events import Key
+from peer.events import Held, Key
 from peer.mesh.pace import CLOSE_S, Pace
 from peer.mesh.patience import LEAST, PROGRESS_S
 
@@ -45,6 +45,46 @@ def test_who_is_ahead_of_most_waits_for_them_and_not_for_one_that_is_behind() ->
         until = 112.0 + PROGRESS_S + LEAST * 10.0 if waits else 112.0
         assert pace.gives_up(["b"], nobody_is_absent, until - 0.1) == (None if waits else ["b"])
         assert waits != (pace.gives_up(["b"], nobody_is_absent, until) is None)
+
+
+def held_up(pace: Pace, now: float, busy: bool) -> float:
+    """A round that waits for b's acknowledgement, from then on: for how long it does, s."""
+    key = Key(1, int(now))
+    pace.open(key, now - 1.0)
+    pace.hold(Held(key, ("b",)), now)
+    waited = 0.0
+    while busy and not pace.gives_up_acks(["b"], {"b"}, nobody_is_absent, now + waited):
+        waited += 0.01
+    pace.push(key, lambda dst: busy, now + waited)
+    return waited
+
+
+def test_an_acknowledgement_that_is_as_quick_as_ever_is_waited_for_again() -> None:
+    pace = Pace(late_is_lost=False)
+    assert held_up(pace, 10.0, busy=True) > 0.4
+    for second in range(11, 21):
+        held_up(pace, float(second), busy=True)
+    assert held_up(pace, 21.0, busy=True) < 0.05
+    pace.acked("b", 21.5)  # it was needed for 11 s: that says nothing yet
+    assert held_up(pace, 22.0, busy=True) < 0.05
+    pace.acked("b", 22.4)
+    assert held_up(pace, 23.0, busy=True) > 0.4
+    pace.view_changed(["b"], 24.0)
+    pace.acked("b", 24.1)
+    assert "b" not in pace._acks._links
+
+
+def test_one_that_is_nearly_in_step_is_waited_for_and_teaches_nothing() -> None:
+    for lag, waits in ((1, True), (3, True), (4, False)):
+        pace = Pace(late_is_lost=False)
+        for round_ in range(26, 31):
+            key = opened(pace, round_, 10.0 * round_)
+        for _ in range(10):
+            pace.patience.missed("b")
+        pace.took("b", Key(1, 30 - lag), key, 303.0, behind=1)
+        assert (pace.gives_up(["b"], nobody_is_absent, 303.1) is None) == waits
+        mean_s = pace.patience._links["b"].mean_s
+        assert (mean_s is None) == (lag > 1)
 
 
 def test_a_link_that_begins_anew_says_nothing_of_who_is_ahead() -> None:

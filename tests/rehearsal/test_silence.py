@@ -119,6 +119,37 @@ def test_on_an_agreed_graph_one_much_faster_than_the_others_hears_them_again_aft
     assert 50.0 < (fast.key.round - first) * slow * STEP_S < 70.0
 
 
+@pytest.mark.parametrize(("topology", "seed"), [("complete", 0), ("complete", 1), ("ring", 0)])
+def test_where_messages_take_longer_than_steps_all_are_heard_in_time_again_after_one_stood_still(
+    topology: str, seed: int
+) -> None:
+    """Rounds are held up for acknowledgements there, by who was given up too."""
+    dim, takes_s = 500, 0.8
+    weather = Weather(latency_s=(0.002, 0.02), local_s=0.005, bandwidth_bps=64 * dim / takes_s)
+    r, books = home(KINDS[0], topology, dim, weather=weather, seed=seed, rate=0.01)
+    r._step_s = lambda peer: STEP_S
+    together(r, 3)
+    r.run(30.0)
+
+    def seen() -> tuple[float, int]:
+        """Rounds a second, and neighbors missed in them, in half a minute."""
+        before, missed = [d.node.key.round for d in r.alive()], 0
+        for _ in range(600):
+            keys = {d: d.node.key for d in r.alive()}
+            r.run(0.05)
+            missed += sum(len(d.node.rounds.missed) for d, key in keys.items() if d.node.key != key)
+        done = [d.node.key.round - round_ for d, round_ in zip(r.alive(), before, strict=True)]
+        return sum(done) / len(done) / 30.0, missed
+
+    usual, _ = seen()
+    r.pause(name(2), 9.0)
+    r.run(30.0)
+    rate, missed = seen()
+    assert missed <= 2
+    assert 0.9 * usual < rate < 1.1 * usual
+    books.check()
+
+
 @EACH
 def test_one_that_returns_costs_the_others_no_more_than_a_few_rounds(kind: Kind, topology: str) -> None:
     session = Eight.at_work(kind, topology, seed=1)
