@@ -450,23 +450,21 @@ class Node:
     def _looked(self, peer: PeerId, round_: int, near: bool, now: float) -> None:
         if peer not in self.reunions.estranged:
             return
-        verdict = self.reunions.judge(near, self.rounds.view, self.key.round, round_)
+        waits = self.agreement is None  # on an agreed graph all go to the furthest round
+        verdict = self.reunions.judge(near, self.rounds.view, self.key.round, round_, waits=waits)
         for record in self.members.alive():
             if record.peer != self.me:
                 self._effects.append(Tell(record.peer, verdict))
         self._reunite(verdict, now)
 
-    def _reunite(self, verdict: Reunion, now: float, of: PeerId | None = None) -> None:
-        """Train with all again; or start over, when the two halves' models do not mix. of: whose verdict that
-        is, if not this node's."""
+    def _reunite(self, verdict: Reunion, now: float) -> None:
+        """Train with all again; or start over, when the two halves' models do not mix."""
         if self.phase == "training" and self.reunions.obeys(verdict, now):
             self._note("starts over with the model of the other half", "warning", members=len(verdict.yields))
             self.seats.give_up({r.peer: r.life for r in self.members.alive() if r.peer in verdict.yields})
             self._effects.append(StartOver())
         elif not verdict.yields:
             self._note("trains with those again that it was parted from")
-            if self.agreement is None and self.reunions.was_parted(now):
-                self.rounds.rejoin(self.reunions.estranged | ({of} if of is not None else set()))
             self.reunions.settle()
             self._seen = -1
         else:
@@ -587,7 +585,7 @@ class Node:
             case ShowMe():
                 self._show(peer, now)
             case Reunion():
-                self._reunite(message, now, peer)
+                self._reunite(message, now)
             case Goodbye(record, last):
                 if record.peer == peer:
                     self._absorb(self.links.goodbye(peer, last), now)
@@ -643,10 +641,8 @@ class Node:
                     self._unanswered.begins_anew(peer)
                 case Deliver():
                     self._unanswered.given(command)
-                case Acked(dst):
-                    self.rounds.pace.acked(dst, now)
-                    if self._leaving is not None and dst == self._leaving.heir:
-                        self._check_handed()
+                case Acked(dst) if self._leaving is not None and dst == self._leaving.heir:
+                    self._check_handed()
                 case Returned(dst) | LinkDown(dst, "out") if self._leaving is not None:
                     self._leaving.came_back(dst)
 

@@ -26,6 +26,7 @@ FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, on
 # rate (least .83), with 3 s at .90 (.77).
 UNSETTLED_S = 12.0
 UNSETTLED_IF_LATE_IS_LOST_S = 3.0  # neighbors are agreed on, and all that is late is missed; guess
+RECENT = 4  # rounds, or a cycle of links: who has not been heard in them may be anywhere by now (guess)
 NEARLY = 2  # rounds more behind: it is waited for as before, so that it can come into step (guess)
 GOING_S = 1.0  # how much later than usual a message of a graph that is about to go may come; guess
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
@@ -47,7 +48,7 @@ class Pace:
         self.stood_s = 0.0  # of the open round, for which this device stood still
         self.overdue = False  # the learner has been told to close this round as it is
         self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
-        self._given_up: dict[PeerId, float] = {}  # of these, since when they were needed, s
+        self._late_is_lost = late_is_lost
         self._key = Key()
         self._opened_at = self._held_at = 0.0
         self._openings: list[float] = []  # of the last rounds, s
@@ -130,17 +131,10 @@ class Pace:
         waits = [self._extra_s() + self._acks.until(dst, self._held_at) for dst in here]
         if not late or now < max(waits, default=now):
             return False
-        for dst in late:
+        for dst in here:  # for the others nobody waits, until they give a sign of life
             self._acks.missed(dst)
-            self._given_up.setdefault(dst, self._held_at)
         self.held = None
         return True
-
-    def acked(self, dst: PeerId, now: float) -> None:
-        """The link there is clear."""
-        since = self._given_up.pop(dst, None)
-        if since is not None:
-            self._acks.came_after_all(dst, now - since)
 
     def gives_up(
         self,
@@ -168,7 +162,7 @@ class Pace:
         complete = self._complete_at(expected) + (GOING_S if going else CLOSE_S)
         if now < max(waits, default=now if late else complete):
             return None
-        for src in late:
+        for src in here:
             self._patience.missed(src)
         self.overdue = True
         self._final_spent = self._final_spent or self._is_final
@@ -195,13 +189,14 @@ class Pace:
         now: float,
         *,
         behind: int,
-        leads: bool = False,
+        view: Collection[PeerId] = (),
         half: bool = False,
     ) -> None:
         """The learner has accepted a message of round `key` from `src`, while this node is at `at`. One that
-        is more than so many rounds behind is not worth so long a wait: it teaches nothing. leads: unless most
-        are. half: of that round another one is to come, of its second half."""
-        every_s = now - self._heard_at.get(src, now)
+        is more than so many rounds behind is not worth so long a wait: it teaches nothing. view: unless most
+        of these are, which this node has come ahead of then. half: of that round another one is to come, of
+        its second half."""
+        before, every_s = self._heard.get(src), now - self._heard_at.get(src, now)
         self._heard[src] = max(key, self._heard.get(src, Key(-1)))
         self._heard_at[src] = now
         is_second = not half and self._half_heard.get(src) == key
@@ -222,7 +217,14 @@ class Pace:
                 patience.early(src)
         elif key == at:
             patience.came(src, 0.0)
-        if leads and key.round < at.round - behind:
+        if (
+            before is None
+            or not self._leads(view, at.round - behind, behind)
+            or key.round >= at.round - behind
+        ):
+            return
+        # a slow one goes to the round of most, or of the furthest, and is as far behind again with the next
+        if self._late_is_lost or key.round - before.round <= behind:
             patience.follows(src, now, every_s)
 
     def moving(self, src: PeerId, now: float) -> None:
@@ -245,18 +247,12 @@ class Pace:
     def view_changed(self, gone: Iterable[PeerId], now: float) -> None:
         self._changed_at = now
         for peer in gone:
-            self._given_up.pop(peer, None)
             for patience in (self.patience, self._second, self._acks):
                 patience.forget(peer)
 
     def furthest(self, generation: int) -> int:
         """The round of the neighbor that is furthest on in this generation; 0 without one."""
         return max((key.round for key in self._heard.values() if key.generation == generation), default=0)
-
-    def leads(self, view: Iterable[PeerId], at: int) -> bool:
-        """Is a node at this round ahead of most neighbors that have been heard?"""
-        known = [self._heard[peer].round for peer in view if peer in self._heard]
-        return sum(round_ < at for round_ in known) > len(known) / 2
 
     def lead(self, now: float) -> int:
         """How far those are behind that this node waits for until they are there, in rounds; 0: for none."""
@@ -276,6 +272,12 @@ class Pace:
         return heard[(len(heard) - 1) // 2] if heard else 0
 
     # --- inside --------------------------------------------------------------------------------------
+
+    def _leads(self, view: Iterable[PeerId], at: int, cycle: int) -> bool:
+        """Are most neighbors heard of late before this round?"""
+        since = self._openings[-max(cycle, RECENT) :][0]
+        known = [self._heard[peer].round for peer in view if self._heard_at.get(peer, -math.inf) >= since]
+        return sum(round_ < at for round_ in known) > len(known) / 2
 
     def _complete_at(self, expected: Iterable[PeerId]) -> float:
         """When the last of the pushed round's neighbors was heard; the learner closes it about then."""

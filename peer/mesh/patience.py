@@ -87,15 +87,10 @@ class Patience:
 
     def follows(self, src: PeerId, now: float, every_s: float) -> None:
         """This node is rounds ahead, and here is the next message of one that comes after it; the one before
-        was so much earlier."""
-        until = now + min(CAP_S, PROGRESS_S + LEAST * every_s)
-        self._links[src] = replace(self._links.get(src, _Link()), misses=0, follows_until=until)
-
-    def came_after_all(self, src: PeerId, lateness_s: float) -> None:
-        """What was given up came so much later than it was needed. It counts if one would ever wait so long:
-        then there is no trouble any more."""
-        if lateness_s <= self._most_s:
-            self.came(src, lateness_s)
+        was so much earlier. Whose rounds take longer than one ever waits is not waited for."""
+        if every_s <= self._most_s:
+            until = now + min(CAP_S, PROGRESS_S + LEAST * every_s)
+            self._links[src] = replace(self._links.get(src, _Link()), misses=0, follows_until=until)
 
     def missed(self, src: PeerId) -> None:
         """A round closed without this neighbor."""

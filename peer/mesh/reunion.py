@@ -5,9 +5,9 @@ absence their mass just mixes again. After a long one they are estranged: alive,
 leader of either half (its lowest id) looks at a model of the other; the half with the lowest id of all looks
 first. Are the two near to each other, and is the point between them not much worse, then both halves hear
 that they may mix. Else the members of the half that has done less work are told to start over, with the
-other's model; what they hold is dropped and not injected again (reliability note, section c). One that
-stood still for long is such a half, though it has missed nobody. Nobody waits longer than REUNION_S for a
-verdict.
+other's model; what they hold is dropped and not injected again (reliability note, section c). So are they
+where their models are near, but fewer members have come rounds ahead of more. One that stood still for long
+is such a half, though it has missed nobody. Nobody waits longer than REUNION_S for a verdict.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ TOGETHER_S = 90.0
 AGAIN_S = 5.0
 SECOND_S = 5.0  # so much later the other half looks, if no verdict has come (guess)
 REUNION_S = 30.0  # without a verdict by now they just mix (guess)
+FAR_ROUNDS = 16  # that a new life takes less time than to wait for (guess)
 OBEY_S = 30.0  # this node starts over at most this often (guess)
 ABOUT_EQUAL = (
     0.1  # works that differ by less count as equal: the two leaders see them at different times (guess)
@@ -109,10 +110,17 @@ class Reunions:
     def overdue(self, now: float) -> bool:
         return bool(self.estranged) and now - self._since >= REUNION_S
 
-    def judge(self, near: bool, own: Sequence[PeerId], round_: int, their_round: int) -> Reunion:
-        """The verdict. Work: members times rounds; of about equal ones the half of the lowest id has more."""
+    def judge(
+        self, near: bool, own: Sequence[PeerId], round_: int, their_round: int, *, waits: bool
+    ) -> Reunion:
+        """The verdict. Work: members times rounds; of about equal ones the half of the lowest id has more.
+        waits: to mix, fewer that are further on would wait until more are there, for as long as they were
+        apart, and gather their mass meanwhile; being near they lose little."""
         if near:
-            return Reunion(())
+            few = own if len(own) < len(self.estranged) else self.estranged
+            lead = (round_ - their_round) * (1 if few is own else -1)
+            yields = waits and lead > FAR_ROUNDS and len(own) != len(self.estranged)
+            return Reunion(tuple(sorted(few)) if yields else ())
         mine, theirs = len(own) * (round_ + 1), len(self.estranged) * (their_round + 1)
         if abs(mine - theirs) <= ABOUT_EQUAL * max(mine, theirs):
             less = min(own) > min(self.estranged)
@@ -128,15 +136,12 @@ class Reunions:
         """Is this node to start over? Only if it was parted, and not again and again, whoever says so. The
         others may have missed it for longer than it has missed them; or for a shorter time, so that they do
         not name it with its half."""
+        parted = bool(self.estranged) or now - self._back_at <= REUNION_S
         named = self.me in verdict.yields or self._is_of_the_half(verdict.yields)
-        if not self.was_parted(now) or not named or now - self._obeyed_at < OBEY_S:
+        if not parted or not named or now - self._obeyed_at < OBEY_S:
             return False
         self._obeyed_at = now
         return True
-
-    def was_parted(self, now: float) -> bool:
-        """From others, until now or a moment ago, as this node has seen it?"""
-        return bool(self.estranged) or now - self._back_at <= REUNION_S
 
     def _is_of_the_half(self, peers: tuple[PeerId, ...]) -> bool:
         """Do these train with this node, and is it parted from others?"""

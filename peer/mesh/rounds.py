@@ -12,7 +12,7 @@ All methods that return effects leave it to the node to pass them on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -70,7 +70,6 @@ class Rounds:
         self.missed: frozenset[PeerId] = frozenset()  # expected and not heard in the round closed last
         self._allowance: int | None = None  # bytes that the open round's messages may take
         self._sending: set[PeerId] = set()  # whom the open round has sent something
-        self._rejoined: frozenset[PeerId] = frozenset()  # parted from, back, and not yet heard in step
         self._effects: list[Effect] = []
 
     @property
@@ -118,12 +117,6 @@ class Rounds:
         self._announce(now)
         return self._take()
 
-    def rejoin(self, peers: Collection[PeerId]) -> None:
-        """Those that this node was parted from are trained with again; they may have come much further."""
-        for peer in peers:
-            self.pace.forget_rounds(peer)  # how far they were before says nothing
-        self._rejoined |= frozenset(peers)
-
     def stop(self) -> None:
         """No more, until there is a model again."""
         self.is_open = False
@@ -162,20 +155,11 @@ class Rounds:
             return Key(self.key.generation, max(self.key.round + 1, ahead))
         cycle = self._beside.cycle()
         ahead = self.pace.median(self.view, cycle, waiting)  # no single member sets the pace
-        ahead = max(ahead, self._of_rejoined(cycle))
         round_ = self.key.round + 1
         # A cycle of links leads to everybody, so that a neighbor in step is no further ahead. What comes from
         # further ahead would wait here, and round a ring the waits add up until models hardly mix.
         far = cycle - 1
         return Key(self.key.generation, ahead if ahead > round_ + far else round_)
-
-    def _of_rejoined(self, cycle: int) -> int:
-        """The round of one that was parted from this node and has come further: else it would wait there for
-        as long as they were apart, and gather the others' mass meanwhile."""
-        reached = {peer: self.pace.reached(peer) or 0 for peer in self._rejoined}
-        nearest, furthest = self.key.round - cycle, self.key.round + MAX_JUMP
-        self._rejoined -= {peer for peer, round_ in reached.items() if nearest <= round_ <= furthest}
-        return min(max(reached.values(), default=0), furthest)
 
     # --- with whom -----------------------------------------------------------------------------------
 
@@ -259,8 +243,8 @@ class Rounds:
     def took(self, src: PeerId, key: Key, now: float, *, half: bool = False) -> None:
         """The learner has accepted a message of round `key` from `src`. half: and waits for a second one."""
         behind = self._beside.cycle() if self.generations is None else LATE_ROUNDS
-        leads = self.pace.leads(self.view, self.key.round - behind)
-        self.pace.took(src, key, self.key, now, behind=behind, leads=leads, half=half)
+        view = self.view if self.terms.lockstep else ()
+        self.pace.took(src, key, self.key, now, behind=behind, view=view, half=half)
 
     def check(self, now: float) -> list[Effect]:
         """A round that waits for acknowledgements is pushed without those that take too long, and closed

@@ -314,7 +314,7 @@ async def test_one_that_is_ahead_of_the_others_says_that_it_waits_for_them(
         second.freeze()
         await until(driver, lambda: node.rounds.alone >= 3)
         other = next(record.peer for record in node.members.members() if record.peer != node.me)
-        node.rounds.pace.patience.follows(other, asyncio.get_running_loop().time(), 60.0)
+        node.rounds.pace.patience.follows(other, asyncio.get_running_loop().time(), 1.0)
         [sentence] = said(a)
         second.thaw()
     lead = re.fullmatch(

@@ -31,47 +31,69 @@ def test_a_learner_that_has_heard_everybody_is_given_time_from_the_last_one_on()
     assert pace.gives_up(["b"], nobody_is_absent, 500.0 + CLOSE_S) == []
 
 
+VIEW = ("a", "b", "c", "d")  # of a
+
+
 def test_who_is_ahead_of_most_waits_for_them_and_not_for_one_that_is_behind() -> None:
     for behind, waits in ((("b", "c"), True), (("b",), False)):
         pace = Pace(late_is_lost=False)
         key = opened(pace, 30, 100.0)
-        for src in ("b", "c", "d"):
-            pace.took(src, Key(1, 5 if src in behind else 30), key, 102.0, behind=1)
-        leads = pace.leads(["a", "b", "c", "d"], 29)
-        assert leads == waits
+        for src in VIEW[1:]:
+            pace.took(src, Key(1, 5 if src in behind else 30), key, 111.0, behind=1, view=VIEW)
         for _ in range(10):
             pace.patience.missed("b")
-        pace.took("b", Key(1, 6), key, 112.0, behind=1, leads=leads)
-        until = 112.0 + PROGRESS_S + LEAST * 10.0 if waits else 112.0
+        pace.took("b", Key(1, 6), key, 112.0, behind=1, view=VIEW)
+        until = 112.0 + PROGRESS_S + LEAST * 1.0 if waits else 112.0
+        assert pace.lead(112.0) == (24 if waits else 0)
         assert pace.gives_up(["b"], nobody_is_absent, until - 0.1) == (None if waits else ["b"])
         assert waits != (pace.gives_up(["b"], nobody_is_absent, until) is None)
+        assert pace.lead(until + 0.1) == 0
 
 
-def held_up(pace: Pace, now: float, busy: bool) -> float:
-    """A round that waits for b's acknowledgement, from then on: for how long it does, s."""
-    key = Key(1, int(now))
-    pace.open(key, now - 1.0)
-    pace.hold(Held(key, ("b",)), now)
-    waited = 0.0
-    while busy and not pace.gives_up_acks(["b"], {"b"}, nobody_is_absent, now + waited):
-        waited += 0.01
-    pace.push(key, lambda dst: busy, now + waited)
-    return waited
+def test_one_that_skips_rounds_is_slow_and_not_on_its_way_here() -> None:
+    """It goes to the round of most and is as far behind again. Where that is the round of the furthest, its
+    next message is of this one."""
+    for late_is_lost in (False, True):
+        pace = Pace(late_is_lost=late_is_lost)
+        key = opened(pace, 30, 100.0)
+        for round_, at in ((5, 110.0), (17, 111.0)):
+            pace.took("b", Key(1, round_), key, at, behind=8, view=VIEW)
+        assert (pace.lead(111.0) > 0) == late_is_lost
 
 
-def test_an_acknowledgement_that_is_as_quick_as_ever_is_waited_for_again() -> None:
+def test_who_has_not_been_heard_of_late_says_nothing_of_who_is_ahead() -> None:
+    """As those that sent here by an earlier view."""
     pace = Pace(late_is_lost=False)
-    assert held_up(pace, 10.0, busy=True) > 0.4
-    for second in range(11, 21):
-        held_up(pace, float(second), busy=True)
-    assert held_up(pace, 21.0, busy=True) < 0.05
-    pace.acked("b", 21.5)  # it was needed for 11 s: that says nothing yet
-    assert held_up(pace, 22.0, busy=True) < 0.05
-    pace.acked("b", 22.4)
-    assert held_up(pace, 23.0, busy=True) > 0.4
-    pace.view_changed(["b"], 24.0)
-    pace.acked("b", 24.1)
-    assert "b" not in pace._acks._links
+    key = opened(pace, 1, 0.0)
+    for src in ("c", "d"):
+        pace.took(src, key, key, 1.0, behind=1, view=VIEW)
+    for round_ in range(2, 30):
+        key = opened(pace, round_, 10.0 * round_)
+    for src in ("e", "f"):
+        pace.took(src, key, key, 293.0, behind=1, view=(*VIEW, "e", "f"))
+    for round_, at in ((5, 293.0), (6, 294.0)):
+        pace.took("b", Key(1, round_), key, at, behind=1, view=(*VIEW, "e", "f"))
+    assert pace.lead(294.0) == 0
+
+
+def test_one_that_gives_no_sign_of_life_is_waited_for_as_before_when_it_is_back() -> None:
+    def gone(peer: str, ask: bool, quiet_s: float) -> bool:
+        return True
+
+    pace = Pace(late_is_lost=False)
+    for round_ in range(3):
+        key = opened(pace, round_, 10.0 * round_)
+        pace.took("b", key, key, 10.0 * round_ + 3.0, behind=1)
+    usual = pace.patience.until("b", 0.0)
+    for round_ in range(3, 30):
+        key = opened(pace, round_, 10.0 * round_)
+        assert pace.gives_up(["b"], gone, 10.0 * round_ + 2.0) == ["b"]
+        pace.hold(Held(key, ("b",)), 10.0 * round_ + 2.0)
+        assert pace.gives_up_acks(["b"], {"b"}, gone, 10.0 * round_ + 2.0)
+    assert pace.patience.until("b", 0.0) == usual
+    key = opened(pace, 30, 300.0)
+    pace.hold(Held(key, ("b",)), 302.0)
+    assert not pace.gives_up_acks(["b"], {"b"}, nobody_is_absent, 302.4)
 
 
 def test_one_that_is_nearly_in_step_is_waited_for_and_teaches_nothing() -> None:
@@ -85,15 +107,6 @@ def test_one_that_is_nearly_in_step_is_waited_for_and_teaches_nothing() -> None:
         assert (pace.gives_up(["b"], nobody_is_absent, 303.1) is None) == waits
         mean_s = pace.patience._links["b"].mean_s
         assert (mean_s is None) == (lag > 1)
-
-
-def test_a_link_that_begins_anew_says_nothing_of_who_is_ahead() -> None:
-    pace = Pace(late_is_lost=False)
-    key = opened(pace, 30, 0.0)
-    pace.took("b", Key(1, 5), key, 2.0, behind=1)
-    assert pace.leads(["a", "b"], 29)
-    pace.forget_rounds("b")
-    assert not pace.leads(["a", "b"], 29)
 
 
 def test_steps_that_were_done_before_the_round_opened_count_for_what_they_took() -> None:

@@ -87,11 +87,23 @@ def test_one_that_comes_after_is_waited_for_from_message_to_message_until_it_is_
 
 def test_one_that_comes_after_and_falls_silent_is_not_waited_for_again_and_again() -> None:
     patience = Patience()
-    patience.follows("a", 100.0, every_s=1e6)
+    patience.follows("a", 100.0, every_s=70.0)
     assert patience.until("a", 100.0) == 100.0 + CAP_S
     for _ in range(6):
         patience.missed("a")
     assert patience.until("a", 1000.0) == 1000.0 + FIRST_S / 64
+
+
+def test_one_that_comes_after_more_slowly_than_one_ever_waits_is_not_waited_for() -> None:
+    patience = Patience()
+    patience.worked(1.0)
+    for _ in range(10):
+        patience.missed("a")
+    usual = patience.until("a", 100.0)
+    patience.follows("a", 100.0, every_s=4.1)
+    assert patience.until("a", 100.0) == usual
+    patience.follows("a", 100.0, every_s=4.0)
+    assert patience.until("a", 100.0) == 100.0 + PROGRESS_S + LEAST * 4.0
 
 
 def test_nothing_is_waited_for_longer_than_the_cap() -> None:

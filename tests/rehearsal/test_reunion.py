@@ -75,38 +75,32 @@ def test_halves_whose_models_are_near_mix_and_no_mass_is_lost(algorithm: str) ->
 
 
 @pytest.mark.parametrize("topology", ["exponential", "complete", "ring"])
-def test_one_that_came_much_further_by_itself_is_where_the_others_go(topology: str) -> None:
-    """It would stand still for as long as they were apart."""
+def test_one_that_came_much_further_by_itself_starts_over_though_its_model_is_near(topology: str) -> None:
+    """It would wait for the others for as long as they were apart."""
     r = home(dict.fromkeys(PEERS, 1.0), topology=topology)
     r._step_s = lambda peer: 0.3 if peer == "p7" else 1.0
-    part(r, 120.0, {"p7"})
+    part(r, 60.0, {"p7"})
     behind, ahead = r.devices["p0"].node.key.round, r.devices["p7"].node.key.round
-    assert ahead > behind + 200
+    assert ahead > behind + 100
     r.run(25.0)
-    assert said(r, TOGETHER) == set(PEERS) and said(r, STARTS_OVER) == set()
-    rounds = {d.peer: d.node.key.round for d in r.alive()}
+    assert said(r, STARTS_OVER) == {"p7"}
     alone = r.devices["p7"].node.rounds.alone_total
     r.run(20.0)
     now = {d.peer: d.node.key.round for d in r.alive()}
     assert r.devices["p7"].node.rounds.alone_total == alone
     assert max(now.values()) - min(now.values()) <= 2
-    assert all(now[p] >= max(ahead, rounds[p]) + 10 for p in PEERS)
-    assert r.devices["p7"].node.rounds.pace.lead(r.now) == 0
-    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+    assert behind + 30 < max(now.values()) < ahead, "nobody has skipped rounds"
 
 
-def test_sleepers_go_to_the_round_of_the_only_one_that_was_awake() -> None:
-    """They have missed nobody: it says that they were parted."""
+@pytest.mark.parametrize("ahead", [3, 5])
+def test_only_fewer_that_came_further_start_over(ahead: int) -> None:
+    """More of them are where the others go."""
     r = home(dict.fromkeys(PEERS, 1.0))
-    for peer in PEERS[:7]:
-        r.pause(peer, 90.0)
-    r.run(90.0)
-    ahead = r.devices["p7"].node.key.round
-    assert ahead > r.devices["p0"].node.key.round + 50
-    r.run(40.0)
-    assert said(r, STARTS_OVER) == set()
-    assert min(d.node.key.round for d in r.alive()) > ahead
-    assert r.mass()[1] == pytest.approx(1.0, rel=1e-9)
+    fast = set(PEERS[-ahead:])
+    r._step_s = lambda peer: 0.3 if peer in fast else 1.0
+    part(r, 60.0, fast)
+    r.run(30.0)
+    assert said(r, STARTS_OVER) == (fast if ahead < 4 else set())
 
 
 def test_a_half_whose_model_does_not_mix_takes_the_other_ones_and_injects_nothing() -> None:

@@ -87,7 +87,7 @@ def test_one_that_went_on_while_the_others_stood_still_is_in_step_again_soon(
         session.r.pause(device.peer, 8.0)
     session.r.run(10.0)
     ahead = session.r.devices[session.victim].node.rounds.pace
-    assert (ahead.lead(session.r.now) > 5) == kind.conserves, "on an agreed graph they go to its round"
+    assert (ahead.lead(session.r.now) > 2) == kind.conserves, "on an agreed graph they go to its round"
     session.r.run(15.0)
     assert ahead.lead(session.r.now) == 0
     devices = [d.node.rounds for d in session.r.alive()]
@@ -119,14 +119,14 @@ def test_on_an_agreed_graph_one_much_faster_than_the_others_hears_them_again_aft
     assert 50.0 < (fast.key.round - first) * slow * STEP_S < 70.0
 
 
-@pytest.mark.parametrize(("topology", "seed"), [("complete", 0), ("complete", 1), ("ring", 0)])
+@pytest.mark.parametrize(("topology", "takes_s"), [("complete", 0.4), ("ring", 0.8)])
 def test_where_messages_take_longer_than_steps_all_are_heard_in_time_again_after_one_stood_still(
-    topology: str, seed: int
+    topology: str, takes_s: float
 ) -> None:
     """Rounds are held up for acknowledgements there, by who was given up too."""
-    dim, takes_s = 500, 0.8
+    dim = 500
     weather = Weather(latency_s=(0.002, 0.02), local_s=0.005, bandwidth_bps=64 * dim / takes_s)
-    r, books = home(KINDS[0], topology, dim, weather=weather, seed=seed, rate=0.01)
+    r, books = home(KINDS[0], topology, dim, weather=weather, rate=0.01)
     r._step_s = lambda peer: STEP_S
     together(r, 3)
     r.run(30.0)
