@@ -27,6 +27,7 @@ FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, on
 UNSETTLED_S = 12.0
 UNSETTLED_IF_LATE_IS_LOST_S = 3.0  # neighbors are agreed on, and all that is late is missed; guess
 RECENT = 4  # rounds, or a cycle of links: who has not been heard in them may be anywhere by now (guess)
+STEPS = 4  # of others that come after, to one of this node: so it does not stand still (guess)
 NEARLY = 2  # rounds more behind: it is waited for as before, so that it can come into step (guess)
 GOING_S = 1.0  # how much later than usual a message of a graph that is about to go may come; guess
 OPENINGS = 16  # rounds whose opening is remembered: the longest cycle, of 256 members, has 8
@@ -49,6 +50,7 @@ class Pace:
         self.overdue = False  # the learner has been told to close this round as it is
         self._acks = Patience()  # for out-neighbors' acknowledgements that hold a round up
         self._late_is_lost = late_is_lost
+        self._followed: dict[PeerId, int] = {}  # messages in the open round, of those that come after
         self._key = Key()
         self._opened_at = self._held_at = 0.0
         self._openings: list[float] = []  # of the last rounds, s
@@ -67,7 +69,7 @@ class Pace:
 
     def open(self, key: Key, now: float) -> None:
         self._key, self._opened_at, self.stood_s = key, now, 0.0
-        self._teaches = True
+        self._teaches, self._followed = True, {}
         self.pushed_at, self.held, self.overdue, self.halfway = None, None, False, False
         self._openings = [*self._openings[-OPENINGS + 1 :], now]
 
@@ -225,7 +227,8 @@ class Pace:
             return
         # a slow one goes to the round of most, or of the furthest, and is as far behind again with the next
         if self._late_is_lost or key.round - before.round <= behind:
-            patience.follows(src, now, every_s)
+            self._followed[src] = steps = self._followed.get(src, 0) + 1
+            patience.follows(src, now, every_s if steps < STEPS else None)
 
     def moving(self, src: PeerId, now: float) -> None:
         """Bytes from this neighbor are on their way."""
@@ -275,7 +278,7 @@ class Pace:
 
     def _leads(self, view: Iterable[PeerId], at: int, cycle: int) -> bool:
         """Are most neighbors heard of late before this round?"""
-        since = self._openings[-max(cycle, RECENT) :][0]
+        since = min(self._openings[-max(cycle, RECENT) :], default=math.inf)  # none: nobody leads yet
         known = [self._heard[peer].round for peer in view if self._heard_at.get(peer, -math.inf) >= since]
         return sum(round_ < at for round_ in known) > len(known) / 2
 

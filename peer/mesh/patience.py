@@ -10,8 +10,8 @@ and a late message is lost, the wait may be longer, and is long at first: who cl
 messages that take many times as long as local steps hears none in time, and learns nothing. Each round closed
 without a neighbor halves the wait for it until it is heard again, so that one that hangs costs the others a
 vanishing share of their time. But who has come rounds ahead of most of its neighbors, alone or while they
-stood still, waits for them from message to message until they are there: it would hear none of theirs in time
-again, and be alone for good.
+stood still, waits for them from message to message, a round for some of theirs, until they are there: it
+would hear none of theirs in time again, and be alone for good.
 """
 
 from __future__ import annotations
@@ -85,11 +85,12 @@ class Patience:
         link = self._links.get(src, _Link())
         self._links[src] = replace(link, misses=0, progress_at=NEVER, follows_until=NEVER)
 
-    def follows(self, src: PeerId, now: float, every_s: float) -> None:
+    def follows(self, src: PeerId, now: float, every_s: float | None) -> None:
         """This node is rounds ahead, and here is the next message of one that comes after it; the one before
-        was so much earlier. Whose rounds take longer than one ever waits is not waited for."""
-        if every_s <= self._most_s:
-            until = now + min(CAP_S, PROGRESS_S + LEAST * every_s)
+        was so much earlier. Whose rounds take longer than one ever waits is not waited for. None: the next
+        one is not."""
+        until = now if every_s is None else now + min(CAP_S, PROGRESS_S + LEAST * every_s)
+        if every_s is None or every_s <= self._most_s:
             self._links[src] = replace(self._links.get(src, _Link()), misses=0, follows_until=until)
 
     def missed(self, src: PeerId) -> None:

@@ -1,7 +1,7 @@
 """How long the open round waits, and what it teaches."""
 
 from peer.events import Held, Key
-from peer.mesh.pace import CLOSE_S, Pace
+from peer.mesh.pace import CLOSE_S, STEPS, Pace
 from peer.mesh.patience import LEAST, PROGRESS_S
 
 
@@ -48,6 +48,25 @@ def test_who_is_ahead_of_most_waits_for_them_and_not_for_one_that_is_behind() ->
         assert pace.gives_up(["b"], nobody_is_absent, until - 0.1) == (None if waits else ["b"])
         assert waits != (pace.gives_up(["b"], nobody_is_absent, until) is None)
         assert pace.lead(until + 0.1) == 0
+
+
+def test_who_waits_for_those_that_come_after_takes_a_round_for_some_of_theirs() -> None:
+    pace = Pace(late_is_lost=False)
+    for own in (30, 31):
+        key = opened(pace, own, 10.0 * own)
+        for step in range(STEPS + (own == 30)):  # the first of all says nothing of how often they come
+            now = 10.0 * own + 3.0 + 0.9 * step
+            assert pace.gives_up(["b", "c"], nobody_is_absent, now) is None
+            for src in ("b", "c"):
+                pace.took(src, Key(1, own - 20 + step), key, now, behind=1, view=VIEW)
+        assert pace.gives_up(["b", "c"], nobody_is_absent, now + 0.5) == ["b", "c"]
+
+
+def test_what_comes_before_the_first_round_is_opened_says_nothing_of_who_is_ahead() -> None:
+    pace = Pace(late_is_lost=False)
+    for round_ in (3, 4):
+        pace.took("b", Key(1, round_), Key(1, 50), 1.0, behind=1, view=VIEW)
+    assert pace.lead(1.0) == 0
 
 
 def test_one_that_skips_rounds_is_slow_and_not_on_its_way_here() -> None:
