@@ -111,7 +111,7 @@ class Reunions:
         return bool(self.estranged) and now - self._since >= REUNION_S
 
     def judge(
-        self, near: bool, own: Sequence[PeerId], round_: int, their_round: int, *, waits: bool
+        self, near: bool, own: Sequence[PeerId], round_: int, their_round: int, *, waits: bool = False
     ) -> Reunion:
         """The verdict. Work: members times rounds; of about equal ones the half of the lowest id has more.
         waits: to mix, fewer that are further on would wait until more are there, for as long as they were

@@ -52,14 +52,14 @@ def test_who_is_ahead_of_most_waits_for_them_and_not_for_one_that_is_behind() ->
 
 def test_who_waits_for_those_that_come_after_takes_a_round_for_some_of_theirs() -> None:
     pace = Pace(late_is_lost=False)
-    for own in (30, 31):
+    for own, first in ((30, 305.0), (31, 313.2)):
         key = opened(pace, own, 10.0 * own)
         for step in range(STEPS + (own == 30)):  # the first of all says nothing of how often they come
-            now = 10.0 * own + 3.0 + 0.9 * step
+            now = first + 0.9 * step
             assert pace.gives_up(["b", "c"], nobody_is_absent, now) is None
             for src in ("b", "c"):
                 pace.took(src, Key(1, own - 20 + step), key, now, behind=1, view=VIEW)
-        assert pace.gives_up(["b", "c"], nobody_is_absent, now + 0.5) == ["b", "c"]
+        assert pace.gives_up(["b", "c"], nobody_is_absent, now + 1.2) == ["b", "c"]
 
 
 def test_what_comes_before_the_first_round_is_opened_says_nothing_of_who_is_ahead() -> None:

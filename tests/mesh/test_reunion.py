@@ -5,6 +5,7 @@ from peer.mesh.reunion import (
     AGAIN_S,
     ALONE_S,
     APART_S,
+    FAR_ROUNDS,
     OBEY_S,
     REUNION_S,
     SECOND_S,
@@ -75,6 +76,23 @@ def test_the_other_leader_looks_later_and_nobody_else_ever():
 def test_near_models_mix_and_nobody_yields():
     node, _ = parted()
     assert node.judge(True, "abcd", 100, 5) == Reunion(())
+
+
+def test_of_near_models_fewer_that_came_much_further_yield_where_they_would_wait():
+    node, _ = parted()
+    many, yields = "abcdijk", tuple("efgh")
+    assert node.judge(True, "ab", 100, 50, waits=True) == Reunion(("a", "b"))
+    assert node.judge(True, many, 50, 100, waits=True) == Reunion(yields)
+    assert node.judge(True, many, 50, 51 + FAR_ROUNDS, waits=True) == Reunion(yields)
+    for own, mine, theirs in (
+        (many, 50, 50 + FAR_ROUNDS),
+        (many, 100, 50),
+        ("ab", 50, 100),
+        ("abcd", 100, 50),
+        ("abcd", 50, 100),
+    ):
+        assert node.judge(True, own, mine, theirs, waits=True) == Reunion(())
+    assert node.judge(True, "ab", 100, 50, waits=False) == Reunion(())
 
 
 def test_the_half_with_less_work_yields():
