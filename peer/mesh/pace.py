@@ -219,14 +219,10 @@ class Pace:
                 patience.early(src)
         elif key == at:
             patience.came(src, 0.0)
-        if (
-            before is None
-            or not self._leads(view, at.round - behind, behind)
-            or key.round >= at.round - behind
-        ):
-            return
         # a slow one goes to the round of most, or of the furthest, and is as far behind again with the next
-        if self._late_is_lost or key.round - before.round <= behind:
+        comes_after = before is not None and (self._late_is_lost or key.round - before.round <= behind)
+        far = at.round - behind
+        if comes_after and key.round < far and self._leads(view, far, behind):
             self._followed[src] = steps = self._followed.get(src, 0) + 1
             patience.follows(src, now, every_s if steps < STEPS else None)
 
