@@ -296,7 +296,7 @@ class Node:
         self.life = event.life
         self.rounds.forget()
         self.seats.seek(now)
-        self.reunions.settle()  # without a model there is nothing to be kept apart
+        self.reunions.settle(now)  # without a model there is nothing to be kept apart
         if self.generations is not None:
             self.generations.trains(None)
         self._publish(phase="seeking", life=event.life, round=event.round)
@@ -465,7 +465,7 @@ class Node:
             self._effects.append(StartOver())
         elif not verdict.yields:
             self._note("trains with those again that it was parted from")
-            self.reunions.settle()
+            self.reunions.settle(now)
             self._seen = -1
         else:
             self.reunions.yields(verdict)
@@ -615,7 +615,7 @@ class Node:
         if self.phase == "training":
             self.giving.train(lives)
         if self.phase in ("idle", "seeking"):
-            self.reunions.settle()
+            self.reunions.settle(now)
         view = tuple(sorted(lives.keys() - self.reunions.estranged))
         self.company = self.company or len(view) > 1
         self._absorb(self.rounds.watch(view, self.reunions.estranged, now), now)

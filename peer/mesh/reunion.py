@@ -50,6 +50,7 @@ class Reunions:
         self._asked_at = 0.0
         self._back_at = -math.inf  # the last one that was gone, for however long
         self._obeyed_at = -math.inf
+        self._settled_at = -math.inf  # by a verdict, or as this node had no model
 
     def watch(self, lives: Mapping[PeerId, int], now: float) -> None:
         """Those that live and train, with their learners' lives, have changed."""
@@ -60,7 +61,7 @@ class Reunions:
             life, at = self._lost.pop(peer, (0, now))
             if life == lives[peer]:
                 self._back_at = now
-                if now - at >= APART_S:
+                if now - at >= APART_S and not self._was_settled(at, now):
                     back.add(peer)
                     self._gone_at = at
         if back and not self.estranged:
@@ -128,9 +129,10 @@ class Reunions:
             less = mine < theirs
         return Reunion(tuple(sorted(own if less else self.estranged)))
 
-    def settle(self) -> None:
-        """They may be trained with."""
-        self.estranged = frozenset()
+    def settle(self, now: float) -> None:
+        """They may be trained with, and so may the others of their half, who come back a little later: should
+        those be of yet another one, they keep apart until that is settled too."""
+        self.estranged, self._settled_at = frozenset(), now
 
     def obeys(self, verdict: Reunion, now: float) -> bool:
         """Is this node to start over? Only if it was parted, and not again and again, whoever says so. The
@@ -142,6 +144,10 @@ class Reunions:
             return False
         self._obeyed_at = now
         return True
+
+    def _was_settled(self, lost_at: float, now: float) -> bool:
+        """Is one that was lost then, and is back, of those that the last verdict was about?"""
+        return lost_at <= self._settled_at and now - self._settled_at <= REUNION_S
 
     def _is_of_the_half(self, peers: tuple[PeerId, ...]) -> bool:
         """Do these train with this node, and is it parted from others?"""

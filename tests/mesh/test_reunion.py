@@ -1,5 +1,7 @@
 """Who is estranged, who looks, what the verdict is, and that nobody waits for ever."""
 
+import pytest
+
 from peer.events import Reunion
 from peer.mesh.reunion import (
     AGAIN_S,
@@ -36,10 +38,36 @@ def test_members_back_after_a_short_absence_are_not_estranged():
 
 
 def test_members_that_trained_apart_for_long_are_estranged_until_it_is_settled():
-    node, _ = parted()
+    node, now = parted()
     assert node.estranged == set("efgh")
-    node.settle()
+    node.settle(now)
     assert not node.estranged
+
+
+@pytest.mark.parametrize(
+    ("gone_at", "back_at", "estranged"),
+    [
+        (10.0, 20.5 + REUNION_S, set()),
+        (10.0, 20.6 + REUNION_S, {"g"}),
+        (21.0, 21.0 + APART_S, {"g"}),
+    ],
+    ids=["of that half", "long after", "gone since"],
+)
+def test_another_of_a_half_that_comes_back_after_the_verdict_is_not_estranged_anew(
+    gone_at: float, back_at: float, estranged: set[str]
+):
+    """It was about that one too; nobody would look at it until that is overdue."""
+    here = {peer: 1 for peer in ALL if peer not in "fg"}
+    early = {"g"} if gone_at < 20.0 else set()
+    node = Reunions("a")
+    node.watch(ALL, 0.0)
+    node.watch({peer: 1 for peer in ALL if peer not in {"f"} | early}, 10.0)
+    node.watch({peer: 1 for peer in ALL if peer not in early}, 20.0)
+    assert node.estranged == {"f"}
+    node.settle(20.5)
+    node.watch(here | {"f": 1}, 21.0)
+    node.watch(ALL, back_at)
+    assert node.estranged == estranged
 
 
 def test_a_member_back_in_a_new_life_has_nothing_to_be_looked_at():
@@ -159,7 +187,7 @@ def test_one_whose_life_has_ended_is_not_waited_for_as_of_the_others_half():
 
 def test_one_that_was_gone_for_days_is_looked_at_all_the_same():
     node, now = lost_besides(TOGETHER_S + 1.0)
-    node.settle()
+    node.settle(now)
     node.watch(dict.fromkeys("abc", 1), now + 3 * 24 * 3600.0)
     assert node.estranged == {"c"}
 
