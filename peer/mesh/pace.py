@@ -21,9 +21,9 @@ from peer.mesh.patience import Patience
 # that is gone; it is told to after this; guess
 CLOSE_S = 10.0
 FINAL_S = 20.0  # at the end a slow neighbor is worth this much more waiting, once; guess
-# For so long after a change members' views may differ: each judges for itself who is dead, by what it hears
-# of the others. Where late messages count. In cuts of 30 s of 4 + 4, 24 seeds, rounds go on at .94 of their
-# rate (least .83), with 3 s at .90 (.77).
+# For so long after somebody has gone members' views may differ: each judges for itself who is dead, by what
+# it hears of the others. Where late messages count. In cuts of 30 s of 4 + 4, 24 seeds, rounds go on at .94
+# of their rate (least .83), with 3 s at .90 (.77).
 UNSETTLED_S = 12.0
 UNSETTLED_IF_LATE_IS_LOST_S = 3.0  # neighbors are agreed on, and all that is late is missed; guess
 RECENT = 4  # rounds, or a cycle of links: who has not been heard in them may be anywhere by now (guess)
@@ -62,7 +62,7 @@ class Pace:
         self._half_heard: dict[PeerId, Key] = {}  # the newest that had two halves
         self._whole: dict[PeerId, Key] = {}  # the newest of which nothing more is to come
         self._heard_at: dict[PeerId, float] = {}
-        self._changed_at = -math.inf  # the view
+        self._lost_at = -math.inf  # somebody went from the view
         self._final_spent = False  # a final round has waited that much longer
 
     # --- the open round ------------------------------------------------------------------------------
@@ -244,7 +244,10 @@ class Pace:
             self._heard_at.pop(peer, None)
 
     def view_changed(self, gone: Iterable[PeerId], now: float) -> None:
-        self._changed_at = now
+        """gone: from the view. Who comes, all know soon; who has died, each judges for itself."""
+        gone = list(gone)
+        if gone:
+            self._lost_at = now
         for peer in gone:
             for patience in (self.patience, self._second, self._acks):
                 patience.forget(peer)
@@ -295,13 +298,10 @@ class Pace:
         return FINAL_S if self._is_final and not self._final_spent else 0.0
 
     def _until(self, src: PeerId, since: float, now: float) -> float:
-        """Until when this neighbor is waited for. While members still learn who is there, it may send this
+        """Until when this neighbor is waited for. While members still learn who has gone, it may send this
         round's message to somebody else: then for no longer than it is usually late."""
-        patience = self._patience
-        until = patience.until(src, since)
-        if self._is_final or now - self._changed_at > self._unsettled_s or not patience.is_brief(src):
-            return until
-        return min(until, patience.late(src, since))
+        unsettled = not self._is_final and now - self._lost_at <= self._unsettled_s
+        return self._patience.until(src, since, brief=unsettled)
 
     def _is_absent(self, peer: PeerId, patience: Patience, since: float, absent: Absent, now: float) -> bool:
         """One later than usual is asked for a sign of life. In final rounds everybody is worth the wait."""

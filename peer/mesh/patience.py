@@ -6,12 +6,13 @@ least twice as long as this node's own rounds take: where the graph changes from
 neighbor can be a round and more behind. It is at most LONG_S, or so many times as long: after trouble
 neighbors are some rounds apart, and who waits in vain for one that is further on makes itself late for
 others; what they learn from that must not feed on itself. Where all go to the round of whoever is further on,
-and a late message is lost, the wait may be longer, and is long at first: who closes the first rounds without
-messages that take many times as long as local steps hears none in time, and learns nothing. Each round closed
-without a neighbor halves the wait for it until it is heard again, so that one that hangs costs the others a
-vanishing share of their time. But who has come rounds ahead of most of its neighbors, alone or while they
-stood still, waits for them from message to message, a round for some of theirs, until they are there: it
-would hear none of theirs in time again, and be alone for good.
+and a late message is lost, it may be longer. It is long at first: the first local steps of a process take
+many times as long as later ones, and who closes the first rounds without messages that take longer than steps
+hears none in time, and learns nothing. Each round closed without a neighbor halves the wait for it until it
+is heard again, so that one that hangs costs the others a vanishing share of their time. But who has come
+rounds ahead of most of its neighbors, alone or while they stood still, waits for them from message to
+message, a round for some of theirs, until they are there: it would hear none of theirs in time again, and be
+alone for good.
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ class Patience:
 
     def __init__(self, *, late_is_lost: bool = False) -> None:
         self._most = MOST_IF_LATE_IS_LOST if late_is_lost else MOST
-        self._first_s = LONG_S if late_is_lost else FLOOR_S  # at the least, before anything is learnt
         self._links: dict[PeerId, _Link] = {}
         self._round_s = 0.0
 
@@ -111,16 +111,19 @@ class Patience:
         if (link := self._links.get(src)) is not None:
             self._links[src] = replace(link, progress_at=NEVER)
 
-    def until(self, src: PeerId, pushed_at: float) -> float:
-        """When to stop waiting for this neighbor's message of the round pushed at `pushed_at`."""
+    def until(self, src: PeerId, pushed_at: float, *, brief: bool = False) -> float:
+        """When to stop waiting for this neighbor's message of the round pushed at `pushed_at`. brief: where
+        that is known, once it is later than usual, unless it is on its way."""
         link = self._links.get(src, _Link())
         if link.mean_s is None:
-            wait = min(FIRST_S, max(self._first_s, LEAST * self._round_s)) if self._round_s else FIRST_S
+            wait = min(FIRST_S, max(LONG_S, LEAST * self._round_s)) if self._round_s else FIRST_S
         else:
             wait = max(LEAST * self._round_s, link.mean_s + 4 * link.deviation_s)
             wait = min(wait, self._most_s)
         wait = max(FLOOR_S, wait)
         learnt = pushed_at + min(CAP_S, wait) * 0.5**link.misses
+        if brief and self.is_brief(src):
+            learnt = min(learnt, self.late(src, pushed_at))
         return max(learnt, link.progress_at + PROGRESS_S, link.follows_until)
 
     @property

@@ -2,7 +2,7 @@
 
 from peer.events import Held, Key
 from peer.mesh.pace import CLOSE_S, STEPS, Pace
-from peer.mesh.patience import LEAST, PROGRESS_S
+from peer.mesh.patience import LEAST, PROGRESS_S, STALL_S
 
 
 def nobody_is_absent(peer: str, ask: bool, quiet_s: float) -> bool:
@@ -29,6 +29,19 @@ def test_a_learner_that_has_heard_everybody_is_given_time_from_the_last_one_on()
     pace.took("b", key, key, 500.0, behind=1)
     assert pace.gives_up(["b"], nobody_is_absent, 500.0) is None
     assert pace.gives_up(["b"], nobody_is_absent, 500.0 + CLOSE_S) == []
+
+
+def test_after_somebody_has_gone_one_waits_briefly_and_after_somebody_has_come_as_usual() -> None:
+    """Each judges for itself who is dead; who has come, all know soon."""
+    for gone, waited_s in (([], LEAST * 2.0), (["c"], STALL_S)):
+        pace = Pace(late_is_lost=False)
+        pace.took("b", key := opened(pace, 3, 0.0), key, 2.0, behind=1)
+        opened(pace, 4, 3.0)
+        pace.view_changed(gone, 4.0)
+        assert pace.gives_up(["b"], nobody_is_absent, 5.0 + waited_s - 0.1) is None
+        assert pace.gives_up(["b"], nobody_is_absent, 5.0 + waited_s) == ["b"]
+        opened(pace, 5, 20.0)
+        assert pace.gives_up(["b"], nobody_is_absent, 22.0 + STALL_S) is None, "all know by now"
 
 
 VIEW = ("a", "b", "c", "d")  # of a

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from peer.mesh.patience import CAP_S, FIRST_S, FLOOR_S, LEAST, LONG_S, PROGRESS_S, STALL_S, Patience
+import pytest
+
+from peer.mesh.patience import CAP_S, FIRST_S, FLOOR_S, LEAST, LONG_S, MOST, PROGRESS_S, STALL_S, Patience
 
 
 def test_before_anything_is_learnt_it_waits_a_first_while() -> None:
     assert Patience().until("a", 100.0) == 100.0 + FIRST_S
 
 
-def test_a_new_link_is_waited_for_as_long_as_own_rounds_suggest() -> None:
+@pytest.mark.parametrize(("worked_s", "wait_s"), [(0.05, LONG_S), (2.0, LEAST * 2.0), (9.0, FIRST_S)])
+def test_a_new_link_is_waited_for_long_however_short_own_rounds_are(worked_s: float, wait_s: float) -> None:
+    """The first local steps of a process take many times as long as later ones."""
     patience = Patience()
-    patience.worked(0.5)
-    assert patience.until("a", 0.0) == LEAST * 0.5
+    patience.worked(worked_s)
+    assert patience.until("a", 0.0) == wait_s
 
 
-def test_where_late_is_lost_the_first_wait_is_long_however_short_own_rounds_are() -> None:
-    patience = Patience(late_is_lost=True)
-    patience.worked(0.05)
-    assert patience.until("a", 0.0) == LONG_S
-    patience.came("a", 2.5)
-    assert patience.until("a", 0.0) == LONG_S
+def test_one_that_is_later_than_usual_is_waited_for_briefly_unless_its_message_is_on_its_way() -> None:
+    patience = Patience()
+    patience.worked(1.0)
+    assert patience.until("a", 10.0, brief=True) == 10.0 + LONG_S, "what is usual is not known"
+    patience.came("a", 0.0)
+    assert patience.until("a", 10.0) == 10.0 + LEAST * 1.0
+    assert patience.until("a", 10.0, brief=True) == patience.late("a", 10.0) == 10.0 + STALL_S
+    patience.moving("a", 10.1)
+    assert patience.until("a", 10.0, brief=True) == 10.1 + PROGRESS_S
+
+
+def test_where_late_is_lost_one_may_be_waited_for_many_times_as_long_as_own_rounds() -> None:
+    late, lost = Patience(), Patience(late_is_lost=True)
+    for patience in (late, lost):
+        patience.worked(1.0)
+        for _ in range(50):
+            patience.came("a", 9.0)
+    assert late.until("a", 0.0) == MOST * 1.0
+    assert lost.until("a", 0.0) == pytest.approx(9.0, abs=0.1)
 
 
 def test_lateness_is_learnt_link_by_link() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
 
 from peer.events import Closed, FromLearner
-from peer.rehearsal.driver import Device, Rehearsal, Witness
+from peer.rehearsal.driver import Device, Rehearsal, Weather, Witness
 from rehearsal.stories import KINDS, WHOLE, Kind, home, name, together
 
 ONE = name(2)
@@ -86,3 +87,28 @@ def test_a_round_in_which_nobody_was_to_send_is_not_closed_alone() -> None:
     r.run(60.0)
     assert min(witness.closed[peer] for peer in r.devices) > 5
     assert counted(r) == dict.fromkeys(r.devices, 0)
+
+
+@pytest.mark.parametrize("topology", ["exponential", "ring"])
+@pytest.mark.parametrize("seed", range(4))
+def test_while_a_session_begins_hardly_a_round_is_closed_alone(topology: str, seed: int) -> None:
+    """Processes whose first local steps take long, on a busy machine: all are there, and worth a wait."""
+    dice, begun = random.Random(seed), set[str]()
+
+    def step_s(peer: str) -> float:
+        first = 3.0 if peer not in begun else 1.0
+        begun.add(peer)
+        return first * dice.uniform(0.8, 1.2) * (dice.uniform(1.0, 3.0) if dice.random() < 0.2 else 1.0)
+
+    r, _ = home(SGP, topology, 4, weather=Weather(latency_s=(0.01, 0.2), local_s=0.005), seed=seed)
+    r._step_s = step_s
+    r.add(name(0), founder=True)
+    for i in range(1, 6):
+        r.run(dice.uniform(0.0, 0.5))
+        r.add(name(i))
+    longest = 0
+    for _ in range(600):
+        r.run(0.05)
+        longest = max(longest, *(d.node.rounds.alone for d in r.alive()))
+    assert longest < 3, "it would be said that the network is down"
+    assert sum(counted(r).values()) < 0.1 * sum(d.rounds for d in r.alive())

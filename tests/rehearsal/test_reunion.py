@@ -84,6 +84,9 @@ def test_one_that_came_much_further_by_itself_starts_over_though_its_model_is_ne
     assert ahead > behind + 100
     r.run(25.0)
     assert said(r, STARTS_OVER) == {"p7"}
+    assert {d.node.rounds.view for d in r.alive()} == {tuple(PEERS)}, (
+        "those too that were back after the verdict"
+    )
     alone = r.devices["p7"].node.rounds.alone_total
     r.run(20.0)
     now = {d.peer: d.node.key.round for d in r.alive()}
@@ -237,15 +240,15 @@ def test_after_a_cut_of_half_a_minute_one_verdict_settles_it_for_everybody(seed:
 @pytest.mark.parametrize("seconds", [60.0, 300.0])
 def test_who_stood_still_for_long_begins_anew_as_soon_as_somebody_has_looked(seconds: float) -> None:
     """It has missed nobody, and does not wait until the others give up."""
-    r, _ = stories.home(KINDS[2], "complete", 6, seed=4)
-    r._step_s = lambda peer: 0.35
-    stories.together(r, 4)
-    r.run(40.0)
+    pulls = dict.fromkeys(PEERS, 1.0)
+    r = home(pulls, topology="complete")
     r.pause("p2", seconds)
+    pulls |= dict.fromkeys(PEERS, 30.0)
     r.run(seconds + 4.0)
     assert said(r, STARTS_OVER) == {"p2"}
-    assert {d.node.rounds.view for d in r.alive()} == {("p0", "p1", "p2", "p3")}
+    assert {d.node.rounds.view for d in r.alive()} == {tuple(PEERS)}
     assert not any(d.node.reunions.estranged for d in r.alive())
+    assert min(float(d.exchange.estimate().min()) for d in r.alive()) > 25.0
 
 
 def test_that_somebody_has_left_before_makes_nobody_wait_for_a_half_of_the_sleepers() -> None:
