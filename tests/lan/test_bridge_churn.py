@@ -40,6 +40,7 @@ STOPPED_S = 10.0
 CUT_S = 30.0
 TOGETHER = 0.25  # to the mean of all eight minima, which halves stay some 0.35 away from
 LEARNT = 0.4  # training begins at 1.1
+LEAVES = 2  # of one device, at most, on a binary tree
 SEVEN_S = math.sqrt(1 / 7 - 1 / 8)  # how far the mean of seven minima is from that
 
 
@@ -74,12 +75,21 @@ def test_one_is_killed_with_its_learner_and_comes_back(lan: Switch, kind: Kind, 
     lan.wait("all have learnt something", lambda: max(distances(devices)) < LEARNT)
     held = victim.session(NAME)["weight"]
     known = math.hypot(max(distances(others)), SEVEN_S)
+    leaves: set[str] = set()  # that had no other neighbor on the tree: they train by themselves for a while
+
+    def none_of_the_linked_worse() -> None:
+        if not kind.mass:
+            leaves.update(device.name for device in others if device.session(NAME)["state"] == "alone")
+        none_worse(known, [device for device in others if device.name not in leaves])
+
     victim.crash()
-    with lan.throughout(partial(none_worse, known, others)):
+    with lan.throughout(none_of_the_linked_worse):
         rounds_later(lan, 5, others)
         lan.wait("it is declared dead", lambda: "dead" in states(others, peer))
         lan.wait("the others train without it", lambda: everyone_trains(others))
-        rounds_later(lan, 5, others)
+        rounds_later(lan, SHOWN, others)
+    assert len(leaves) <= LEAVES
+    with lan.throughout(partial(none_worse, known, others)):
         lan.start(victim)
         assert victim.peer == peer
         lan.wait("a first figure of it", lambda: victim.session(NAME).get("metrics"))
