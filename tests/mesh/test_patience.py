@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import pytest
 
-from peer.mesh.patience import CAP_S, FIRST_S, FLOOR_S, LEAST, LONG_S, MOST, PROGRESS_S, STALL_S, Patience
+from peer.mesh.patience import (
+    CAP_S,
+    FIRST_S,
+    FLOOR_S,
+    LEAST,
+    LONG_S,
+    MOST,
+    NEW_S,
+    PROGRESS_S,
+    STALL_S,
+    Patience,
+)
 
 
 def test_before_anything_is_learnt_it_waits_a_first_while() -> None:
     assert Patience().until("a", 100.0) == 100.0 + FIRST_S
 
 
-@pytest.mark.parametrize(("worked_s", "wait_s"), [(0.05, LONG_S), (2.0, LEAST * 2.0), (9.0, FIRST_S)])
-def test_a_new_link_is_waited_for_long_however_short_own_rounds_are(worked_s: float, wait_s: float) -> None:
+@pytest.mark.parametrize(("worked_s", "wait_s"), [(0.05, None), (2.0, LEAST * 2.0), (9.0, FIRST_S)])
+@pytest.mark.parametrize(("late_is_lost", "least_s"), [(False, NEW_S), (True, LONG_S)])
+def test_a_new_link_is_waited_for_long_however_short_own_rounds_are(
+    worked_s: float, wait_s: float | None, late_is_lost: bool, least_s: float
+) -> None:
     """The first local steps of a process take many times as long as later ones."""
-    patience = Patience()
+    patience = Patience(late_is_lost=late_is_lost)
     patience.worked(worked_s)
-    assert patience.until("a", 0.0) == wait_s
+    assert patience.until("a", 0.0) == (wait_s or least_s)
 
 
 def test_one_that_is_later_than_usual_is_waited_for_briefly_unless_its_message_is_on_its_way() -> None:
     patience = Patience()
     patience.worked(1.0)
-    assert patience.until("a", 10.0, brief=True) == 10.0 + LONG_S, "what is usual is not known"
+    assert patience.until("a", 10.0, brief=True) == 10.0 + max(NEW_S, LEAST * 1.0), (
+        "what is usual is not known"
+    )
     patience.came("a", 0.0)
     assert patience.until("a", 10.0) == 10.0 + LEAST * 1.0
     assert patience.until("a", 10.0, brief=True) == patience.late("a", 10.0) == 10.0 + STALL_S
