@@ -243,9 +243,8 @@ class Pace:
                 known.pop(peer, None)
             self._heard_at.pop(peer, None)
 
-    def view_changed(self, gone: Iterable[PeerId], now: float) -> None:
+    def view_changed(self, gone: Collection[PeerId], now: float) -> None:
         """gone: from the view. Who comes, all know soon; who has died, each judges for itself."""
-        gone = list(gone)
         if gone:
             self._lost_at = now
         for peer in gone:

@@ -48,12 +48,14 @@ def test_one_that_is_later_than_usual_is_waited_for_briefly_unless_its_message_i
 
 def test_where_late_is_lost_one_may_be_waited_for_many_times_as_long_as_own_rounds() -> None:
     late, lost = Patience(), Patience(late_is_lost=True)
-    for patience in (late, lost):
-        patience.worked(1.0)
+    short = Patience(late_is_lost=True)
+    for patience, worked_s in ((late, 1.0), (lost, 1.0), (short, 0.05)):
+        patience.worked(worked_s)
         for _ in range(50):
             patience.came("a", 9.0)
     assert late.until("a", 0.0) == MOST * 1.0
     assert lost.until("a", 0.0) == pytest.approx(9.0, abs=0.1)
+    assert short.until("a", 0.0) == LONG_S
 
 
 def test_lateness_is_learnt_link_by_link() -> None:
