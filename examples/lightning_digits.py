@@ -46,7 +46,7 @@ class Digits(LightningModule):
         self.log("accuracy", (self(features).argmax(dim=1) == digits).float().mean(), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=0.02, momentum=0.9)
 
 
 def clips_of(speaker: str) -> TensorDataset:
@@ -77,7 +77,8 @@ def main() -> None:
     trainer = Trainer(
         max_steps=asked.steps,
         max_epochs=-1,
-        check_val_every_n_epoch=10,
+        val_check_interval=100,
+        check_val_every_n_epoch=None,  # every so many steps, the last one too
         num_sanity_val_steps=0,
         accelerator="cpu",
         logger=False,

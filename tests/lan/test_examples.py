@@ -47,7 +47,7 @@ def run(pair: Pair, example: str, name: str, first: tuple[str, ...], second: tup
 
 
 def test_lightning(pair: Pair) -> None:
-    steps = ("--steps", "400")
+    steps = ("--steps", "600")
     said = run(
         pair,
         "lightning_digits.py",
@@ -55,8 +55,8 @@ def test_lightning(pair: Pair) -> None:
         ("--speaker", "george", *steps),
         ("--speaker", "jackson", *steps),
     )
-    for out in said:
-        assert percent(out, "accuracy over all speakers") > 55, out  # alone 52 at the most
+    together = [percent(out, "accuracy over all speakers") for out in said]
+    assert min(together) > 55, said  # alone 53 at the most in 120 trainings, together 59.7 at the least in 54
     _, one, other = pair
     shown = [device.session("digits")["metrics"]["accuracy"] for device in (one, other)]
     assert min(shown) > 0.3, "what Lightning validates is shown in status"
