@@ -56,7 +56,7 @@ def test_lightning(pair: Pair) -> None:
         ("--speaker", "jackson", *steps),
     )
     together = [percent(out, "accuracy over all speakers") for out in said]
-    assert min(together) > 55, said  # alone 53 at the most in 120 trainings, together 59.7 at the least in 54
+    assert min(together) > 55, said  # alone 53 at the most in 120 trainings, together 57.7 at the least in 66
     _, one, other = pair
     shown = [device.session("digits")["metrics"]["accuracy"] for device in (one, other)]
     assert min(shown) > 0.3, "what Lightning validates is shown in status"
