@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from exchange import Meeting, cpu_of
+from rich.console import Console
+from rich.table import Table
 
 PIECE = 1 << 19
 WARM, ROUNDS = 5, 20
@@ -145,6 +147,23 @@ def measured(params: int, peers: int, algorithm: str, cores: int) -> dict[str, A
     }
 
 
+def show(rows: list[dict[str, Any]]) -> None:
+    """Its ratios are to the first row: what more bytes, and another core, come to."""
+    table = Table(
+        *("parameters", "peers", "algorithm", "cores", "s", "of the first", "CPU s", "of the first"),
+        title="gRPC with TLS alone, for the bytes of one exchange",
+    )
+    for row in rows:
+        times = [
+            cell
+            for what in ("seconds", "cpu_seconds")
+            for cell in (f"{row[what]:.3f}", f"{row[what] / rows[0][what]:.1f}x")
+        ]
+        case = (f"{row['params'] / 1e6:g}M", str(row["peers"]), row["algorithm"], str(row["cores"]))
+        table.add_row(*case, *times)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -163,12 +182,7 @@ def main() -> None:
         for peers, algorithm in ((2, "d-psgd"), (4, "d-psgd"), (4, "all-reduce"))
         for cores in (1, 2)
     ]
-    sys.stdout.write("gRPC with TLS alone, for the bytes of one exchange\n")
-    for row in rows:
-        sys.stdout.write(
-            f"{row['params'] / 1e6:g}M  {row['peers']} peers  {row['algorithm']:10}  {row['cores']} cores  "
-            f"{row['seconds']:.3f} s  {row['cpu_seconds']:.3f} CPU s\n"
-        )
+    show(rows)
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1) + "\n")
 

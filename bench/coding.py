@@ -7,8 +7,8 @@ that is there) and the same coder behind `torch.topk`. Layouts are those of a tw
 ResNet-18 and of ResNet-50 (He et al. 2016).
 
 Indices: bits for each against log2 C(n, k) / k, summed over tensors; random sets, and what local training of
-real tasks leaves on top. Values: bits for each parameter of quantized changes as a link carries them, with
-and without its memory, against the entropy of the symbols' frequencies.
+real tasks leaves on top. Values: bits for each parameter of quantized changes as a link carries them, random
+ones and those of real tasks, with and without its memory, against the entropy of the symbols' frequencies.
 
 Compressions: what each makes of one change v of a real model, a message's head included, and what is lost of
 it, |v - q| / |v|. The change is that of the last STEPS of STEPS x EXCHANGES local steps on spoken digits,
@@ -54,6 +54,7 @@ from peer.learner.task import Settings, load_task, seeded_model
 RUNS, LONG_S = 31, 1.0
 SHARES = (0.1, 0.01, 0.001)
 STEPS, EXCHANGES = 16, 24  # local steps between two exchanges; exchanges of one link
+WALK = 8  # of random changes, which are all alike
 SPOKEN = "spoken-digits"
 WORDS = (
     *("none", "fp16", "bf16", "int8", "int4", "sign", "topk=1%,fp16", "globaltopk=1%,fp16"),
@@ -224,9 +225,18 @@ def entropy_bits(symbols: np.ndarray[Any, np.dtype[np.int16]]) -> float:
     return float(-(counts * np.log2(counts / counts.sum())).sum())
 
 
+def random_walk() -> tuple[str, Layout, list[torch.Tensor], torch.Tensor]:
+    """A model whose changes are random, and as large everywhere: nothing to learn from."""
+    layout, generator = LAYOUTS["1M"], torch.Generator().manual_seed(3)
+    models = [torch.zeros(layout.d)]
+    for _ in range(WALK):
+        models.append(models[-1] + torch.randn(layout.d, generator=generator))
+    return "random, 1M", layout, models[1:], models[0]
+
+
 def values(real: Real) -> list[Row]:
     rows = []
-    for name, layout, models, initial in real:
+    for name, layout, models, initial in (random_walk(), *real):
         for budget in (0.25, 0.5, 1.0, 2.0):
             h, history = initial.clone(), History.fresh(layout)
             zero_order = with_memory = without = 0.0

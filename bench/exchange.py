@@ -583,7 +583,29 @@ def show(rows: list[dict[str, Any]]) -> None:
             ", ".join(f"{row[f'memory_of_{part}_mb']:.0f}" for part in ("script", "daemon", "payloads")),
             f"{row['memory_goal_mb']:.0f}", _bound(row),
         )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 165).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 165)
+    console.print(table)
+    heads, *made = ratios(rows)
+    table = Table(*heads, title="what an exchange takes, in that of the same run's raw copy and hivemind")
+    for cells in made:
+        table.add_row(*cells)
+    console.print(table)
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Ours over theirs, heads first: seconds, CPU seconds and bytes of a raw TCP copy, and memory too of
+    hivemind."""
+    others = [("raw_", ("seconds", "cpu_seconds", "bytes"))]
+    others.append(("hivemind_", ("seconds", "cpu_seconds", "bytes", "memory_mb")))
+    words = {"seconds": "s", "cpu_seconds": "CPU s", "bytes": "bytes", "memory_mb": "memory"}
+    names = {"raw_": "raw copy's", "hivemind_": "hivemind's"}
+    heads = [f"{words[what]} / {names[whose]}" for whose, measures in others for what in measures]
+    made = [("parameters", "daemons", "algorithm", "cores", *heads)]
+    for row in rows:
+        case = (f"{row['params'] / 1e6:g}M", str(row["peers"]), row["algorithm"], str(row["cores"]))
+        pairs = [(row[what], row.get(whose + what)) for whose, measures in others for what in measures]
+        made.append((*case, *(f"{ours / theirs:.2f}" if theirs else "-" for ours, theirs in pairs)))
+    return made
 
 
 def _bound(row: dict[str, Any]) -> str:
