@@ -13,8 +13,8 @@ import torch
 from badinput.algorithms import held
 from badinput.decoding import Case, Decoder
 from badinput.parts import damaged_message, sample
-from peer.algorithms import make
-from peer.algorithms.base import Algorithm, Links, Message
+from peer.algorithms.base import Links, Message
+from peer.algorithms.d_psgd import DPSGD
 from peer.algorithms.whole_model import NOTHING
 from peer.catalogue import parse_compression
 from peer.compression.bodies import Dense, Empty, Layout
@@ -26,6 +26,7 @@ from peer.learner.early import Early
 from peer.learner.incoming import Incoming
 
 LAYOUT = Layout((200, 56), (10, 1))
+DTYPE = torch.float32
 OUT = {"1": 0.25, "2": 0.25, "3": 0.25}
 AT = Key(round=4)
 
@@ -69,39 +70,33 @@ class About:
 
 
 class Coming(Decoder):
-    dtype = torch.float32
+    """Of D-PSGD, which mixes early."""
 
     def __init__(self) -> None:
-        dtype = self.dtype
         self._random = torch.Generator().manual_seed(1)
-        node = make("d-psgd", {}, LAYOUT, dtype, "")
-        self.MEANING = node.MEANING  # type: ignore[attr-defined]  # D-PSGD's
-        node.know(self._vector())
+        node = DPSGD(LAYOUT, DTYPE)
         node.begin(self._vector(), 1.0)
         node.step(self._vector(), 0.1, Links(AT, OUT, frozenset(OUT), 4, clear=frozenset(OUT)), 0.0)
         self.fresh = [node]
         for src in ("1", "2"):
             heard = copy.deepcopy(self.fresh[-1])
-            heard.receive(src, self._honest(), 0.0)
+            heard.receive(src, _model(self._vector()), 0.0)
             self.fresh.append(heard)
         for node in self.fresh:
-            node._begun = None  # type: ignore[attr-defined]  # on the class so far: see _is_as_before
+            node._begun = None  # on the class so far: see _is_as_before
         self.before = [held(node) for node in self.fresh]
-        v, huge = self._vector(), torch.finfo(dtype).max
+        v, huge = self._vector(), torch.finfo(DTYPE).max
         large = [v * huge**0.5, v.clamp(-1, 1) * huge**0.5, v.clamp(-1, 1) * huge]
-        bodies = [Dense(v), Dense(v), Dense(v), *map(Dense, large), Empty(LAYOUT.d, dtype)]
+        bodies = [Dense(v), Dense(v), Dense(v), *map(Dense, large), Empty(LAYOUT.d, DTYPE)]
         bodies += [
-            compressor(parse_compression(text), LAYOUT, dtype)(v, 3) for text in ("fp16", "int8", "bf16")
+            compressor(parse_compression(text), LAYOUT, DTYPE)(v, 3) for text in ("fp16", "int8", "bf16")
         ]
-        self.messages = [Message(AT, self.MEANING, body, delivery="latest") for body in bodies]
-        self.messages.append(Message(AT, NOTHING, Empty(LAYOUT.d, dtype), delivery="latest"))
+        self.messages = [Message(AT, DPSGD.MEANING, body, delivery="latest") for body in bodies]
+        self.messages.append(Message(AT, NOTHING, Empty(LAYOUT.d, DTYPE), delivery="latest"))
         self.samples = [sample(message, LAYOUT) for message in self.messages]
 
     def _vector(self) -> torch.Tensor:
-        return torch.randn(LAYOUT.d, generator=self._random, dtype=self.dtype)
-
-    def _honest(self) -> Message:
-        return Message(AT, self.MEANING, Dense(self._vector(), came=True), delivery="latest")
+        return torch.randn(LAYOUT.d, generator=self._random, dtype=DTYPE)
 
     def case(self, random: Random) -> Case:
         at = random.randrange(len(self.messages))
@@ -118,7 +113,7 @@ class Coming(Decoder):
             case _:
                 data = bytearray(self.samples[0].data)
                 value = random.choice((float("nan"), float("inf"), 3e38, -1e20, 1e18, 0.0))
-                number = torch.tensor([value], dtype=self.dtype).numpy().tobytes()
+                number = torch.tensor([value], dtype=DTYPE).numpy().tobytes()
                 place = DENSE_HEAD_BYTES + len(number) * random.randrange(LAYOUT.d)
                 data[place : place + len(number)] = number
         stops = {random.randrange(len(data) + 1) for _ in range(random.randrange(5))} if data else set()
@@ -136,7 +131,7 @@ class Coming(Decoder):
         node, plain = self._fresh(about.heard), self._fresh(about.heard)
         memory = Memory(data)
         parcel = Deliver(about.src, 1, 1, about.key, memory, "latest")
-        early, filled = Early(parcel, memory, LAYOUT, self.dtype), 0
+        early, filled = Early(parcel, memory, LAYOUT, DTYPE), 0
         for stop in about.stops:
             memory.fill(filled, stop)
             early.advance(stop, node)
@@ -165,36 +160,38 @@ class Coming(Decoder):
             assert torch.equal(mixed, plain.mix()), "another mean than of the whole message"
         return fine
 
-    def _fresh(self, heard: int) -> Algorithm:
+    def _fresh(self, heard: int) -> DPSGD:
         node = self.fresh[heard]
-        same = (node.links, AT)  # type: ignore[attr-defined]  # nobody writes to these
-        return copy.deepcopy(node, {id(one): one for one in same})
+        return copy.deepcopy(node, {id(node.links): node.links})  # nobody writes to those
 
-    def _take(self, node: Algorithm, parcel: Deliver) -> bool:
+    def _take(self, node: DPSGD, parcel: Deliver) -> bool:
         try:
-            node.receive(parcel.src, Incoming(LAYOUT, self.dtype, lockstep=True).decoded(parcel), 0.0)
+            node.receive(parcel.src, Incoming(LAYOUT, DTYPE, lockstep=True).decoded(parcel), 0.0)
         except RemoteError:
             return False
         return True
 
-    def _hear_the_rest(self, node: Algorithm, plain: Algorithm) -> None:
+    def _hear_the_rest(self, node: DPSGD, plain: DPSGD) -> None:
         for src in sorted(OUT.keys() - node.heard):
             vector = self._vector()
             for one in (node, plain):
-                one.receive(
-                    src, Message(AT, self.MEANING, Dense(vector.clone(), came=True), delivery="latest"), 0.0
-                )
+                one.receive(src, _model(vector.clone()), 0.0)
 
-    def _is_as_before(self, node: Algorithm, heard: int) -> bool:
+    def _is_as_before(self, node: DPSGD, heard: int) -> bool:
         """But for the mean that it has begun, which lies in the parcel's memory."""
-        begun, node._begun = node._begun, None  # type: ignore[attr-defined]  # D-PSGD's
+        begun, node._begun = node._begun, None
         try:
             return bool(held(node) == self.before[heard])
         finally:
-            node._begun = begun  # type: ignore[attr-defined]
+            node._begun = begun
 
     def most_bytes(self, case: Case) -> int:
-        return (1 << 19) + 64 * (case.size + LAYOUT.d * self.dtype.itemsize)
+        return (1 << 19) + 64 * (case.size + LAYOUT.d * DTYPE.itemsize)
+
+
+def _model(vector: torch.Tensor) -> Message:
+    """As one comes from a neighbor that means well."""
+    return Message(AT, DPSGD.MEANING, Dense(vector, came=True), delivery="latest")
 
 
 DECODERS: dict[str, Callable[[], Decoder]] = {"models while they come": Coming}

@@ -3,6 +3,7 @@ no crash, no memory beyond its size, and what is refused changes nothing. `make 
 
 from __future__ import annotations
 
+import inspect
 from contextlib import closing
 from random import Random
 
@@ -13,6 +14,7 @@ from badinput.decoders import DECODERS
 from badinput.decoding import BadInputError, Case, Decoder, attempt
 from badinput.guided import Choices
 from peer import catalogue
+from peer.compression import codec
 from peer.compression.packing import KINDS
 from peer.compression.values import VALUE_TYPES
 
@@ -42,6 +44,11 @@ def test_no_decoder_is_forgotten() -> None:
     assert sum(name.startswith("body: ") for name in DECODERS) == len(KINDS)
     assert all(f"values: {name}" in DECODERS for name in VALUE_TYPES)
     assert {name for name, *_ in ALGORITHMS.values()} == catalogue.ALGORITHMS.keys()
+    functions = inspect.getmembers(codec, inspect.isfunction)
+    readers = {
+        name for name, made in functions if next(iter(inspect.signature(made).parameters), "") == "data"
+    }
+    assert readers == {"decode", "coming"}, "coming.py tries the latter"
 
 
 class Careless(Decoder):
