@@ -30,13 +30,22 @@ _LINK_HEAD = (
     "sent",
     "received",
     "parcels",
+    "bits",
     "heard",
     "behind",
     "apart",
     "rtt",
 )
-_LEFT_OUT_FIRST = ("address", "behind", "rtt", "parcels", "apart", "heard")  # where the terminal is narrow
-_IF_KNOWN = ("behind", "apart")  # columns that are there only with something in them
+_LEFT_OUT_FIRST = (
+    "address",
+    "behind",
+    "rtt",
+    "parcels",
+    "bits",
+    "apart",
+    "heard",
+)  # where the terminal is narrow
+_IF_KNOWN = ("behind", "apart", "bits")  # columns that are there only with something in them
 _MOST_NAMED = 12  # members without a link that are named in a line; guess
 _INDENT = 4
 _ARROWS = {"out": "→", "in": "←"}
@@ -148,6 +157,7 @@ def link_rows(links: Sequence[LinkStatus], apart: Mapping[str, float | None] | N
             size(link.bytes_sent),
             size(link.bytes_received),
             figure(link.parcels) + (f" ({link.unacked} out)" if link.unacked else ""),
+            figure(link.bits_per_parameter),
             f"{span(link.last_heard_s)} ago" if link.last_heard_s is not None else UNKNOWN,
             count(link.behind, "round") if link.behind is not None else UNKNOWN,
             percent(far.get(link.peer)),

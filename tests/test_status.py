@@ -91,6 +91,8 @@ LINK = [
     "round",
     "behind",
     "verdict",
+    "parcel_bytes",
+    "bits_per_parameter",
 ]
 
 FULL = DeviceStatus(

@@ -150,7 +150,10 @@ class Figures:
             now, before = node.links.counts(*end), self._counts_before.get(end, Counts())
             if now != Counts():
                 self._counts_before[end] = Counts(
-                    now.parcels + before.parcels, 0, now.rejected + before.rejected
+                    now.parcels + before.parcels,
+                    0,
+                    now.rejected + before.rejected,
+                    now.parcel_bytes or before.parcel_bytes,
                 )
 
     def status(
@@ -187,7 +190,7 @@ class Figures:
                 "members": len(node.members.alive()),
                 "weight": node.weight,
                 "rounds_alone": self._alone_before + node.rounds.alone_total,
-                "links": links(node, transport, now, self._counts_before),
+                "links": links(node, transport, now, self._counts_before, self.parameters),
                 "budget": budget(node.spending, now),
                 "peers": members(node, transport, now),
                 **consensus(node, now),
@@ -214,17 +217,21 @@ def budget(spending: Spending, now: float) -> BudgetStatus | None:
 
 
 def links(
-    node: Node, transport: Transport, now: float, before: Mapping[LinkEnd, Counts] | None = None
+    node: Node,
+    transport: Transport,
+    now: float,
+    before: Mapping[LinkEnd, Counts] | None = None,
+    parameters: int | None = None,
 ) -> tuple[LinkStatus, ...]:
     """One row per directed link that is open or has carried anything. before: what was counted by the nodes
-    whose place this one took."""
+    whose place this one took. parameters: of the model, None while that is not known."""
     rows = []
     for record in node.members.members():
         if record.peer == node.me:
             continue
         contact = transport.contacts.get(record.peer)
         used = [d for d in DIRECTIONS if _is_used(node, record, d)]
-        rows += [_with(_link(node, record, contact, d, used, now), before or {}) for d in used]
+        rows += [_with(_link(node, record, contact, d, used, now), before or {}, parameters) for d in used]
     return tuple(rows)
 
 
@@ -233,12 +240,15 @@ def _is_used(node: Node, record: Record, direction: Direction) -> bool:
     return node.links.has_stream(record.peer, direction) or bool(counts.parcels or counts.unacked)
 
 
-def _with(row: LinkStatus, before: Mapping[LinkEnd, Counts]) -> LinkStatus:
+def _with(row: LinkStatus, before: Mapping[LinkEnd, Counts], parameters: int | None) -> LinkStatus:
     counted = before.get((row.peer, row.direction), Counts())
+    newest = row.parcel_bytes or counted.parcel_bytes
     return replace(
         row,
         parcels=(row.parcels or 0) + counted.parcels,
         rejected=(row.rejected or 0) + counted.rejected,
+        parcel_bytes=newest or None,
+        bits_per_parameter=8 * newest / parameters if newest and parameters else None,
     )
 
 
@@ -271,6 +281,7 @@ def _link(
         round=reached,
         behind=max(0, node.key.round - 1 - reached) if reached is not None else None,
         verdict=verdict(node, record, contact, direction, counts, now),
+        parcel_bytes=counts.parcel_bytes,
     )
 
 

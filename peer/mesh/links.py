@@ -54,11 +54,13 @@ class Unacked:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Of one directed link: parcels applied; unacknowledged (in: at the learner); refused (in: by fault)."""
+    """Of one directed link: parcels applied; unacknowledged (in: at the learner); refused (in: by fault);
+    bytes of the newest one, 0 before there was any."""
 
     parcels: int = 0
     unacked: int = 0
     rejected: int = 0
+    parcel_bytes: int = 0
 
 
 class Links:
@@ -246,10 +248,12 @@ class Links:
     def counts(self, peer: PeerId, direction: Direction) -> Counts:
         if direction == "out" and peer in self._out:
             sender = self._out[peer]
-            return Counts(sender.parcels, int(sender.mass is not None), sender.rejected)
+            return Counts(sender.parcels, int(sender.mass is not None), sender.rejected, sender.parcel_bytes)
         if direction == "in" and peer in self._in:
             receiver = self._in[peer]
-            return Counts(receiver.parcels, int(receiver.hand is not None), receiver.rejected)
+            return Counts(
+                receiver.parcels, int(receiver.hand is not None), receiver.rejected, receiver.parcel_bytes
+            )
         return Counts()
 
     def _outlink(self, dst: PeerId) -> OutLink:

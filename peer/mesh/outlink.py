@@ -79,6 +79,7 @@ class OutLink:
         self.queue: list[Item] = []  # unsent: at most one of mass, LATEST_QUEUED of `latest`
         self.renewing = False
         self.parcels = self.rejected = 0
+        self.parcel_bytes = 0  # of the newest parcel
 
     @property
     def outstanding(self) -> list[Item]:
@@ -285,7 +286,7 @@ class OutLink:
         self.spending.begin(self.dst, size)
         if self.flying is None:
             self.flying, item.number, self.number = self.queue.pop(0), number, number
-        self.begun = True
+        self.begun, self.parcel_bytes = True, size
         return [Send(self.dst, "out", parcel)]
 
     def _settle(self, applied: int) -> list[Effect]:

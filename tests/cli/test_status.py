@@ -175,6 +175,18 @@ def test_a_narrow_terminal_leaves_out_addresses_first(width: int, lacking: list[
         assert "…" not in screen.getvalue()
 
 
+@pytest.mark.parametrize("picture", [view.plain, drawn])
+def test_bits_of_the_newest_messages_are_a_column_where_they_are_known(
+    picture: Callable[[DeviceStatus], str],
+) -> None:
+    """What `auto` or a budget came to on each link."""
+    assert "bits" not in picture(STATUS).split()
+    links = (replace(LINKS[0], bits_per_parameter=8.25), replace(LINKS[1], bits_per_parameter=1.0127))
+    seen = picture(replace(STATUS, sessions=(replace(HOME, links=links),)))
+    back, out = sorted((line for line in seen.splitlines() if "10.0.0.2:7" in line), key=lambda r: "→" in r)
+    assert "bits" in seen.split() and "8.25" in back.split() and "1.01" in out.split()
+
+
 def test_on_the_narrowest_terminal_state_and_bytes_stay() -> None:
     head, *_ = view.narrowed([view._LINK_HEAD, *view.link_rows(LINKS)], 10)
     assert list(head) == ["", "peer", "state", "sent", "received"]

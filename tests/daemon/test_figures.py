@@ -16,6 +16,7 @@ from daemon.conftest import PATIENCE_S, Home, here, session
 from peer.daemon.figures import Figures, links
 from peer.events import FINAL, Closed, HandOver, Key, Met, OpenRound, Push, Pushed, Record, StreamUp, Tick
 from peer.local import Frame
+from peer.mesh.links import Counts
 from peer.mesh.node import Node
 from peer.mesh.terms import Terms
 from peer.placing import Placing
@@ -188,6 +189,24 @@ async def test_a_script_says_how_many_local_steps_it_takes_and_saves_one_round_t
         await asyncio.to_thread(swarm.close)
         await until(lambda: shown.checkpoint_at != begun)
     assert len(list(a.daemon.store.sessions()[0].path.glob("ckpt-*"))) == 1
+
+
+def test_how_long_the_newest_parcels_were_is_told_of_each_link() -> None:
+    """And still of links whose node was followed by another, until they carry something again."""
+    node = Node(Record("p-me", 1, 1 << 20), Terms("complete", 0, founder=True))
+    node.handle(Met(Record("p-a", 1, 1 << 20, phase="training", life=9, weight=1.0)), 0.0)
+    node.handle(StreamUp("p-a", "in"), 0.0)
+    transport: Any = SimpleNamespace(contacts={})
+    before = {("p-a", "in"): Counts(parcels=3, parcel_bytes=50)}
+
+    def shown(*of: Any) -> tuple[int | None, float | None]:
+        [row] = links(node, transport, 0.0, *of)
+        return row.parcel_bytes, row.bits_per_parameter
+
+    assert shown() == (None, None)
+    assert shown(before) == (50, None)
+    assert shown(before, 100) == (50, 4.0)
+    assert shown({}, 100) == (None, None)
 
 
 @pytest.mark.parametrize(

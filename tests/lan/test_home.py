@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 
 import pytest
 
@@ -98,6 +99,13 @@ def test_together_every_device_knows_every_speaker(home: Network) -> None:
     for session in sessions(home):
         assert session["reduction"] > 50
         assert session["bytes_sent"] < session["bytes_dense_exchanges"] < session["bytes_dense"]
+    home.wait("links carry a bit for each parameter", lambda: all(map(one_bit, sessions(home))))
+
+
+def one_bit(session: Json) -> bool:
+    """What the algorithm makes of itself; a link's first parcel may take nine."""
+    bits = [link["bits_per_parameter"] for link in session["links"] if link["parcels"]]
+    return bool(bits) and 0.9 < statistics.median(bits) < 1.1
 
 
 def test_no_weight_is_made_or_lost_while_all_goes_well(home: Network) -> None:

@@ -28,6 +28,7 @@ from peer.events import (
     Send,
     ToLearner,
 )
+from peer.mesh.frame_bytes import frame_bytes
 from peer.mesh.links import Counts, Links
 
 
@@ -90,7 +91,8 @@ def test_open_is_the_first_word_and_parcels_flow_after_opened() -> None:
     assert not links.clear("b") and links.unacked("b")
     effects = links.heard("b", "out", Ack(1, 1), 0.0)
     assert told(effects) == [Acked("b", 1, 1)] and disposed(effects) == [b"m"]
-    assert links.clear("b") and links.counts("b", "out") == Counts(parcels=1)
+    assert links.clear("b")
+    assert links.counts("b", "out") == Counts(parcels=1, parcel_bytes=frame_bytes(parcel(1)))
 
 
 def test_mass_that_cannot_go_comes_back_at_once() -> None:
@@ -313,8 +315,10 @@ def test_a_parcel_is_delivered_once_and_acknowledged_when_taken() -> None:
     assert told(links.heard("a", "in", parcel(1, b"x"), 0.0)) == [Deliver("a", 1, 1, Key(), b"x")]
     assert links.in_hand() == {"a"}
     assert links.heard("a", "in", parcel(1, b"again"), 0.0) == [Dispose(b"again")]
+    assert links.counts("a", "in") == Counts(unacked=1), "of what is taken alone"
     effects = links.taken("a", 1, 1)
     assert disposed(effects) == [b"x"] and frames(effects) == [Ack(1, 1)]
+    assert links.counts("a", "in") == Counts(parcels=1, parcel_bytes=frame_bytes(parcel(1, b"x")))
     effects = links.heard("a", "in", parcel(1, b"again"), 0.0)
     assert told(effects) == [] and disposed(effects) == [b"again"] and frames(effects) == [Ack(1, 1)]
     assert links.taken("a", 1, 1) == [] and links.applied("a") == (7, 1, 1)
