@@ -45,5 +45,11 @@ class SGP(PushSum):
             return self.average(links, self.exactly)
         Q, turn = self.Q, links.key.round
         if isinstance(Q, Fitting):
-            return self.average(links, Q.fit(None), {j: Q.fit(links.hides.get(j)) for j in links.out})
+            most = links.most_bytes
+            fits = {j: Q.fit(links.hides.get(j), most) for j in links.out}
+            return self.average(links, Q.fit(None, most), fits)
         return self.average(links, lambda v: Q(v, turn))
+
+    @property
+    def least_bytes(self) -> int:
+        return self.Q.least_bytes if isinstance(self.Q, Fitting) else 0

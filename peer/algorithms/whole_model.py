@@ -313,4 +313,10 @@ class WholeModel(Algorithm):
     def values_for(self, dst: PeerId) -> Compressor | None:
         if self.is_final or self.still:
             return None  # an exact mean
-        return self.Q.fit(self.links.hides.get(dst)) if isinstance(self.Q, Fitting) else self.Q
+        if isinstance(self.Q, Fitting):
+            return self.Q.fit(self.links.hides.get(dst), self.links.most_bytes)
+        return self.Q
+
+    @property
+    def least_bytes(self) -> int:
+        return self.Q.least_bytes if isinstance(self.Q, Fitting) else 0

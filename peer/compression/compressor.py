@@ -163,18 +163,25 @@ LADDER = ("fp32", "fp16", "int8")  # int4 is too coarse for whole models
 
 
 class Fitting:
-    """Whole vectors, for each link as exactly as it has room for; fp16 where nothing is known of it."""
+    """Whole vectors, for each link as exactly as it has room for; fp16 where nothing is known of it. And no
+    more exactly than a budget has room for, if there is one."""
 
     def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
         self.steps = [Compressor(Compression(values=values), layout, dtype) for values in LADDER]
         self._sizes = [_whole_bytes(step) for step in self.steps]
 
-    def fit(self, most_bytes: int | None) -> Compressor:
-        """The first of the ladder that makes messages of so many bytes; the last one at any rate."""
-        if most_bytes is None:
-            return self.steps[1]
-        fits = (step for step, size in zip(self.steps, self._sizes, strict=True) if size <= most_bytes)
+    def fit(self, hides: int | None, most_bytes: int | None = None) -> Compressor:
+        """The first of the ladder that makes messages of so many bytes; the last one at any rate. hides: what
+        the link takes meanwhile; most_bytes: what this device may send on it."""
+        room = self._sizes[1] if hides is None else hides
+        room = room if most_bytes is None else min(room, most_bytes)
+        fits = (step for step, size in zip(self.steps, self._sizes, strict=True) if size <= room)
         return next(fits, self.steps[-1])
+
+    @property
+    def least_bytes(self) -> int:
+        """Of a message by the last of the ladder, at the most."""
+        return self._sizes[-1]
 
 
 def _whole_bytes(one: Compressor) -> int:

@@ -137,3 +137,10 @@ def test_auto_makes_whole_vectors_fit_a_link() -> None:
         assert sizes[fitting.fit(size - 1).spec.values] < size or values == "int8"
     assert fitting.fit(None).spec.values == "fp16"
     assert fitting.fit(0).spec.values == "int8", "what is less exact is no use"
+    ample, of_fp16 = HEAD_BYTES + sizes["fp32"], HEAD_BYTES + sizes["fp16"]
+    for hides, most, values in (
+        (None, ample, "fp16"), (ample, ample, "fp32"), (ample, of_fp16, "fp16"), (of_fp16, ample, "fp16"),
+        (None, of_fp16 // 2, "int8"), (ample, 0, "int8"), (0, ample, "int8"),
+    ):  # fmt: skip
+        assert fitting.fit(hides, most).spec.values == values, "the narrower of link and budget"
+    assert sizes["int8"] <= fitting.least_bytes <= HEAD_BYTES + sizes["int8"]

@@ -118,6 +118,9 @@ ALONE = min(float((m - MINIMISERS[:3].mean(0)).norm()) for m in MINIMISERS[:3]) 
         ("sparse-push", "exponential", "topk=10%,fp16", 40_000, 1.1),
         ("d-psgd", "ring", "", 300_000, 0.6),
         ("relay-sum", "chain", "int8", 60_000, 0.6),
+        ("sgp", "exponential", "auto", 60_000, 0.5),
+        ("d-psgd", "ring", "auto", 60_000, 0.6),
+        ("relay-sum", "chain", "auto", 60_000, 0.6),
         ("a2cid2", "ring", "", 700_000, 0.6),
     ],
 )
@@ -189,6 +192,28 @@ def test_difference_push_lowers_its_bits_before_it_holds_rounds_back() -> None:
     late = [size for size in scales.sizes[-60:] if size > 100]
     assert len(late) > 40
     assert 0.5 * usual < sum(late) / len(late) < 0.95 * usual
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "topology"), [("sgp", "exponential"), ("d-psgd", "ring"), ("relay-sum", "chain")]
+)
+def test_auto_rounds_whole_models_to_what_a_budget_has_room_for_before_rounds_are_held_back(
+    algorithm: str, topology: str
+) -> None:
+    """As it is, a model takes 32 kB, and 8 as fp16, which is what there is room for with each message."""
+    found = {}
+    for compression in ("none", "auto"):
+        r, scales = home(algorithm, topology, compression=compression)
+        scales.limit = 700_000
+        together(r, 3, 700_000)
+        r.run(60.0)
+        held_back, scales.sizes = scales.held_back, []
+        r.run(60.0)
+        assert scales.over == []
+        found[compression] = scales.held_back - held_back, max(scales.sizes)
+    (held_none, size_none), (held_auto, size_auto) = found.values()
+    assert size_none > 8 * D and held_none > 5
+    assert 2 * D < size_auto < 3 * D and held_auto == 0
 
 
 def test_a_links_first_parcel_is_not_dense_where_the_budget_has_no_room_for_that() -> None:
