@@ -27,6 +27,7 @@ _DIGEST = 16  # at a parcel's end
 _DELIVERY = 1  # never 0 on the wire
 RECORD_BYTES = 420  # of a signed record, about (measured)
 SUSPICION_BYTES, MEMBER_BYTES, CALL_BYTES = 70, 32, 16  # same; the last of any other control message
+WORD_BYTES = 32  # of a message without values: a head alone, as in compression/codec.py
 SKETCH_BYTES = 164  # of a model, at the most
 
 
@@ -42,6 +43,11 @@ def control_bytes(message: Control) -> int:
             return CALL_BYTES + MEMBER_BYTES * len(view)
         case _:
             return CALL_BYTES + MEMBER_BYTES
+
+
+def value_bytes(parcel: Parcel) -> int:
+    """Those of one that carries values; 0 for word that nothing comes in a round."""
+    return frame_bytes(parcel) if len(parcel.payload) > WORD_BYTES else 0
 
 
 def frame_bytes(frame: Frame) -> int:

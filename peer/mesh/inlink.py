@@ -29,7 +29,7 @@ from peer.events import (
     Refuse,
     Send,
 )
-from peer.mesh.frame_bytes import frame_bytes
+from peer.mesh.frame_bytes import value_bytes
 
 LOST = -1  # `applied` of an epoch whose receiving learner is gone: Refuse then names number 0
 
@@ -59,7 +59,7 @@ class InLink:
         self.orphan = False  # the parcel in hand is of an earlier (life, epoch), whose sender is not answered
         self.waiting: Parcel | None = None  # next in hand
         self.parcels = self.rejected = 0
-        self.parcel_bytes = 0  # of the newest parcel taken
+        self.parcel_bytes = 0  # of the newest one with values that was taken
 
     # --- the stream ----------------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class InLink:
         if self.hand is None or (self.hand.epoch, self.hand.number) != (epoch, number):
             return []  # of an earlier life
         effects: list[Effect] = [Dispose(self.hand.payload)]
-        self.parcel_bytes = frame_bytes(self.hand)
+        self.parcel_bytes = value_bytes(self.hand) or self.parcel_bytes
         self.hand = None
         self.parcels += 1
         if not self.orphan:

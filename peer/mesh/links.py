@@ -55,7 +55,7 @@ class Unacked:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Of one directed link: parcels applied; unacknowledged (in: at the learner); refused (in: by fault);
-    bytes of the newest one, 0 before there was any."""
+    bytes of the newest one with values, 0 before there was any."""
 
     parcels: int = 0
     unacked: int = 0

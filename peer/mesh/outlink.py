@@ -43,7 +43,7 @@ from peer.events import (
     ToLearner,
 )
 from peer.mesh.budget import Spending
-from peer.mesh.frame_bytes import frame_bytes
+from peer.mesh.frame_bytes import frame_bytes, value_bytes
 from peer.mesh.inlink import OwnLearner
 
 # Of whole models the newest two wait. In lockstep both are of use: a neighbor's next message can overtake its
@@ -79,7 +79,7 @@ class OutLink:
         self.queue: list[Item] = []  # unsent: at most one of mass, LATEST_QUEUED of `latest`
         self.renewing = False
         self.parcels = self.rejected = 0
-        self.parcel_bytes = 0  # of the newest parcel
+        self.parcel_bytes = 0  # of the newest one with values
 
     @property
     def outstanding(self) -> list[Item]:
@@ -286,7 +286,7 @@ class OutLink:
         self.spending.begin(self.dst, size)
         if self.flying is None:
             self.flying, item.number, self.number = self.queue.pop(0), number, number
-        self.begun, self.parcel_bytes = True, size
+        self.begun, self.parcel_bytes = True, value_bytes(parcel) or self.parcel_bytes
         return [Send(self.dst, "out", parcel)]
 
     def _settle(self, applied: int) -> list[Effect]:
