@@ -87,10 +87,10 @@ test-systemd: venv
 
 bench: venv
 	PYTHONPATH=tests .venv/bin/python bench/footprint.py
-	.venv/bin/python -P bench/coding.py --json bench/results/coding.json
-	PYTHONPATH=tests .venv/bin/python -P bench/exchange.py --json bench/results/exchange.json
+	PYTHONPATH=bench .venv/bin/python -P bench/coding.py --json bench/results/coding.json
+	PYTHONPATH=tests:bench .venv/bin/python -P bench/exchange.py --json bench/results/exchange.json
 	PYTHONPATH=tests:bench .venv/bin/python -P bench/bare_grpc.py --json bench/results/bare_grpc.json
-	PYTHONPATH=tests .venv/bin/python -P bench/wire.py --json bench/results/wire.json
+	PYTHONPATH=tests:bench .venv/bin/python -P bench/wire.py --json bench/results/wire.json
 	PYTHONPATH=tests:bench .venv/bin/python -P bench/liveness.py --json bench/results/liveness.json
 	PYTHONPATH=bench .venv/bin/python -P bench/rehearsal.py $(if $(FASHION_MNIST),--json bench/results/rehearsal.json)
 	PYTHONPATH=bench .venv/bin/python -P bench/heterogeneity.py --json bench/results/heterogeneity.json

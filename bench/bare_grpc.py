@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from exchange import Meeting, cpu_of
+from kept import keep
 from rich.console import Console
 from rich.table import Table
 
@@ -184,7 +185,7 @@ def main() -> None:
     ]
     show(rows)
     if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1) + "\n")
+        keep(asked.json, rows)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: CPU sec
 
 import numpy as np
 import torch
+from kept import keep
 from rich.console import Console
 from rich.table import Table
 
@@ -342,7 +343,7 @@ def main() -> None:
     result |= {part: PARTS[part](real) for part in asked.only or PARTS}
     show(result)
     if asked.json:
-        asked.json.write_text(json.dumps(result, indent=1) + "\n")
+        keep(asked.json, result, asked.only or ())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kept import keep
+
 if TYPE_CHECKING:  # hivemind's interpreter runs this file too, and has neither this nor rich
     from lan.device import Device, Network  # tests/, see the Makefile
 
@@ -653,7 +655,7 @@ def main() -> None:
     ]
     show(rows)
     if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1) + "\n")
+        keep(asked.json, rows)
 
 
 if __name__ == "__main__":

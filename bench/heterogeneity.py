@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import rehearsals
+from kept import keep
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -111,7 +112,7 @@ def main() -> None:
         table.add_row(case.name, *map(cell, row), f"{lost(row):.1f}")
     Console(width=None if sys.stdout.isatty() else 150).print(table)
     if asked.json:
-        rehearsals.write(asked.json, {"rows": found})
+        keep(asked.json, {"rows": found})
 
 
 if __name__ == "__main__":

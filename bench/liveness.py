@@ -23,6 +23,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from exchange import SESSION, TASK, Meeting, meet
+from kept import keep
 from rich.console import Console
 from rich.table import Table
 
@@ -223,7 +224,7 @@ def main() -> None:
         row = measure(asked.params, asked.rounds)
         show(row)
         if asked.json:
-            asked.json.write_text(json.dumps(row, indent=1) + "\n")
+            keep(asked.json, row)
 
 
 if __name__ == "__main__":

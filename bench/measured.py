@@ -19,13 +19,14 @@ from typing import Any
 import exchange
 import frontier
 import heterogeneity
+from kept import LIBRARIES
 from rehearsals import COSTS, RESULTS, costs, read
 
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs/measured.md", ROOT / "README.md"
 FIGURES = (
     "exchange", "bare_grpc", "coding", "cuda", "liveness", "wire", "point", "frontier", "heterogeneity",
-    "rehearsal",
+    "rehearsal", "measured_on",
 )  # fmt: skip
 BLOCK = re.compile(r"(?s)(<!-- figures: (\S+) -->\n).*?(<!-- end -->)")
 
@@ -416,6 +417,16 @@ def rehearsing(found: Results) -> Table:
     return [COSTS, *map(costs, found["rehearsal"]["rows"])]
 
 
+def measured_on(found: Results) -> Table:
+    """When, of which commit and on what, for files that say so."""
+    head = ("figures", "day", "commit", "machine", "Python", *LIBRARIES)
+    rows = [
+        (f"`{name}`", *(where[key] for key in ("day", "commit", "machine", "python", *LIBRARIES)))
+        for name, where in sorted(found["measured_on"].items())
+    ]
+    return [head, *rows]
+
+
 TABLES: dict[str, Callable[[Results], Table]] = {
     "met": lambda found: short(found, True),
     "missed": lambda found: short(found, False),
@@ -436,6 +447,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "frontier": accuracy,
     "heterogeneity": unlike_data,
     "rehearsal": rehearsing,
+    "measured-on": measured_on,
 }
 
 

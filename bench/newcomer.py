@@ -1,5 +1,5 @@
 """A newcomer's path: from a clone to two devices that train, every command and its seconds. `make bench`
-leaves it out, since it fetches packages; alone: `PYTHONPATH=tests:. python bench/newcomer.py`.
+leaves it out, since it fetches packages; alone: `PYTHONPATH=tests:bench:. python bench/newcomer.py`.
 
 Both devices are on this machine, in network namespaces on one switch, so there is one clone and one
 installation, by deploy/install.sh, and everything shares the same cores.
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kept import keep
 from rich.console import Console
 from rich.table import Table
 
@@ -137,8 +138,7 @@ def main() -> None:
     Console(width=110).print(table)
     if asked.json is not None:
         said = [{"where": where, "command": command, "s": round(took, 1)} for where, command, took in steps]
-        figures = {"steps": said, "s": round(walk.seconds(), 1)}
-        asked.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        keep(asked.json, {"steps": said, "s": round(walk.seconds(), 1)})
 
 
 if __name__ == "__main__":

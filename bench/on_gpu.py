@@ -17,7 +17,6 @@ coding.py.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 from coding import LAYOUTS
+from kept import keep
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -175,7 +175,7 @@ def main() -> int:
     }
     show(result)
     if asked.json:
-        asked.json.write_text(json.dumps(result, indent=1) + "\n")
+        keep(asked.json, result)
     return 1 if result["differing"] or not all(row["same"] for row in result["choosing"]) else 0
 
 

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import frontier
+from kept import keep
 from rehearsals import read, rehearsed
 from rich.console import Console
 from rich.table import Table
@@ -179,8 +180,7 @@ def main() -> None:
             f"{point.mean:.2%}, {point.worst:.2%}",
         )
         if asked.json:
-            found = [asdict(one) | {"apart": one.apart} for one in points]
-            Path(asked.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            keep(Path(asked.json), [asdict(one) | {"apart": one.apart} for one in points])
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 

@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small m
 
 import click
 import rehearsals
+from kept import keep
 from rich.console import Console
 from rich.table import Table
 
@@ -145,7 +146,7 @@ def main() -> None:
         table.add_row(*rehearsals.costs(row))
     Console(width=None if sys.stdout.isatty() else 130).print(table)
     if asked.json:
-        rehearsals.write(asked.json, {"rows": found})
+        keep(asked.json, {"rows": found})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Message bytes are frames of the links: parcels, acknowledgements, openings. Between daemons the interface
 carries more: TLS, HTTP/2, TCP and its acknowledgements, probes and records. Both sides are taken over the
 same rounds, from --from to --to, when everybody has joined and links have had their first parcels; per device
-and round. `make bench`; alone: `PYTHONPATH=tests python bench/wire.py`.
+and round. `make bench`; alone: `PYTHONPATH=tests:bench python bench/wire.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kept import keep
 from rich.console import Console
 from rich.table import Table
 
@@ -149,8 +150,7 @@ def main() -> None:
         )
     Console().print(table)
     if asked.json:
-        found = [asdict(row) | {"apart": row.apart} for row in rows]
-        Path(asked.json).write_text(json.dumps(found, indent=1) + "\n")
+        keep(Path(asked.json), [asdict(row) | {"apart": row.apart} for row in rows])
 
 
 if __name__ == "__main__":

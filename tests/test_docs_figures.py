@@ -4,9 +4,11 @@ and the figures that README, changelog and catalogue quote."""
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import statistics
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +23,12 @@ PRESETS = {  # rows of frontier.json
     "balanced": "iid exponential 2048 further",
     "frugal": "iid exponential 4096 goal",
 }
-QUOTED = (*PRESETS.values(), "iid exponential 2048 three quarters", "iid exponential 2048 goal")
+QUOTED = (
+    *PRESETS.values(),
+    "iid exponential 2048 three quarters",
+    "iid exponential 2048 between",
+    "iid exponential 2048 goal",
+)
 AGAIN = "regenerate it: PYTHONPATH=bench python -P bench/measured.py"
 
 
@@ -57,6 +64,26 @@ def test_every_row_of_the_frontier_has_three_seeds_on_the_same_data(found: dict[
     }
     assert asked
     assert {name: seeds for name, seeds in asked.items() if seeds != [["0"], ["1"], ["2"]]} == {}
+
+
+def test_figures_are_kept_with_the_commit_and_the_machine_they_are_of(
+    measured: ModuleType, found: dict[str, Any], tmp_path: Path
+) -> None:
+    kept, file, beside = (
+        importlib.import_module("kept"),
+        tmp_path / "coding.json",
+        tmp_path / "measured_on.json",
+    )
+    kept.keep(file, {"speed": 1, "values": 2}, ["speed", "values"])
+    kept.keep(tmp_path / "wire.json", [3])
+    assert json.loads(file.read_text()) == {"speed": 1, "values": 2}
+    said = json.loads(beside.read_text())
+    assert sorted(said) == ["coding, speed", "coding, values", "wire"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {head.stdout.startswith(one["commit"].rstrip("+")) for one in said.values()} == {True}
+    kept.keep(file, {"speed": 4})
+    assert sorted(json.loads(beside.read_text())) == ["coding", "wire"], "all of it is new"
+    assert {name.partition(",")[0] for name in found["measured_on"]} <= set(measured.FIGURES)
 
 
 def test_every_table_is_on_the_page_and_as_the_files_have_it(

@@ -1,0 +1,58 @@
+"""Figures kept as JSON, and beside them, in measured_on.json, when, of which commit and on what machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+LIBRARIES = ("torch", "numpy", "grpcio")
+BESIDE = "measured_on.json"
+
+
+def keep(path: Path, figures: object, parts: Iterable[str] = ()) -> None:
+    """Write them. parts: the keys of `figures` that are new, unless all are."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    names = [f"{path.stem}, {part}" for part in parts] or [path.stem]
+    beside = path.with_name(BESIDE)
+    known: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    stale = [name for name in known if name.startswith(f"{path.stem}, ")] if names == [path.stem] else []
+    known = {name: where for name, where in known.items() if name not in stale}
+    known |= dict.fromkeys(names, circumstances())
+    beside.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def circumstances() -> dict[str, str]:
+    """commit: with a + where files that are kept in it have changed since, results and pages left out."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!*.md")
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "day": datetime.now(UTC).date().isoformat(),
+        "commit": _git("rev-parse", "--short=7", "HEAD") + ("+" if changed else ""),
+        "machine": f"{os.cpu_count()} x {_processor()}, {gigabytes:.0f} GiB",
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _processor() -> str:
+    """Its name, as Linux knows it."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
