@@ -41,7 +41,7 @@ from peer.shared_buffer import SharedBuffer
 PORT = 7001  # of the daemon that is probed; the namespace has no other
 EVERY_S = 0.05
 FAR_S = 1800.0  # only a failure takes so long
-IDLE_S = 10.0  # before the first exchange that counts
+IDLE_S = 30.0  # before the first exchange that counts
 
 
 # --- a script that trains --------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--params", type=int, default=25_000_000)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=60)  # some 500 probes
     parser.add_argument("--json", type=Path)
     for hidden in ("--folder", "--socket", "--key", "--script"):
         kinds: dict[str, Any] = {"--key": str, "--script": int}
