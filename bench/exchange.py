@@ -258,6 +258,11 @@ def meet(swarm: Any, values: Any, meeting: Meeting) -> None:
         last = None if named is None else named + TOGETHER
 
 
+def create(device: Device, task: Path, algorithm: str = "d-psgd", *more: str) -> None:
+    """A session in which whole models are exchanged after each local step."""
+    device.ok("create", "bench", "--task", str(task), "--algorithm", algorithm, *SESSION, *more)
+
+
 def ours(params: int, peers: int, rounds: int, algorithm: str = "d-psgd") -> dict[str, Any]:
     from lan.device import Network
 
@@ -267,7 +272,7 @@ def ours(params: int, peers: int, rounds: int, algorithm: str = "d-psgd") -> dic
         task.write_text(TASK.format(params=params))
         devices = [network.add(f"d{i}") for i in range(peers)]
         network.start(*devices)
-        devices[0].ok("create", "bench", "--task", str(task), "--algorithm", algorithm, *SESSION)
+        create(devices[0], task, algorithm)
         key = devices[0].ok("key", "bench").out.split()[-1]
         for device in devices[1:]:
             device.ok("join", "bench", "--key", key, "--task", str(task), "--interface", "lo")

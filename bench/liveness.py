@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from exchange import SESSION, TASK, Meeting, meet
+from exchange import TASK, Meeting, create, meet
 from kept import keep
 from rich.console import Console
 from rich.table import Table
@@ -141,7 +141,7 @@ def measure(params: int, rounds: int) -> dict[str, Any]:
         task.write_text(TASK.format(params=params))
         a, b = (network.add(name) for name in "ab")
         network.start(a, b)
-        a.ok("create", "bench", "--task", str(task), *SESSION, "--listen", f"127.0.0.1:{PORT}")
+        create(a, task, "d-psgd", "--listen", f"127.0.0.1:{PORT}")
         key = a.ok("key", "bench").out.split()[-1]
         b.ok("join", "bench", "--key", key, "--task", str(task), "--interface", "lo")
         network.wait("both are members", lambda: all(_members(d) == 2 for d in (a, b)))
