@@ -31,16 +31,21 @@ def keep(path: Path, figures: object, parts: Iterable[str] = ()) -> None:
 
 
 def circumstances() -> dict[str, str]:
-    """commit: with a + where files that are kept in it have changed since, results and pages left out."""
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!*.md")
+    """commit: with a + where files that are kept in it have changed since, results and pages left out;
+    that of no repository is "unknown"."""
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "day": datetime.now(UTC).date().isoformat(),
-        "commit": _git("rev-parse", "--short=7", "HEAD") + ("+" if changed else ""),
+        "commit": _commit() if (ROOT / ".git").exists() else "unknown",
         "machine": f"{os.cpu_count()} x {_processor()}, {gigabytes:.0f} GiB",
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
+
+
+def _commit() -> str:
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!*.md")
+    return _git("rev-parse", "--short=7", "HEAD") + ("+" if changed else "")
 
 
 def _git(*words: str) -> str:

@@ -36,15 +36,8 @@ _LINK_HEAD = (
     "apart",
     "rtt",
 )
-_LEFT_OUT_FIRST = (
-    "address",
-    "behind",
-    "rtt",
-    "parcels",
-    "bits",
-    "apart",
-    "heard",
-)  # where the terminal is narrow
+# where the terminal is narrow
+_LEFT_OUT_FIRST = ("address", "behind", "rtt", "parcels", "bits", "apart", "heard")
 _IF_KNOWN = ("behind", "apart", "bits")  # columns that are there only with something in them
 _MOST_NAMED = 12  # members without a link that are named in a line; guess
 _INDENT = 4

@@ -67,7 +67,7 @@ def test_every_row_of_the_frontier_has_three_seeds_on_the_same_data(found: dict[
 
 
 def test_figures_are_kept_with_the_commit_and_the_machine_they_are_of(
-    measured: ModuleType, found: dict[str, Any], tmp_path: Path
+    measured: ModuleType, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, file, beside = (
         importlib.import_module("kept"),
@@ -81,8 +81,11 @@ def test_figures_are_kept_with_the_commit_and_the_machine_they_are_of(
     assert sorted(said) == ["coding, speed", "coding, values", "wire"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {head.stdout.startswith(one["commit"].rstrip("+")) for one in said.values()} == {True}
+    monkeypatch.setattr(kept, "ROOT", tmp_path)
     kept.keep(file, {"speed": 4})
-    assert sorted(json.loads(beside.read_text())) == ["coding", "wire"], "all of it is new"
+    said = json.loads(beside.read_text())
+    assert sorted(said) == ["coding", "wire"], "all of it is new"
+    assert said["coding"]["commit"] == "unknown", "of what is not a repository"
     assert {name.partition(",")[0] for name in found["measured_on"]} <= set(measured.FIGURES)
 
 
