@@ -1,5 +1,6 @@
 """One exchange of a whole model between daemons on this machine, beside a raw TCP copy of the same bytes, and
-hivemind where it can be had. `make bench`; alone: `python bench/exchange.py --params 25000000 --peers 2`.
+hivemind where it can be had. `make bench`; alone: `PYTHONPATH=tests:bench python bench/exchange.py`, as with
+`--params 25000000 --peers 2`.
 
 Real daemons in a namespace that has a loopback and nothing else, each with an attached script whose local
 step costs nothing; d-psgd on the complete graph, uncompressed, so that every model is the exact mean after
@@ -35,8 +36,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from kept import keep
 
 if TYPE_CHECKING:  # hivemind's interpreter runs this file too, and has neither this nor rich
     from lan.device import Device, Network  # tests/, see the Makefile
@@ -660,6 +659,8 @@ def main() -> None:
     ]
     show(rows)
     if asked.json:
+        from kept import keep  # hivemind's interpreter may be too old for it
+
         keep(asked.json, rows)
 
 

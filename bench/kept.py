@@ -8,13 +8,15 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = ("torch", "numpy", "grpcio")
 BESIDE = "measured_on.json"
+LEFT_OUT = (":!bench/results", ":!*.md")
+UNKNOWN = "unknown"
 
 
 def keep(path: Path, figures: object, parts: Iterable[str] = ()) -> None:
@@ -31,27 +33,36 @@ def keep(path: Path, figures: object, parts: Iterable[str] = ()) -> None:
 
 
 def circumstances() -> dict[str, str]:
-    """commit: with a + where files that are kept in it have changed since, results and pages left out;
-    that of no repository is "unknown"."""
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "day": datetime.now(UTC).date().isoformat(),
-        "commit": _commit() if (ROOT / ".git").exists() else "unknown",
+        "commit": COMMIT,
         "machine": f"{os.cpu_count()} x {_processor()}, {gigabytes:.0f} GiB",
         "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
+        **{name: _version(name) for name in LIBRARIES},
     }
 
 
-def _commit() -> str:
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!*.md")
-    return _git("rev-parse", "--short=7", "HEAD") + ("+" if changed else "")
+def commit(root: Path) -> str:
+    """With a + where files that are kept in it have changed since, results and pages left out; UNKNOWN of
+    what git does not take for a repository, or without git."""
+    try:
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *LEFT_OUT)
+        return _git(root, "rev-parse", "--short=7", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(
-        ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return UNKNOWN
 
 
 def _processor() -> str:
@@ -61,3 +72,6 @@ def _processor() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.machine()
+
+
+COMMIT = commit(ROOT)  # as this program begins: another one may be made while it measures

@@ -1,5 +1,5 @@
 """Does a long stream starve signs of life? Round trips of probes while whole models are exchanged, beside
-those while nothing is. `make bench`; alone: `python bench/liveness.py --params 25000000`.
+those while nothing is. `make bench`; alone: `PYTHONPATH=tests:bench python bench/liveness.py`.
 
 Two real daemons with an attached script each, as in bench/exchange.py, exchange uncompressed models one after
 another. A third member, which trains nothing, probes one of them EVERY_S by the control call that members

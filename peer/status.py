@@ -25,7 +25,7 @@ class LinkStatus:
     """One directed link, seen from this device: "out" carries what it sends. round: the newest that a message
     of it has come of. behind: how many rounds that is before this device's own. verdict: "ok", or in a word
     what is not. parcel_bytes: of the newest parcel with values, its frames included, as the algorithm, `auto`
-    or a budget has made it; bits_per_parameter: of it, for each of the model."""
+    or a budget has made it; bits_per_parameter: of it, for each of the model, of which it may be a part."""
 
     peer: str
     device: str | None = None

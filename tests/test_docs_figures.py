@@ -67,7 +67,7 @@ def test_every_row_of_the_frontier_has_three_seeds_on_the_same_data(found: dict[
 
 
 def test_figures_are_kept_with_the_commit_and_the_machine_they_are_of(
-    measured: ModuleType, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measured: ModuleType, found: dict[str, Any], tmp_path: Path
 ) -> None:
     kept, file, beside = (
         importlib.import_module("kept"),
@@ -79,14 +79,31 @@ def test_figures_are_kept_with_the_commit_and_the_machine_they_are_of(
     assert json.loads(file.read_text()) == {"speed": 1, "values": 2}
     said = json.loads(beside.read_text())
     assert sorted(said) == ["coding, speed", "coding, values", "wire"]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {head.stdout.startswith(one["commit"].rstrip("+")) for one in said.values()} == {True}
-    monkeypatch.setattr(kept, "ROOT", tmp_path)
+    assert {one["commit"] for one in said.values()} == {kept.COMMIT}
     kept.keep(file, {"speed": 4})
-    said = json.loads(beside.read_text())
-    assert sorted(said) == ["coding", "wire"], "all of it is new"
-    assert said["coding"]["commit"] == "unknown", "of what is not a repository"
+    assert sorted(json.loads(beside.read_text())) == ["coding", "wire"], "all of it is new"
     assert {name.partition(",")[0] for name in found["measured_on"]} <= set(measured.FIGURES)
+
+
+def test_a_commit_is_marked_where_code_was_changed_since(measured: ModuleType, tmp_path: Path) -> None:
+    kept = importlib.import_module("kept")
+    assert kept.commit(tmp_path) == kept.UNKNOWN, "no repository"
+
+    def git(*words: str) -> str:
+        own = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "-C", str(tmp_path)]
+        done = subprocess.run(["git", *own, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    for name in ("code.py", "page.md"):
+        (tmp_path / name).write_text("1")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    head = git("rev-parse", "--short=7", "HEAD")
+    (tmp_path / "page.md").write_text("2")
+    assert kept.commit(tmp_path) == head
+    (tmp_path / "code.py").write_text("2")
+    assert kept.commit(tmp_path) == f"{head}+"
 
 
 def test_every_table_is_on_the_page_and_as_the_files_have_it(

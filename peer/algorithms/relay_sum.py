@@ -118,6 +118,12 @@ class RelaySum(WholeModel):
     def needs_x0(self) -> bool:
         return self.fill == "x0" or super().needs_x0
 
+    @property
+    def least_part(self) -> int:
+        trees = self.relay.trees
+        on_all = frozenset[PeerId].intersection(*map(frozenset, trees))
+        return len(trees) if any(on_all < frozenset(tree) for tree in trees) else 1
+
     def push(self, y: Tensor) -> dict[PeerId, Message]:
         if self.alignment is not None:
             return self.alignment.messages(self.links, self.packed)

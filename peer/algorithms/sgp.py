@@ -52,4 +52,4 @@ class SGP(PushSum):
 
     @property
     def least_bytes(self) -> int:
-        return self.Q.least_bytes if isinstance(self.Q, Fitting) else 0
+        return self.Q.least_bytes() if isinstance(self.Q, Fitting) and self.key.phase != FINAL else 0

@@ -305,18 +305,26 @@ class WholeModel(Algorithm):
 
     def packed(self, v: Tensor, part: tuple[int, int] | None, dst: PeerId) -> Body:
         """`v`, or a part of it, as the open round sends it to that neighbor."""
-        Q = self.values_for(dst)
+        Q = self.values_for(dst, of=1 if part is None else part[1])
         if Q is None:
             return self.exactly(v, part)
         return Q(v) if part is None else Q.every(v, *part)
 
-    def values_for(self, dst: PeerId) -> Compressor | None:
+    def values_for(self, dst: PeerId, *, of: int = 1) -> Compressor | None:
+        """of: the message has one of so many parts of the vector."""
         if self.is_final or self.still:
             return None  # an exact mean
         if isinstance(self.Q, Fitting):
-            return self.Q.fit(self.links.hides.get(dst), self.links.most_bytes)
+            return self.Q.fit(self.links.hides.get(dst), self.links.most_bytes, of=of)
         return self.Q
 
     @property
     def least_bytes(self) -> int:
-        return self.Q.least_bytes if isinstance(self.Q, Fitting) else 0
+        if self.is_final or self.still or not isinstance(self.Q, Fitting):
+            return 0
+        return self.Q.least_bytes(self.least_part)
+
+    @property
+    def least_part(self) -> int:
+        """The smallest messages of the open round have one of so many parts of the vector."""
+        return 1

@@ -168,25 +168,25 @@ class Fitting:
 
     def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
         self.steps = [Compressor(Compression(values=values), layout, dtype) for values in LADDER]
-        self._sizes = [_whole_bytes(step) for step in self.steps]
 
-    def fit(self, hides: int | None, most_bytes: int | None = None) -> Compressor:
+    def fit(self, hides: int | None, most_bytes: int | None = None, *, of: int = 1) -> Compressor:
         """The first of the ladder that makes messages of so many bytes; the last one at any rate. hides: what
-        the link takes meanwhile; most_bytes: what this device may send on it."""
-        room = self._sizes[1] if hides is None else hides
+        the link takes meanwhile; most_bytes: what this device may send on it. of: the message has one of so
+        many parts of the vector."""
+        sizes = [_most_bytes(step, of) for step in self.steps]
+        room = sizes[1] if hides is None else hides
         room = room if most_bytes is None else min(room, most_bytes)
-        fits = (step for step, size in zip(self.steps, self._sizes, strict=True) if size <= room)
+        fits = (step for step, size in zip(self.steps, sizes, strict=True) if size <= room)
         return next(fits, self.steps[-1])
 
-    @property
-    def least_bytes(self) -> int:
+    def least_bytes(self, of: int = 1) -> int:
         """Of a message by the last of the ladder, at the most."""
-        return self._sizes[-1]
+        return _most_bytes(self.steps[-1], of)
 
 
-def _whole_bytes(one: Compressor) -> int:
-    """Bytes of a message with a whole vector, at the most."""
-    kind = VALUE_TYPES[one.spec.values]
+def _most_bytes(one: Compressor, of: int) -> int:
+    """Bytes of a message with a whole vector, or one of so many parts of it, at the most."""
+    kind, count = VALUE_TYPES[one.spec.values], -(-one.layout.d // of)
     each = one.dtype.itemsize if one.spec.values == "fp32" else kind.stored.itemsize
-    blocks = one.layout.d // kind.block + len(one.layout.sizes) if kind.block > 0 else 0
-    return HEAD_BYTES + one.layout.d * each + 2 * blocks
+    blocks = count // kind.block + len(one.layout.sizes) if kind.block > 0 else 0
+    return HEAD_BYTES + count * each + 2 * blocks

@@ -27,7 +27,7 @@ _DIGEST = 16  # at a parcel's end
 _DELIVERY = 1  # never 0 on the wire
 RECORD_BYTES = 420  # of a signed record, about (measured)
 SUSPICION_BYTES, MEMBER_BYTES, CALL_BYTES = 70, 32, 16  # same; the last of any other control message
-WORD_BYTES = 32  # of a message without values: a head alone, as in compression/codec.py
+WORD_BYTES = 64  # of a message without values: a head and the name of a model, as in compression/codec.py
 SKETCH_BYTES = 164  # of a model, at the most
 
 

@@ -143,4 +143,11 @@ def test_auto_makes_whole_vectors_fit_a_link() -> None:
         (None, of_fp16 // 2, "int8"), (ample, 0, "int8"), (0, ample, "int8"),
     ):  # fmt: skip
         assert fitting.fit(hides, most).spec.values == values, "the narrower of link and budget"
-    assert sizes["int8"] <= fitting.least_bytes <= HEAD_BYTES + sizes["int8"]
+    assert sizes["int8"] <= fitting.least_bytes() <= HEAD_BYTES + sizes["int8"]
+    halves = {
+        one.spec.values: len(encode(Message(Key(1, 2), 16, one.every(v, 1, 2)))) for one in fitting.steps
+    }
+    for values, size in halves.items():
+        assert fitting.fit(HEAD_BYTES + size, of=2).spec.values == values, "a double tree's are half as long"
+        assert halves[fitting.fit(size - 1, of=2).spec.values] < size or values == "int8"
+    assert halves["int8"] <= fitting.least_bytes(2) <= HEAD_BYTES + halves["int8"]

@@ -22,7 +22,7 @@ from peer.compression.codec import encode
 from peer.compression.compressor import compressor
 from peer.compression.values import VALUE_TYPES
 from peer.errors import RemoteError
-from peer.events import Key
+from peer.events import FINAL, Key
 from peer.grammar import Compression
 from reference.relay_sum import relay_grad_round, relay_sum_round
 
@@ -506,3 +506,28 @@ def test_halves_are_rounded_like_wholes(values: str, most: float) -> None:
         assert 0 < float((X - Y).abs().max()) < most
     stored = {message.body.values.dtype for _, _, message in swarm.sent if isinstance(message.body, Strided)}
     assert stored == {VALUE_TYPES[values].stored}
+
+
+def test_auto_weighs_what_a_double_trees_messages_are_and_not_whole_models() -> None:
+    """To a neighbor on one of both trees goes every second entry."""
+    layout = Layout((1000,))
+    node = make("relay-sum", {}, layout, F64, "auto")
+    node.know(torch.zeros(1000, dtype=F64))
+    node.begin(torch.linspace(-1, 1, 1000, dtype=F64), 1.0)
+    whole, half = (compressor(Compression(values="fp16"), layout, F64) for _ in range(2))
+    v = torch.zeros(1000, dtype=F64)
+    fp16 = (
+        len(encode(Message(Key(1, 1), 17, whole(v)))),
+        len(encode(Message(Key(1, 1), 17, half.every(v, 0, 2)))),
+    )
+    for trees, least in (((("a", "b"), ("a",)), 1000 // 2), ((("a",), ("a",)), 1000)):
+        out = dict.fromkeys(sorted({j for tree in trees for j in tree}), 0.3)
+        links = Links(Key(1, 1), out, frozenset(out), 4, trees=trees, most_bytes=fp16[1] + 100)
+        messages = node.step(v, 0.1, links, 0.0)
+        sizes = {j: len(encode(message)) for j, message in messages.items()}
+        assert least < node.least_bytes < 1.3 * least
+        assert sizes["a"] < 0.6 * fp16[0], "int8"
+        assert "b" not in sizes or fp16[1] <= sizes["b"] < fp16[1] + 32
+        node.mix()
+    node.open(Links(Key(1, 9, FINAL), out, frozenset(out), 4, trees=trees))
+    assert node.least_bytes == 0, "exact"

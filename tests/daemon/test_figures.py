@@ -191,7 +191,7 @@ async def test_a_script_says_how_many_local_steps_it_takes_and_saves_one_round_t
     assert len(list(a.daemon.store.sessions()[0].path.glob("ckpt-*"))) == 1
 
 
-def test_how_long_the_newest_parcels_were_is_told_of_each_link() -> None:
+def test_how_long_the_newest_parcels_were_is_told_of_each_link(tmp_path: Path) -> None:
     """And still of links whose node was followed by another, until they carry something again."""
     node = Node(Record("p-me", 1, 1 << 20), Terms("complete", 0, founder=True))
     node.handle(Met(Record("p-a", 1, 1 << 20, phase="training", life=9, weight=1.0)), 0.0)
@@ -207,6 +207,16 @@ def test_how_long_the_newest_parcels_were_is_told_of_each_link() -> None:
     assert shown(before) == (50, None)
     assert shown(before, 100) == (50, 4.0)
     assert shown({}, 100) == (None, None)
+    inlink = node.links._in["p-a"]
+    inlink.parcels, inlink.parcel_bytes = 1, 75
+    assert shown(before, 100) == (75, 6.0)
+    numbers = figures(tmp_path)
+    numbers._counts_before = before
+    numbers.node_ends(node)
+    assert numbers._counts_before == {("p-a", "in"): Counts(parcels=4, parcel_bytes=75)}
+    inlink.parcel_bytes = 0
+    numbers.node_ends(node)
+    assert numbers._counts_before["p-a", "in"].parcel_bytes == 75
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peer.compression.bodies import Dense, Empty
-from peer.compression.codec import Message, encode
+from peer.compression.codec import MAX_BASE_BYTES, Message, encode
 from peer.events import (
     Ack,
     Acked,
@@ -99,14 +99,15 @@ def test_open_is_the_first_word_and_parcels_flow_after_opened() -> None:
 
 
 def test_bytes_are_those_of_the_newest_parcel_with_values() -> None:
-    """Word that nothing comes has none, and a message that has some is longer."""
-    word, long = (
-        encode(Message(Key(1, 2), 21, body, delivery="latest"))
-        for body in (Empty(10**9, torch.float32), Dense(torch.ones(1)))
-    )
-    assert len(word) <= WORD_BYTES < len(long)
+    """Word that nothing comes has none, nor what pairs say to each other, or a model given by its name."""
+    words = [
+        encode(Message(Key(1, 2), 40, Empty(10**9, torch.float32), 1.0, base, "latest"))
+        for base in (b"", bytes(MAX_BASE_BYTES))
+    ]
+    long = encode(Message(Key(1, 2), 16, Dense(torch.ones(8)), 0.5))
+    assert max(map(len, words)) <= WORD_BYTES < len(long)
     there, here = receiver(), sender()
-    for number, payload in enumerate((word, long, word), 1):
+    for number, payload in enumerate((words[0], long, words[1]), 1):
         push(here, payload)
         here.heard("b", "out", Ack(1, number), 0.0)
         there.heard("a", "in", parcel(number, payload), 0.0)

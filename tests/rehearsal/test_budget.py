@@ -195,7 +195,8 @@ def test_difference_push_lowers_its_bits_before_it_holds_rounds_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "topology"), [("sgp", "exponential"), ("d-psgd", "ring"), ("relay-sum", "chain")]
+    ("algorithm", "topology"),
+    [("sgp", "exponential"), ("d-psgd", "ring"), ("relay-sum", "chain"), ("relay-sum", "double-tree")],
 )
 def test_auto_rounds_whole_models_to_what_a_budget_has_room_for_before_rounds_are_held_back(
     algorithm: str, topology: str
@@ -305,11 +306,12 @@ def test_a_newcomer_that_asks_and_is_gone_does_not_keep_a_device_silent() -> Non
     ("algorithm", "topology", "budget"),
     [("d-psgd", "ring", 200_000), ("relay-sum", "chain", 200_000), ("sgp", "exponential", 300_000)],
 )
+@pytest.mark.parametrize("compression", ["none", "auto"])
 def test_final_rounds_keep_to_the_budget_and_whole_models_end_as_one(
-    algorithm: str, topology: str, budget: int
+    algorithm: str, topology: str, budget: int, compression: str
 ) -> None:
     """Of push-sum's shares what has no room stays home."""
-    r, scales = home(algorithm, topology, rounds=20)
+    r, scales = home(algorithm, topology, rounds=20, compression=compression)
     scales.limit = budget
     together(r, 3, budget)
     r.run(300.0, until=lambda: not r.alive())
