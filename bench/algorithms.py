@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import rehearsals
-from rehearsals import RESULTS, all_of, read, write
+from kept import RESULTS, read, write
+from rehearsals import all_of
 from rich.console import Console
 from rich.table import Table
 

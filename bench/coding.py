@@ -20,7 +20,6 @@ part 0/6 of the data, seed 0.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -34,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: CPU sec
 
 import numpy as np
 import torch
-from kept import keep
+from kept import keep, read
 from rich.console import Console
 from rich.table import Table
 
@@ -339,7 +338,7 @@ def main() -> None:
         parser.error("--only needs --json: the file that has the other parts")
     torch.set_num_threads(1)
     real = list(real_tasks())
-    result = json.loads(asked.json.read_text()) if asked.only else {}
+    result = read(asked.json) if asked.only else {}
     result |= {part: PARTS[part](real) for part in asked.only or PARTS}
     show(result)
     if asked.json:

@@ -257,7 +257,7 @@ def meet(swarm: Any, values: Any, meeting: Meeting) -> None:
         last = None if named is None else named + TOGETHER
 
 
-def create(device: Device, task: Path, algorithm: str = "d-psgd", *more: str) -> None:
+def create(device: Device, task: Path, algorithm: str, *more: str) -> None:
     """A session in which whole models are exchanged after each local step."""
     device.ok("create", "bench", "--task", str(task), "--algorithm", algorithm, *SESSION, *more)
 
@@ -601,8 +601,8 @@ def show(rows: list[dict[str, Any]]) -> None:
 def ratios(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Ours over theirs, heads first: seconds, CPU seconds and bytes of a raw TCP copy, and memory too of
     hivemind."""
-    others = [("raw_", ("seconds", "cpu_seconds", "bytes"))]
-    others.append(("hivemind_", ("seconds", "cpu_seconds", "bytes", "memory_mb")))
+    both: tuple[str, ...] = ("seconds", "cpu_seconds", "bytes")
+    others = (("raw_", both), ("hivemind_", (*both, "memory_mb")))
     words = {"seconds": "s", "cpu_seconds": "CPU s", "bytes": "bytes", "memory_mb": "memory"}
     names = {"raw_": "raw copy's", "hivemind_": "hivemind's"}
     heads = [f"{words[what]} / {names[whose]}" for whose, measures in others for what in measures]

@@ -13,23 +13,33 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench/results"
 LIBRARIES = ("torch", "numpy", "grpcio")
 BESIDE = "measured_on.json"
 LEFT_OUT = (":!bench/results", ":!*.md")
 UNKNOWN = "unknown"
 
 
-def keep(path: Path, figures: object, parts: Iterable[str] = ()) -> None:
-    """Write them. parts: the keys of `figures` that are new, unless all are."""
+def read(path: Path) -> Any:
+    """What a file has; {} where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write(path: Path, figures: object) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    names = [f"{path.stem}, {part}" for part in parts] or [path.stem]
+    words = json.dumps(figures, indent=1, sort_keys=True, ensure_ascii=False)
+    path.write_text(f"{words}\n", encoding="utf-8")
+
+
+def keep(path: Path, figures: object, parts: Iterable[str] = ()) -> None:
+    """Write them, and what they were measured on. parts: keys of `figures` that are new, unless all are."""
+    write(path, figures)
+    names = [f"{path.stem}, {part}" for part in parts]
     beside = path.with_name(BESIDE)
-    known: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-    stale = [name for name in known if name.startswith(f"{path.stem}, ")] if names == [path.stem] else []
-    known = {name: where for name, where in known.items() if name not in stale}
-    known |= dict.fromkeys(names, circumstances())
-    beside.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    known = read(beside)
+    if not names:  # of its parts none is of another time any more
+        known = {name: where for name, where in known.items() if not name.startswith(f"{path.stem}, ")}
+    write(beside, known | dict.fromkeys(names or [path.stem], circumstances()))
 
 
 def circumstances() -> dict[str, str]:

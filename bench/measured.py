@@ -19,8 +19,8 @@ from typing import Any
 import exchange
 import frontier
 import heterogeneity
-from kept import LIBRARIES
-from rehearsals import COSTS, RESULTS, costs, read
+from kept import LIBRARIES, RESULTS, read
+from rehearsals import COSTS, costs
 
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs/measured.md", ROOT / "README.md"
@@ -224,7 +224,7 @@ def memory(found: Results) -> Table:
 
 
 def ratios(found: Results) -> Table:
-    return [tuple(row) for row in exchange.ratios(found["exchange"])]
+    return exchange.ratios(found["exchange"])
 
 
 def bare_grpc(found: Results) -> Table:

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import frontier
-from kept import keep
-from rehearsals import read, rehearsed
+from kept import keep, read
+from rehearsals import rehearsed
 from rich.console import Console
 from rich.table import Table
 from wire import Bytes, Look, look

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small models are no faster with more
@@ -16,7 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small m
 from rich.console import Console
 from rich.progress import track
 
-RESULTS = Path(__file__).parent / "results"
 COSTS = ("rehearsed", "local steps", "bare CPU s", "rehearsal CPU s", "ratio", "beyond, ms per step", "load")
 Job = TypeVar("Job")
 Found = TypeVar("Found")
@@ -45,16 +42,6 @@ def all_of(do: Callable[[Job], Found], jobs: Sequence[Job], workers: int, what: 
     """What `do` finds of each job, in order, each as soon as it is there."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield from track(pool.map(do, jobs), what, total=len(jobs), console=Console(stderr=True))
-
-
-def read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
-
-
-def write(path: Path, known: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def costs(row: dict[str, Any]) -> tuple[str, ...]:

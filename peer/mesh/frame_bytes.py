@@ -46,7 +46,7 @@ def control_bytes(message: Control) -> int:
 
 
 def value_bytes(parcel: Parcel) -> int:
-    """Those of one that carries values; 0 for word that nothing comes in a round."""
+    """Those of one that carries values; 0 for one of a word, or of a model that is only named."""
     return frame_bytes(parcel) if len(parcel.payload) > WORD_BYTES else 0
 
 
