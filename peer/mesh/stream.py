@@ -167,8 +167,10 @@ class LinkStream:
     # --- out -------------------------------------------------------------------------------------------
 
     async def _write(self) -> None:
-        while True:
+        while not self.closed:
             frame = await self._outbox.get()
+            if self.closed:
+                return  # half a parcel may be out, and nothing may follow it
             if isinstance(frame, Parcel):
                 await self._write_parcel(frame)
             else:

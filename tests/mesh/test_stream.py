@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from peer.events import FrameHeard, Key, Parcel, Progress
+from peer.events import FrameHeard, Key, Open, Parcel, Progress
 from peer.mesh import chunks, stream
 from peer.mesh.chunks import CHUNK_BYTES, LONG_CHUNK_BYTES, QUICK_RUN, chunk_from_wire
 from peer.mesh.contacts import Contact
@@ -132,6 +132,30 @@ async def test_a_parcel_that_is_given_up_before_it_is_filled_ends_the_stream() -
     await writing
     assert out.closed and "taken away" in out.reason
     assert len(chunks_in(pipe.written)) == 1
+
+
+async def test_nothing_follows_a_parcel_that_was_taken_away_while_it_was_sent() -> None:
+    """The other end would take it for a broken rule, and say that this device may be broken."""
+    pipe, buffer = Pipe(), SharedBuffer.create(CHUNK_BYTES)
+    out = LinkStream(Contact(PEER), "out", pipe, Intake(lambda: 0, SharedBuffer.create), dialed=True)
+    buffer.close()  # its learner is gone
+    for frame in (Open(1, 1), Parcel(1, 1, Key(), buffer, "mass"), Open(1, 2)):
+        out.send(frame)
+    await out.run(lambda event: None)
+    assert "taken away" in out.reason
+    opened, begun = (frame_from_wire(parse(pb.LinkFrame, data)) for data in pipe.written)
+    assert opened == Open(1, 1) and isinstance(begun, Begin)
+
+
+async def test_what_is_sent_on_a_stream_that_is_closed_goes_nowhere() -> None:
+    pipe = Pipe()
+    out = LinkStream(Contact(PEER), "out", pipe, Intake(lambda: 0, SharedBuffer.create), dialed=True)
+    writing = asyncio.create_task(out._write())
+    await asyncio.sleep(0.01)  # it waits for something to send
+    out.close("another one is better")
+    out.send(Open(1, 1))
+    await asyncio.wait_for(writing, 10)
+    assert pipe.written == []
 
 
 async def test_how_far_a_long_parcel_has_come_is_told_but_not_that_it_is_whole(
