@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from random import Random
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from badinput.decoding import Case, Decoder
+from badinput.holding import held
 from badinput.parts import damaged_message, sample
 from compression.specs import SPECS
 from peer.algorithms import make
@@ -256,35 +253,6 @@ def _bodies(dtype: torch.dtype) -> list[Body]:
     ]
     halves = compressor(parse_compression("none"), LAYOUT, dtype)
     return bodies + [halves.every(v, start, 2) for start in (0, 1)]
-
-
-def held(value: object) -> Any:
-    """All that an object holds, tensors bit for bit, in a form that compares; not what can be made anew."""
-    if value is None or isinstance(value, _VALUES):
-        return value
-    if isinstance(value, Tensor):
-        bits = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
-        return value.dtype, bits.numpy().tobytes()
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if isinstance(value, dict | types.MappingProxyType):
-        return [(held(key), held(one)) for key, one in value.items()]
-    if isinstance(value, list | tuple | deque):
-        return [held(one) for one in value]
-    if isinstance(value, set | frozenset):
-        return sorted(map(repr, value))
-    if callable(value):
-        return None
-    names = _slots(type(value)) or sorted(vars(value).keys() - {"_recollection"})
-    return [type(value), *((name, held(getattr(value, name))) for name in names)]
-
-
-_VALUES = (str, bytes, int, float, torch.dtype, type, Layout, Key)
-
-
-@cache
-def _slots(kind: type) -> list[str]:
-    return [name for one in kind.__mro__ for name in getattr(one, "__slots__", ())]
 
 
 DECODERS: dict[str, Callable[[], Decoder]] = {

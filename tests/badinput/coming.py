@@ -10,8 +10,8 @@ from random import Random
 
 import torch
 
-from badinput.algorithms import held
 from badinput.decoding import Case, Decoder
+from badinput.holding import Original, held
 from badinput.parts import damaged_message, sample
 from peer.algorithms.base import Links, Message
 from peer.algorithms.d_psgd import DPSGD
@@ -85,6 +85,7 @@ class Coming(Decoder):
         for node in self.fresh:
             node._begun = None  # on the class so far: see _is_as_before
         self.before = [held(node) for node in self.fresh]
+        self.originals = [Original(node, node.links) for node in self.fresh]  # nobody writes to their links
         v, huge = self._vector(), torch.finfo(DTYPE).max
         large = [v * huge**0.5, v.clamp(-1, 1) * huge**0.5, v.clamp(-1, 1) * huge]
         bodies = [Dense(v), Dense(v), Dense(v), *map(Dense, large), Empty(LAYOUT.d, DTYPE)]
@@ -161,8 +162,8 @@ class Coming(Decoder):
         return fine
 
     def _fresh(self, heard: int) -> DPSGD:
-        node = self.fresh[heard]
-        return copy.deepcopy(node, {id(node.links): node.links})  # nobody writes to those
+        node: DPSGD = self.originals[heard].copy()
+        return node
 
     def _take(self, node: DPSGD, parcel: Deliver) -> bool:
         try:
