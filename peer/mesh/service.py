@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 import grpc
 import grpc.aio
 
-from peer.errors import RemoteError
+from peer.errors import PeerdError, RemoteError
 from peer.events import Control, Direction, PeerId
 from peer.mesh.channels import (
     CALL_TIMEOUT_S,
@@ -152,6 +152,8 @@ class Service:
         except RemoteError as error:
             caller.reject(str(error))
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except PeerdError as error:
+            await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TimeoutError:
             await _refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no Attach came")
         finally:
@@ -176,9 +178,10 @@ def attach(direction: Direction, to: PeerId) -> bytes:
 
 
 def check_attach(data: object, contact: Contact, me: PeerId, expected: Direction | None = None) -> Direction:
-    """The direction the other end names in its first message. RemoteError if that is not a fitting Attach."""
+    """The direction the other end names in its first message. RemoteError if that is not a fitting Attach;
+    PeerdError if there is none: who is cut off, or changes its mind, breaks no rule."""
     if not isinstance(data, bytes):
-        raise RemoteError(f"the stream of {contact.peer} ended before its Attach")
+        raise PeerdError(f"the stream of {contact.peer} ended before its Attach")
     frame = frame_from_wire(parse(pb.LinkFrame, data))
     if not isinstance(frame, Attach) or frame.to != me or frame.direction != (expected or frame.direction):
         raise RemoteError(f"the stream of {contact.peer} does not begin with a fitting Attach")

@@ -140,6 +140,26 @@ async def test_a_member_has_room_for_so_many_streams_and_others_are_not_concerne
         await asyncio.gather(*open_, return_exceptions=True)
 
 
+async def test_a_stream_that_ends_without_a_word_breaks_no_rule_and_one_that_says_another_does() -> None:
+    """Whoever is cut off while it dials is not broken, and must not be shown as such."""
+    key = new_key()
+    a, b = Member(key), Member(key)
+
+    async def ends(said: bytes | None) -> grpc.StatusCode:
+        async with raw_channel(a, b) as channel:
+            link = channel.stream_stream(LINK)(metadata=stranger_metadata(a))
+            if said is not None:
+                await link.write(said)
+            await link.done_writing()
+            return await link.code()
+
+    async with serving(b):
+        assert await ends(None) == grpc.StatusCode.INVALID_ARGUMENT
+        assert b.transport.contacts.of(a.id).rejected == 0
+        assert await ends(attach("out", a.id)) == grpc.StatusCode.INVALID_ARGUMENT  # is itself not b
+        assert b.transport.contacts.of(a.id).rejected == 1
+
+
 # --- options -------------------------------------------------------------------------------------------
 
 WHY_EACH = [
