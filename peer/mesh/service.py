@@ -8,13 +8,14 @@ for that).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from typing import Any, NoReturn, Protocol
 
 import grpc
 import grpc.aio
 
-from peer.errors import PeerdError, RemoteError
+from peer.errors import RemoteError
 from peer.events import Control, Direction, PeerId
 from peer.mesh.channels import (
     CALL_TIMEOUT_S,
@@ -39,6 +40,8 @@ from peer.mesh.hello import Introducer
 from peer.mesh.identity import SessionIdentity, peer_id_of
 from peer.mesh.stream import Intake, LinkStream
 from peer.wire import peer_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 MAX_PEER_STREAMS = 6  # calls of Link from one peer: two links, a replacement of each, and two to spare
 STOP_GRACE_S = 0.2  # streams have been ended before; a longer grace is waited for in full
@@ -152,8 +155,6 @@ class Service:
         except RemoteError as error:
             caller.reject(str(error))
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except PeerdError as error:
-            await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TimeoutError:
             await _refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "no Attach came")
         finally:
@@ -162,6 +163,9 @@ class Service:
     async def _accept(self, caller: Contact, context: Context) -> None:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             data = await context.read()
+        if not isinstance(data, bytes):  # it is cut off, or has changed its mind: it broke no rule
+            log.debug("a stream ended before its Attach", extra={"peer": caller.peer})
+            await _refuse(context, grpc.StatusCode.ABORTED, "the stream ended before its Attach")
         direction = OTHER_END[check_attach(data, caller, self._identity.peer_id)]
         stream = LinkStream(caller, direction, context, self._intake, dialed=False)
         await context.write(attach(direction, caller.peer))
@@ -178,10 +182,9 @@ def attach(direction: Direction, to: PeerId) -> bytes:
 
 
 def check_attach(data: object, contact: Contact, me: PeerId, expected: Direction | None = None) -> Direction:
-    """The direction the other end names in its first message. RemoteError if that is not a fitting Attach;
-    PeerdError if there is none: who is cut off, or changes its mind, breaks no rule."""
+    """The direction the other end names in its first message. RemoteError if that is not a fitting Attach."""
     if not isinstance(data, bytes):
-        raise PeerdError(f"the stream of {contact.peer} ended before its Attach")
+        raise RemoteError(f"the stream of {contact.peer} ended before its Attach")
     frame = frame_from_wire(parse(pb.LinkFrame, data))
     if not isinstance(frame, Attach) or frame.to != me or frame.direction != (expected or frame.direction):
         raise RemoteError(f"the stream of {contact.peer} does not begin with a fitting Attach")

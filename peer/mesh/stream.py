@@ -167,7 +167,7 @@ class LinkStream:
     # --- out -------------------------------------------------------------------------------------------
 
     async def _write(self) -> None:
-        while not self.closed:
+        while True:
             frame = await self._outbox.get()
             if self.closed:
                 return  # half a parcel may be out, and nothing may follow it
@@ -184,12 +184,11 @@ class LinkStream:
         await self._put(begin_of(parcel))
         digest, at, clock = Digest(), 0, asyncio.get_running_loop().time
         while at < length:
-            if self.closed:
-                return  # another stream sends it now, perhaps
             size = self._chunk_size.now
             if not await is_there(parcel.payload, min(at + size, length)):
                 self.close(f"parcel {parcel.number} was taken away while it was sent: its learner is gone")
-                return
+            if self.closed:
+                return  # another stream sends it now, perhaps
             began = clock()
             try:
                 with part_of(parcel.payload, at, size) as data:
@@ -202,7 +201,8 @@ class LinkStream:
             self._chunk_size.sent(clock() - began)
             at += size
             self._say_progress()
-        await self._put(End(digest.value()))
+        if not self.closed:
+            await self._put(End(digest.value()))
 
     async def _put(self, frame: WireFrame) -> None:
         await self._put_bytes(frame_to_wire(frame).SerializeToString())

@@ -79,8 +79,7 @@ def _members(value: Any) -> list[str]:
 
 
 def _variables(value: object) -> list[Any]:
-    names = sorted(vars(value).items())
-    return [type(value), *((name, held(one)) for name, one in names if name != "_recollection")]
+    return [type(value), *((name, held(one)) for name, one in sorted(vars(value).items()))]
 
 
 class Original:
@@ -97,6 +96,7 @@ class Original:
         tensors = self._parts[self._shared :]
         stores = {one.untyped_storage().data_ptr() for one in tensors}
         assert len(stores) == len(tensors), "two of its tensors lie in the same memory"
+        self._parts[self._shared :] = [one.clone() for one in tensors]  # as they are now
         assert held(self.copy()) == held(value)
 
     def copy(self) -> Any:

@@ -154,7 +154,7 @@ async def test_a_stream_that_ends_without_a_word_breaks_no_rule_and_one_that_say
             return await link.code()
 
     async with serving(b):
-        assert await ends(None) == grpc.StatusCode.INVALID_ARGUMENT
+        assert await ends(None) == grpc.StatusCode.ABORTED
         assert b.transport.contacts.of(a.id).rejected == 0
         assert await ends(attach("out", a.id)) == grpc.StatusCode.INVALID_ARGUMENT  # is itself not b
         assert b.transport.contacts.of(a.id).rejected == 1
